@@ -1,0 +1,71 @@
+"""Which mesh axes a leaf is split over, and the one reduction across devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+AxisNames = Hashable | tuple[Hashable, ...] | None
+
+
+def as_tuple(axis_name: AxisNames) -> tuple[Hashable, ...]:
+    """Reads an ``axis_name`` argument: None, one name, or a tuple of names."""
+    if axis_name is None:
+        return ()
+    return axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+
+def varying_axes(leaf: jax.Array) -> frozenset[Hashable]:
+    """Gives the manual mesh axes over which the leaf's type says it differs."""
+    kind = jax.typeof(leaf)
+    manual = getattr(kind, "manual_axis_type", None)
+    if manual is not None:
+        return frozenset(manual.varying)
+    return frozenset(getattr(kind, "vma", ()))
+
+
+def split_axes(leaf: jax.Array, axis_name: AxisNames) -> tuple[Hashable, ...]:
+    """Gives those of ``axis_name`` over which the leaf is split.
+
+    Inside ``shard_map`` the leaf's type tells, so that a replicated leaf is
+    counted once. Under ``pmap``, and with ``check_vma=False``, types do not say,
+    and every leaf is taken to be split over all of them.
+    """
+    names = as_tuple(axis_name)
+    types_tell = any(
+        name in varying_axes(jnp.asarray(jax.lax.axis_index(name))) for name in names
+    )
+    if not types_tell:
+        return names
+    varying = varying_axes(leaf)
+    return tuple(name for name in names if name in varying)
+
+
+def reduce_over_devices(
+    partials: dict[str, jax.Array],
+    axes: dict[str, tuple[Hashable, ...]],
+    collective: Callable[[Any, Any], Any],
+) -> dict[str, jax.Array]:
+    """Joins per-leaf partial results with one collective per set of axes.
+
+    Args:
+        partials: one array a leaf.
+        axes: the mesh axes each leaf is split over.
+        collective: ``jax.lax.psum`` or ``jax.lax.pmax``.
+    """
+    reduced = dict(partials)
+    # A dict keeps the order: every process must issue the same collectives in turn.
+    for names in dict.fromkeys(names for names in axes.values() if names):
+        members = [leaf for leaf in partials if axes[leaf] == names]
+        flat = jnp.concatenate([partials[leaf].reshape(-1) for leaf in members])
+        flat = collective(flat, names)
+        start = 0
+        for leaf in members:
+            size = partials[leaf].size
+            part = flat[start : start + size]
+            reduced[leaf] = part.reshape(partials[leaf].shape)
+            start += size
+    return reduced

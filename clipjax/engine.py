@@ -1,0 +1,320 @@
+"""The engine: every clip is four parts put together by `clip_by`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from . import granularity as granularities
+from . import guards, rules
+from . import norms as norm_parts
+from .distributed import AxisNames, as_tuple
+from .granularity import Blocks, Granularity
+from .guards import Guard
+from .measurement import accumulation_dtype, first_nonfinite_leaf, measure, widen
+from .norms import Norm
+from .report import ClipState, Outcome, describe, empty_info, next_info
+from .rules import Rule
+from .thresholds.base import Context, Threshold, fill
+from .thresholds.fixed import as_threshold
+from .trees import NamedLeaves
+
+
+class Clip(optax.GradientTransformationExtraArgs):
+    """A gradient transformation that prints its coordinates, and compares by them."""
+
+    @property
+    def clipper(self) -> Clipper:
+        """The parts it is made of."""
+        return self.update.__self__  # type: ignore[attr-defined]
+
+    def __eq__(self, other: object) -> bool:
+        """Compares the parts."""
+        return isinstance(other, Clip) and self.clipper == other.clipper
+
+    def __hash__(self) -> int:
+        """Hashes the parts."""
+        return hash(self.clipper)
+
+    def __repr__(self) -> str:
+        """Prints granularity × norm × rule × threshold."""
+        return f"clip_by({self.clipper.coordinates})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Clipper:
+    """The parts of one clip, and how they work together; see `clip_by`."""
+
+    threshold: Threshold
+    granularity: Granularity
+    norm: Norm
+    rule: Rule
+    nonfinite: Guard
+    axis_name: AxisNames
+    name: str
+
+    @property
+    def coordinates(self) -> str:
+        """Gives the clip's place on the four axes."""
+        parts = (self.granularity, self.norm, self.rule)
+        return " × ".join([*map(repr, parts), self.threshold.kind])
+
+    def init(self, params: Any) -> ClipState:
+        """Makes the state for a tree of arrays or of ``ShapeDtypeStruct``."""
+        leaves = NamedLeaves.of(params)
+        names = self.granularity.names(leaves)
+        count = jnp.zeros((), jnp.int32)
+        return ClipState(
+            count=count,
+            threshold=self.threshold.init(self._context(leaves, names, count)),
+            info=empty_info(self.name, names, accumulation_dtype(leaves)),
+        )
+
+    def update(
+        self, updates: Any, state: Any = None, params: Any = None, **extra: Any
+    ) -> tuple[Any, ClipState]:
+        """Clips a tree of updates."""
+        leaves = NamedLeaves.of(updates)
+        state = self._checked(state, updates, leaves)
+        names = state.block_names
+        context = self._context(leaves, names, state.count, params, extra)
+        guarded = leaves.map(self.nonfinite.admit)
+        measured = self._measure(guarded, names)
+        norms = self.granularity.limit(measured.norms)
+
+        nonfinite_leaf = measured.nonfinite_leaf
+        if self.nonfinite.hides:
+            nonfinite_leaf = first_nonfinite_leaf(leaves, self.axis_name)
+        is_finite = nonfinite_leaf < 0
+        if self.norm.needs_rescaling:  # finite entries can have an infinite norm
+            is_finite &= _all(jax.tree.map(jnp.isfinite, norms))
+
+        threshold, memory = self.threshold.update(norms, state.threshold, context)
+        if self.threshold.remembers:
+            memory = jax.tree.map(
+                lambda new, old: jnp.where(is_finite, new, old), memory, state.threshold
+            )
+        threshold = fill(threshold, norms)
+        lengths = jax.tree.map(
+            functools.partial(rules.lengths, self.rule), norms, threshold
+        )
+        clipped = self._rescale(guarded, norms, lengths, names)
+        clipped = clipped.map(
+            functools.partial(self.nonfinite.release, step_is_finite=is_finite)
+        )
+        outcome = Outcome(norms, threshold, lengths, is_finite, nonfinite_leaf)
+        step = describe(
+            self.granularity,
+            self.norm,
+            (guarded, clipped),
+            outcome,
+            names,
+            self.axis_name,
+        )
+        new_state = ClipState(
+            count=optax.safe_increment(state.count),
+            threshold=memory,
+            info=next_info(state.info, step, outcome),
+        )
+        return clipped.tree(), new_state
+
+    def _checked(self, state: Any, updates: Any, leaves: NamedLeaves) -> ClipState:
+        """Gives the state to work from, or says what is wrong with it."""
+        if not isinstance(state, ClipState):
+            if self.threshold.remembers:
+                raise ValueError(
+                    f"threshold {self.threshold!r} has a memory, so update needs the "
+                    f"state that init made, got {state!r}"
+                )
+            return self.init(updates)
+        known = set(state.block_names)
+        unknown = [n for n in self.granularity.names(leaves) if n not in known]
+        if unknown:
+            raise ValueError(
+                f"updates have blocks that init did not see: {', '.join(unknown)}; "
+                "call init with parameters of the same structure"
+            )
+        return state
+
+    def _context(
+        self,
+        leaves: NamedLeaves,
+        names: tuple[str, ...],
+        count: jax.Array,
+        params: Any = None,
+        extra: Mapping[str, Any] | None = None,
+    ) -> Context:
+        dtype = accumulation_dtype(leaves)
+
+        def measure_params(who: str) -> Blocks:
+            if params is None:
+                raise ValueError(
+                    f"{who} needs params: call update(updates, state, params)"
+                )
+            theirs = NamedLeaves.of(params).arrays
+            missing = [name for name in leaves.arrays if name not in theirs]
+            if missing:
+                raise ValueError(f"params have no leaf {', '.join(missing)}")
+            same = leaves.replace({name: theirs[name] for name in leaves.arrays})
+            norms = self._measure(same, names).norms
+            return jax.tree.map(lambda norm: norm.astype(dtype), norms)
+
+        return Context(
+            count=count,
+            zeros=lambda: jax.tree.map(
+                lambda size: jnp.zeros(size.shape, dtype),
+                self.granularity.sizes(names, leaves),
+            ),
+            table=lambda prefix: self.granularity.table(prefix, names, leaves, dtype),
+            measure_params=measure_params,
+            extra=extra or {},
+            dtype=dtype,
+        )
+
+    def _measure(self, leaves: NamedLeaves, names: tuple[str, ...]):
+        norm = self.granularity.block_norm(self.norm)
+        return measure(norm, self.granularity, leaves, names, self.axis_name)
+
+    def _rescale(
+        self, leaves: NamedLeaves, norms: Blocks, lengths: Blocks, names
+    ) -> NamedLeaves:
+        norm = self.granularity.spread(norms, names, leaves)
+        length = self.granularity.spread(lengths, names, leaves)
+        return leaves.replace(
+            {
+                name: _rescale_leaf(self.granularity, leaf, norm[name], length[name])
+                for name, leaf in leaves.arrays.items()
+            }
+        )
+
+
+def _rescale_leaf(
+    granularity: Granularity, leaf: jax.Array, norm: jax.Array, length: jax.Array
+) -> jax.Array:
+    """Rescales in the accumulation dtype and rounds once, to the leaf's own."""
+    measurable = (norm > 0) & (norm < jnp.inf)
+    divisor = jnp.where(measurable, norm, jnp.ones_like(norm))
+    is_narrow = jnp.finfo(leaf.dtype).bits < jnp.finfo(norm.dtype).bits
+    # Without the barrier XLA shares the cast between the norm and the scaling, and
+    # keeps a float32 copy of every narrow leaf in memory for it.
+    source = jax.lax.optimization_barrier(leaf) if is_narrow else leaf
+    scaled = granularity.rescale(widen(source, norm.dtype), divisor, length)
+    # Selecting, not multiplying by one, keeps every bit: subnormals, and -0.0.
+    scaled = jnp.where(length == norm, source, scaled.astype(leaf.dtype))
+    if jax.typeof(leaf).weak_type:
+        scaled = leaf.at[...].set(scaled)  # the way to a weak type in public JAX
+    return scaled
+
+
+def _all(flags: Blocks) -> jax.Array:
+    every = [jnp.all(flag) for flag in jax.tree.leaves(flags)]
+    return jnp.all(jnp.stack(every)) if every else jnp.asarray(True)
+
+
+def clip_by(
+    threshold: Any,
+    *,
+    granularity: Granularity | None = None,
+    norm: Norm | None = None,
+    rule: Rule | None = None,
+    nonfinite: Guard | None = None,
+    axis_name: AxisNames = None,
+    name: str = "clip",
+) -> Clip:
+    r"""Clips updates: the engine that every recipe is a special case of.
+
+    Each block of entries is measured, and brought from its norm :math:`n` to the
+    length that the rule allows under the threshold :math:`c`, keeping its direction:
+
+    .. math::
+        u = \frac{g}{n} \, \ell(n, c), \qquad
+        \ell_\text{hard}(n, c) = \min(n, c).
+
+    Norms are accumulated in float32, or float64 where any leaf is, and the result is
+    rounded once to each leaf's own dtype. ``init`` works on arrays and on
+    ``ShapeDtypeStruct``; the state keeps its structure, shapes and dtypes.
+
+    | input | result |
+    |---|---|
+    | norm ≤ threshold, hard rule | bit-identical |
+    | norm > threshold, bounded rule | norm ≤ threshold · (1 + one ulp) |
+    | squares that overflow or underflow | the right norm, by measuring at a scale |
+    | zero gradient | zero |
+    | threshold 0 | exact zeros |
+    | threshold inf, or None in a table | bit-identical, the norm still reported |
+    | threshold negative or NaN, known now | ValueError |
+    | threshold negative or NaN, traced | zero update, counted in the state |
+    | NaN or inf in the gradient | see `guards`; memories frozen, counted |
+    | finite entries with a norm beyond the dtype | treated as non-finite |
+    | integer, float0, PRNG-key, None leaves | as they came, and not measured |
+
+    Args:
+        threshold: the allowed norm, in the gradient's units: a number, an array, an
+            Optax schedule, a `clipjax.thresholds.Threshold`, or for ``leaf``,
+            ``group`` and ``unit`` a prefix tree of numbers. Numbers are kept in the
+            state and can be edited there; arrays are read at every update.
+        granularity: which entries share one norm; by default ``whole()``.
+        norm: how a block is measured; by default ``l2``.
+        rule: norm and threshold to length; by default ``hard``.
+        nonfinite: what to do about NaN and inf; by default ``propagate``.
+        axis_name: the mesh or pmap axes that leaves are split over, inside
+            ``shard_map`` and ``pmap``. Not needed under ``jit``.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``. Unknown extra arguments are
+        ignored. ``update(updates, None)`` works unless the threshold has a memory.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: a threshold is negative or NaN, or parts do not go together.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.clip_by(1.0, rule=clipjax.rules.soft)
+        >>> clip
+        clip_by(whole × l2 × soft × constant)
+        >>> grads = {"w": jnp.array([3.0, 4.0])}
+        >>> updates, state = clip.update(grads, clip.init(grads))
+        >>> print(updates["w"], state.info.norm)
+        [0.5       0.6666667] 5.0
+
+    References:
+        Pascanu, Mikolov, Bengio, `On the difficulty of training recurrent neural
+        networks <https://arxiv.org/abs/1211.5063>`_, 2013, for the hard rule.
+    """
+    granularity = granularities.whole() if granularity is None else granularity
+    norm = norm_parts.l2 if norm is None else norm
+    rule = rules.hard if rule is None else rule
+    nonfinite = guards.propagate if nonfinite is None else nonfinite
+    _require_part("granularity", granularity, Granularity, "granularity.leaf()")
+    _require_part("norm", norm, Norm, "norms.l2")
+    _require_part("rule", rule, Rule, "rules.hard")
+    _require_part("nonfinite", nonfinite, Guard, "guards.zero")
+    if norm.per_leaf_only and not isinstance(granularity, granularities.Leaf):
+        raise ValueError(
+            f"norm={norm!r} measures one leaf at a time: use it with "
+            f"granularity=granularity.leaf(), not {granularity!r}"
+        )
+    if norm.per_leaf_only and as_tuple(axis_name):
+        raise ValueError(
+            f"norm={norm!r} cannot be joined over devices: leave axis_name out"
+        )
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name must be a string that is not empty, got {name!r}")
+    source = as_threshold(threshold)
+    clipper = Clipper(source, granularity, norm, rule, nonfinite, axis_name, name)
+    return Clip(clipper.init, clipper.update)
+
+
+def _require_part(argument: str, value: Any, kind: type, example: str) -> None:
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"{argument} must be a {kind.__name__} such as {example}, got {value!r}"
+        )

@@ -1,0 +1,138 @@
+"""What all granularities share: the protocol between them and the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..norms import Axes, Norm
+from ..scaling import rescale
+from ..trees import NamedLeaves, resolve
+
+Blocks = Any  # an array, or a dictionary of arrays: see `clipjax.granularity`
+Merge = Callable[[Sequence[jax.Array]], jax.Array]
+
+
+class Granularity:
+    """What the engine needs of a granularity. Parts are frozen dataclasses.
+
+    Attributes:
+        kind: the name in a clip's coordinates.
+        summarised: blocks are too many to report one by one; `report` has one
+            value per leaf instead.
+    """
+
+    kind: str
+    summarised: bool = False
+
+    def __repr__(self) -> str:
+        """Prints the kind, with the settings that are not the default."""
+        settings = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if getattr(self, field.name) != field.default
+        ]
+        return f"{self.kind}({', '.join(settings)})" if settings else self.kind
+
+    def names(self, leaves: NamedLeaves) -> tuple[str, ...]:
+        """Gives the names under which blocks (or leaves) are reported, sorted."""
+        raise NotImplementedError
+
+    def axes(self, name: str, leaf: Any) -> Axes:
+        """Gives the axes of a leaf that are summed over; None is all of them."""
+        del name, leaf
+
+    def block_norm(self, norm: Norm) -> Norm:
+        """Gives the norm to measure a single block with."""
+        return norm
+
+    def limit(self, norms: Blocks) -> Blocks:
+        """Settles which infinite norms the rule can deal with: here, none."""
+        return norms
+
+    def summary(self, leaves: NamedLeaves, blocks: Blocks) -> Mapping[str, jax.Array]:
+        """Gives arrays whose norms, leaf by leaf, are those of the leaves."""
+        del leaves
+        return blocks
+
+    def fold(
+        self,
+        partials: Mapping[str, jax.Array],
+        names: tuple[str, ...],
+        merge: Merge,
+        leaves: NamedLeaves,
+    ) -> Blocks:
+        """Joins the partial results of the leaves into blocks."""
+        raise NotImplementedError
+
+    def spread(
+        self, values: Blocks, names: tuple[str, ...], leaves: NamedLeaves
+    ) -> dict[str, jax.Array]:
+        """Gives each leaf its blocks' values, in a shape that broadcasts with it."""
+        raise NotImplementedError
+
+    def sizes(
+        self,
+        names: tuple[str, ...],
+        leaves: NamedLeaves,
+        copies: Mapping[str, int] | None = None,
+    ) -> Blocks:
+        """Counts the entries of each block; a leaf may be one of several shards."""
+        counts = {}
+        for name, leaf in leaves.arrays.items():
+            entries = self._entries(name, leaf) * (copies[name] if copies else 1)
+            counts[name] = np.broadcast_to(
+                np.float32(entries), self._kept_shape(name, leaf)
+            )
+        return self.fold(counts, names, lambda parts: sum(parts[1:], parts[0]), leaves)
+
+    def table(
+        self, prefix: Any, names: tuple[str, ...], leaves: NamedLeaves, dtype: Any
+    ) -> Blocks:
+        """Reads a prefix tree with a value per leaf as one value per block."""
+        entries = {
+            name: jnp.asarray(entry, dtype)
+            for name, entry in leaves.broadcast(prefix, "threshold").items()
+        }
+        return self._from_leaves(entries, names, leaves)
+
+    def _from_leaves(self, entries, names, leaves) -> Blocks:
+        del entries, names, leaves
+        raise ValueError(
+            "threshold must be one number, array, schedule or Threshold for "
+            f"granularity.{self.kind}(), not a table: it has a single block"
+        )
+
+    def rescale(self, leaf: jax.Array, norm: jax.Array, length: jax.Array) -> jax.Array:
+        """Brings a leaf from the norms of its blocks to their new lengths."""
+        return rescale(leaf, norm, length)
+
+    def _kept_shape(self, name: str, leaf: Any) -> tuple[int, ...]:
+        axes = self.axes(name, leaf)
+        if axes is None:
+            return ()
+        return tuple(1 if i in axes else n for i, n in enumerate(leaf.shape))
+
+    def _entries(self, name: str, leaf: Any) -> float:
+        kept = math.prod(self._kept_shape(name, leaf))
+        return math.prod(leaf.shape) / kept if kept else 0.0
+
+
+def stacked_axes(setting: Any, name: str, leaf: Any) -> int:
+    stacked = resolve(setting, name, leaf)
+    if isinstance(stacked, bool) or not isinstance(stacked, int) or stacked < 0:
+        raise ValueError(
+            f"stacked must be a number of leading axes, got {stacked!r} for {name!r}"
+        )
+    if stacked > leaf.ndim:
+        raise ValueError(
+            f"stacked must be at most the rank of {name!r}, which has shape "
+            f"{leaf.shape}, got {stacked!r}"
+        )
+    return stacked

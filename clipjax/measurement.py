@@ -1,0 +1,150 @@
+"""Measures every block of a tree: one read, safe at any magnitude, on any mesh."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+
+from .distributed import AxisNames, reduce_over_devices, split_axes
+from .granularity import Blocks, Granularity
+from .norms import Norm, linf, safe_scale
+from .scaling import reciprocal_power_of_two
+from .trees import NamedLeaves
+
+
+class Measurement(NamedTuple):
+    """The norms of the blocks, and which leaf is the first with NaN or inf.
+
+    Attributes:
+        norms: one per block, float32, or float64 where any leaf is.
+        nonfinite_leaf: int32 position among the clippable leaves, or -1.
+    """
+
+    norms: Blocks
+    nonfinite_leaf: jax.Array
+
+
+def accumulation_dtype(leaves: NamedLeaves) -> Any:
+    """Gives float64 where any leaf is in double precision, else float32."""
+    widths = (jnp.finfo(leaf.dtype).bits for leaf in leaves.arrays.values())
+    return jnp.float64 if any(width == 64 for width in widths) else jnp.float32
+
+
+def widen(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """Casts a leaf to the accumulation dtype, or to its complex counterpart."""
+    if jnp.iscomplexobj(leaf):
+        dtype = jnp.complex128 if dtype == jnp.float64 else jnp.complex64
+    return leaf.astype(dtype)
+
+
+def measure(
+    norm: Norm,
+    granularity: Granularity,
+    leaves: NamedLeaves,
+    names: tuple[str, ...],
+    axis_name: AxisNames = None,
+    dtype: Any = None,
+) -> Measurement:
+    """Measures the blocks of a tree.
+
+    Args:
+        norm: how a block is measured.
+        granularity: which entries form a block.
+        leaves: the tree.
+        names: the blocks' names, from ``granularity.names``.
+        axis_name: mesh axes over which leaves are split, inside ``shard_map`` and
+            ``pmap``.
+        dtype: the accumulation dtype; by default by the leaves' own.
+    """
+    dtype = accumulation_dtype(leaves) if dtype is None else dtype
+    arrays = leaves.arrays
+    split = {name: split_axes(leaf, axis_name) for name, leaf in arrays.items()}
+
+    def partials(norm: Norm, powers: Mapping[str, jax.Array] | None = None):
+        sums = {}
+        for name, leaf in arrays.items():
+            if powers is None:
+                wide = widen(leaf, dtype)
+            else:
+                # As in the engine, the barrier keeps XLA from storing the wide leaf
+                # for its two uses; it would be allocated even if this never runs.
+                wide = widen(jax.lax.optimization_barrier(leaf), dtype)
+                wide = wide * powers[name].astype(wide.dtype)
+            sums[name] = norm.accumulate(wide, granularity.axes(name, leaf))
+        return reduce_over_devices(sums, split, norm.collective)
+
+    def fold(norm: Norm, sums: Mapping[str, jax.Array]) -> Blocks:
+        blocks = granularity.fold(sums, names, norm.merge, leaves)
+        return jax.tree.map(lambda block: block.astype(dtype), blocks)
+
+    copies = {
+        name: math.prod(map(jax.lax.axis_size, axes)) for name, axes in split.items()
+    }
+    sizes = granularity.sizes(names, leaves, copies)
+    sums = partials(norm)
+    totals = fold(norm, sums)
+
+    def plainly() -> Measurement:
+        return Measurement(jax.tree.map(norm.finish, totals, sizes), jnp.int32(-1))
+
+    def rescaled() -> Measurement:
+        peaks = partials(linf)
+        peak = fold(linf, peaks)
+        power = jax.tree.map(
+            lambda peak: reciprocal_power_of_two(safe_scale(peak)), peak
+        )
+        totals = fold(norm, partials(norm, granularity.spread(power, names, leaves)))
+        norms = jax.tree.map(
+            lambda total, size, peak, power: jnp.where(
+                jnp.isfinite(peak), norm.finish(total, size) / power, peak
+            ),
+            totals,
+            sizes,
+            peak,
+            power,
+        )
+        return Measurement(norms, first_nonfinite(peaks))
+
+    if not norm.needs_rescaling:
+        norms = jax.tree.map(norm.finish, totals, sizes)
+        return Measurement(norms, first_nonfinite(sums))
+    in_range = jax.tree.map(
+        lambda total, size: jnp.all(norm.in_range(total) | (size == 0)), totals, sizes
+    )
+    flags = jax.tree.leaves(in_range)
+    return branch(jnp.all(jnp.stack(flags)) if flags else True, plainly, rescaled)
+
+
+def first_nonfinite_leaf(leaves: NamedLeaves, axis_name: AxisNames) -> jax.Array:
+    """Gives the position of the first leaf with NaN or inf on any device, or -1."""
+    flags = {
+        name: jnp.any(~jnp.isfinite(leaf)).astype(jnp.float32)
+        for name, leaf in leaves.arrays.items()
+    }
+    split = {name: split_axes(leaf, axis_name) for name, leaf in leaves.arrays.items()}
+    flags = reduce_over_devices(flags, split, jax.lax.pmax)
+    return first_nonfinite(
+        {n: jnp.where(flag > 0, jnp.nan, 0) for n, flag in flags.items()}
+    )
+
+
+def branch(
+    predicate: jax.Array | bool, on_true: Callable[[], Any], on_false: Callable[[], Any]
+) -> Any:
+    """Runs one of two functions; without tracing, no conditional is compiled."""
+    if isinstance(predicate, Tracer):
+        return jax.lax.cond(predicate, on_true, on_false)
+    return on_true() if predicate else on_false()
+
+
+def first_nonfinite(values: Mapping[str, jax.Array]) -> jax.Array:
+    """Gives the position of the first leaf with a NaN or inf, or -1."""
+    if not values:
+        return jnp.int32(-1)
+    bad = jnp.stack([~jnp.all(jnp.isfinite(value)) for value in values.values()])
+    return jnp.where(jnp.any(bad), jnp.argmax(bad).astype(jnp.int32), jnp.int32(-1))

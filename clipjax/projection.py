@@ -1,0 +1,32 @@
+"""Clipping by global norm seen as what it is: the projection onto a ball."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .recipes import clip_by_global_norm
+
+
+def project_onto_ball(tree: Any, radius: Any) -> Any:
+    """Gives the point of the Euclidean ball around zero that is nearest to a tree.
+
+    This is the hard clip by global norm, for the L2 norm only: scaling by another norm
+    is no projection. It never takes two trees further apart.
+
+    Args:
+        tree: arrays, as one vector.
+        radius: a number or array of at least 0, in the tree's units.
+
+    Returns:
+        A tree of the same structure, dtypes and shapes.
+
+    Raises:
+        TypeError: radius is no number.
+        ValueError: radius is negative or NaN.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> print(clipjax.project_onto_ball(jnp.array([3.0, 4.0]), 1.0))
+        [0.6 0.8]
+    """
+    return clip_by_global_norm(radius).update(tree, None)[0]

@@ -1,0 +1,172 @@
+"""Clips without a kink: every gradient is rescaled, large ones more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optax
+
+from .. import rules
+from ..engine import Clip, clip_by
+from ..thresholds.base import require_number
+
+
+def soft_clip_by_global_norm(
+    max_norm: Any, *, axis_name: Any = None, name: str = "clip"
+) -> Clip:
+    r"""Shortens the whole tree smoothly, below a maximum L2 norm.
+
+    .. math:: u = g \frac{c}{c + \lVert g \rVert_2}
+
+    Coordinates: ``whole × l2 × soft × constant``
+
+    Lies within a factor of two of the hard clip,
+    :math:`\tfrac12 \min(1, c/n) \le c/(c+n) \le \min(1, c/n)`, with the half attained
+    at :math:`n = c`. It shrinks every gradient, so that learning rates tuned for the
+    hard clip do not carry over.
+
+    | input | result |
+    |---|---|
+    | any norm n > 0 | norm n·c/(n+c), below both n and c |
+    | zero gradient | zero |
+    | max_norm 0 | exact zeros |
+    | max_norm inf | bit-identical |
+    | any NaN or inf | NaN everywhere, counted as non-finite |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        max_norm: the bound c, in the gradient's units: a number, an array, a schedule
+            or a `clipjax.thresholds.Threshold`.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: max_norm is a bool, a string, or no threshold at all.
+        ValueError: max_norm is negative or NaN.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.soft_clip_by_global_norm(5.0)
+        >>> updates, _ = clip.update(jnp.array([3.0, 4.0]), None)
+        >>> print(updates)
+        [1.5 2. ]
+
+    References:
+        Zhang, He, Sra, Jadbabaie, `Why gradient clipping accelerates training
+        <https://arxiv.org/abs/1905.11881>`_, 2020; Gorbunov et al., `Methods for
+        convex (L0, L1)-smooth optimization <https://arxiv.org/abs/2409.14989>`_, 2024
+    """
+    return clip_by(max_norm, rule=rules.soft, axis_name=axis_name, name=name)
+
+
+def normalise_by_global_norm(
+    norm: Any = 1.0, *, axis_name: Any = None, name: str = "clip"
+) -> Clip:
+    r"""Gives the whole tree a fixed L2 norm, whatever it had.
+
+    .. math:: u = c \, g / \lVert g \rVert_2
+
+    Coordinates: ``whole × l2 × normalise × constant``
+
+    Lengthens small gradients as well: near a minimum the steps do not get shorter by
+    themselves, so that the learning rate has to decay.
+
+    | input | result |
+    |---|---|
+    | any norm > 0 | norm ≤ c · (1 + one ulp), in the same direction |
+    | zero gradient | zero |
+    | norm 0 | exact zeros |
+    | norm inf | bit-identical |
+    | any NaN or inf | NaN everywhere, counted as non-finite |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        norm: the norm to give, in the gradient's units: a number, an array, a schedule
+            or a `clipjax.thresholds.Threshold`.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: norm is a bool, a string, or no threshold at all.
+        ValueError: norm is negative or NaN.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.normalise_by_global_norm()
+        >>> updates, _ = clip.update(jnp.array([3.0, 4.0]), None)
+        >>> print(updates)
+        [0.6 0.8]
+
+    References:
+        Hazan, Levy, Shalev-Shwartz, `Beyond convexity: stochastic quasi-convex
+        optimization <https://arxiv.org/abs/1507.02030>`_, 2015
+    """
+    return clip_by(norm, rule=rules.normalise, axis_name=axis_name, name=name)
+
+
+def scale_by_l0_l1(
+    l0: float, l1: float, *, axis_name: Any = None, name: str = "clip"
+) -> optax.GradientTransformationExtraArgs:
+    r"""Takes the step that (L0, L1)-smoothness allows: a soft clip and a step size.
+
+    .. math::
+        u = \frac{g}{L_0 + L_1 \lVert g \rVert_2}
+          = \frac{1}{L_0} \, g \, \frac{\gamma}{\gamma + \lVert g \rVert_2},
+        \qquad \gamma = \frac{L_0}{L_1}
+
+    Coordinates: ``whole × l2 × soft × constant``
+
+    For functions whose Hessian satisfies :math:`\lVert \nabla^2 f \rVert \le L_0 + L_1
+    \lVert \nabla f \rVert`. The threshold γ has the units of a gradient and the step
+    1/L0 those of a parameter over a gradient; what does not change with L0 is their
+    product 1/L1, the longest step. Chain ``optax.scale(-1)`` after it to descend.
+
+    | input | result |
+    |---|---|
+    | any norm n | norm n/(L0 + L1·n), below 1/L1 |
+    | l1 = 0 | the fixed step g/L0 |
+    | any NaN or inf | NaN everywhere, counted as non-finite |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        l0: smoothness where the gradient vanishes, in gradient per parameter; positive.
+        l1: its growth with the gradient norm, in one per parameter; at least 0.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``: the clip, then ``optax.scale``.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: l0 is not positive and finite, or l1 is negative or NaN.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> step = clipjax.scale_by_l0_l1(l0=3.0, l1=1.0)
+        >>> grads = jnp.array([3.0, 4.0])
+        >>> updates, _ = step.update(grads, step.init(grads))
+        >>> print(updates)  # grads / (3 + 1 * 5)
+        [0.375 0.5  ]
+
+    References:
+        Zhang, He, Sra, Jadbabaie, `Why gradient clipping accelerates training
+        <https://arxiv.org/abs/1905.11881>`_, 2020; Gorbunov et al., `Methods for
+        convex (L0, L1)-smooth optimization <https://arxiv.org/abs/2409.14989>`_, 2024
+    """
+    require_number("l0", l0, infinite=False)
+    require_number("l1", l1, infinite=False)
+    if l0 <= 0:
+        raise ValueError(f"l0 must be a positive number, finite, got {l0!r}")
+    gamma = l0 / l1 if l1 > 0 else float("inf")
+    clip = soft_clip_by_global_norm(gamma, axis_name=axis_name, name=name)
+    return optax.chain(clip, optax.scale(1 / l0))

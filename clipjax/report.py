@@ -1,0 +1,252 @@
+"""What a clip leaves behind after a step: its state, and the numbers in it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .distributed import AxisNames, reduce_over_devices, split_axes
+from .granularity import Blocks, Granularity, Leaf
+from .measurement import measure
+from .norms import Norm
+from .rules import ratio
+from .trees import NamedLeaves
+
+RATIO_DECAY = 0.99
+
+
+class BlockInfo(NamedTuple):
+    """The last step, block by block, in the order of the sorted block names.
+
+    One entry per block for ``leaf`` and ``group``. For ``unit`` and ``element`` one
+    entry per leaf: the norm of the leaf before and after, and the least threshold.
+
+    Attributes:
+        norm: norms before the clip, shape ``(blocks,)``.
+        threshold: thresholds in force.
+        factor: norms after the clip divided by norms before; 1 at zero.
+        clipped_norm: norms after the clip.
+    """
+
+    norm: jax.Array
+    threshold: jax.Array
+    factor: jax.Array
+    clipped_norm: jax.Array
+
+
+class ClipInfo(NamedTuple):
+    """The last step in a few scalars, NaN before the first; counts are of all steps.
+
+    Scalars are float32, or float64 where the parameters are; counts are int32.
+
+    Attributes:
+        names: the clip's name, and below it its blocks' names in order: keys without
+            leaves, so that they travel with the state at no cost.
+        norm: norm of the whole tree before the clip.
+        threshold: the least of the thresholds in force.
+        factor: ``clipped_norm / norm``; 1 where the gradient is zero.
+        clipped_norm: norm of the whole tree after the clip.
+        clipped_fraction: fraction of the blocks that were changed.
+        average_factor: exponential average of ``factor`` over finite steps, with
+            decay 0.99, started at its first value.
+        clipped_steps: in how many steps any block was changed.
+        nonfinite_count: in how many steps there was a NaN or inf.
+        nonfinite_leaf: position of the first leaf with NaN or inf in the latest of
+            those steps, -1 before; `clipjax.nonfinite_path` gives its path.
+        invalid_threshold_count: in how many steps a threshold was negative or NaN.
+        blocks: a `BlockInfo`, or () where the tree is a single block.
+    """
+
+    names: dict[str, dict[str, tuple[()]]]
+    norm: jax.Array
+    threshold: jax.Array
+    factor: jax.Array
+    clipped_norm: jax.Array
+    clipped_fraction: jax.Array
+    average_factor: jax.Array
+    clipped_steps: jax.Array
+    nonfinite_count: jax.Array
+    nonfinite_leaf: jax.Array
+    invalid_threshold_count: jax.Array
+    blocks: BlockInfo | tuple[()]
+
+
+class ClipState(NamedTuple):
+    """The state of every clip.
+
+    Attributes:
+        count: int32 number of updates so far.
+        threshold: what the threshold source remembers. For a plain number it is that
+            number, which may be edited between steps without a retrace.
+        info: what the last step measured and did; nothing depends on it.
+    """
+
+    count: jax.Array
+    threshold: Any
+    info: ClipInfo
+
+    @property
+    def name(self) -> str:
+        """The prefix of the clip's metrics."""
+        return next(iter(self.info.names))
+
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The names of the blocks, in the order of ``info.blocks``."""
+        return tuple(sorted(self.info.names[self.name]))
+
+
+class Outcome(NamedTuple):
+    """What the engine did to the blocks in one step.
+
+    Attributes:
+        norms: the blocks' norms before the clip, in the granularity's form.
+        thresholds: the blocks' thresholds.
+        lengths: the blocks' norms after the clip.
+        is_finite: whether the step had no NaN, no inf and no overflowing norm.
+        nonfinite_leaf: position of the first leaf with NaN or inf, or -1.
+    """
+
+    norms: Blocks
+    thresholds: Blocks
+    lengths: Blocks
+    is_finite: jax.Array
+    nonfinite_leaf: jax.Array
+
+
+class Step(NamedTuple):
+    """One step in the numbers of `ClipInfo`."""
+
+    norm: jax.Array
+    threshold: jax.Array
+    clipped_norm: jax.Array
+    clipped_fraction: jax.Array
+    threshold_is_valid: jax.Array
+    blocks: BlockInfo | tuple[()]
+
+
+def describe(
+    granularity: Granularity,
+    norm: Norm,
+    trees: tuple[NamedLeaves, NamedLeaves],
+    outcome: Outcome,
+    names: tuple[str, ...],
+    axis_name: AxisNames,
+) -> Step:
+    """Sums a step up.
+
+    Args:
+        granularity: the clip's granularity.
+        norm: the clip's norm.
+        trees: the updates before and after the clip.
+        outcome: what was done to the blocks.
+        names: the names to report under.
+        axis_name: see `clipjax.clip_by`.
+    """
+    before, after = trees
+    norms, thresholds, lengths = outcome[:3]
+    changed = jax.tree.map(
+        lambda norm, length: jnp.isfinite(norm) & (length != norm), norms, lengths
+    )
+    valid = jax.tree.map(lambda threshold: threshold >= 0, thresholds)
+    sizes = granularity.sizes(names, before)
+    weights = jax.tree.map(lambda size: (size > 0).astype(np.float32), sizes)
+    if granularity.summarised:
+        per_leaf = Leaf()
+
+        def summarise(tree: NamedLeaves, blocks: Blocks) -> jax.Array:
+            source = tree.replace(dict(granularity.summary(tree, blocks)))
+            return measure(norm, per_leaf, source, names, axis_name).norms
+
+        def join(values: Blocks, function: Any, collective: Any) -> jax.Array:
+            parts = {name: function(value) for name, value in values.items()}
+            split = {name: split_axes(parts[name], axis_name) for name in parts}
+            parts = reduce_over_devices(parts, split, collective)
+            return per_leaf.fold(parts, names, max, before)
+
+        norms, lengths = summarise(before, norms), summarise(after, lengths)
+        thresholds = join(thresholds, _least, jax.lax.pmin)
+        valid = join(
+            valid, lambda value: _least(value.astype(np.float32)), jax.lax.pmin
+        )
+        changed = join(
+            changed, lambda value: jnp.sum(value, dtype=np.float32), jax.lax.psum
+        )
+        blocks = join(weights, jnp.sum, jax.lax.psum)
+        fraction = jnp.sum(changed) / jnp.maximum(jnp.sum(blocks), 1)
+        sizes = per_leaf.sizes(names, before)
+    else:
+        fraction = jnp.sum(jnp.where(changed, weights, 0)) / jnp.maximum(
+            jnp.sum(weights), 1
+        )
+
+    is_single = jnp.ndim(norms) == 0
+    return Step(
+        norm=norms if is_single else norm.combine(norms, sizes),
+        threshold=_least(thresholds),
+        clipped_norm=lengths if is_single else norm.combine(lengths, sizes),
+        clipped_fraction=fraction,
+        threshold_is_valid=jnp.all(valid),
+        blocks=()
+        if is_single
+        else BlockInfo(norms, thresholds, ratio(lengths, norms), lengths),
+    )
+
+
+def _least(values: jax.Array) -> jax.Array:
+    return jnp.min(values, initial=jnp.inf)
+
+
+def empty_info(name: str, blocks: tuple[str, ...], dtype: Any) -> ClipInfo:
+    """Makes the report before the first step."""
+
+    def no_data(shape: tuple[int, ...] = ()) -> jax.Array:
+        return jnp.full(shape, jnp.nan, dtype)
+
+    def no_steps(value: int = 0) -> jax.Array:
+        return jnp.full((), value, jnp.int32)
+
+    shape = (len(blocks),)
+    return ClipInfo(
+        names={name: {block: () for block in blocks}},
+        norm=no_data(),
+        threshold=no_data(),
+        factor=no_data(),
+        clipped_norm=no_data(),
+        clipped_fraction=no_data(),
+        average_factor=no_data(),
+        clipped_steps=no_steps(),
+        nonfinite_count=no_steps(),
+        nonfinite_leaf=no_steps(-1),
+        invalid_threshold_count=no_steps(),
+        blocks=BlockInfo(*(no_data(shape) for _ in BlockInfo._fields))
+        if blocks
+        else (),
+    )
+
+
+def next_info(info: ClipInfo, step: Step, outcome: Outcome) -> ClipInfo:
+    """Brings the report up to date, in the dtypes that it had."""
+    factor = ratio(step.clipped_norm, step.norm).astype(info.factor.dtype)
+    average = RATIO_DECAY * info.average_factor + (1 - RATIO_DECAY) * factor
+    average = jnp.where(jnp.isnan(info.average_factor), factor, average)
+    clipped = outcome.is_finite & (step.clipped_fraction > 0)
+    new = info._replace(
+        norm=step.norm,
+        threshold=step.threshold,
+        factor=factor,
+        clipped_norm=step.clipped_norm,
+        clipped_fraction=step.clipped_fraction,
+        average_factor=jnp.where(outcome.is_finite, average, info.average_factor),
+        clipped_steps=info.clipped_steps + clipped.astype(jnp.int32),
+        nonfinite_count=info.nonfinite_count + (~outcome.is_finite).astype(jnp.int32),
+        nonfinite_leaf=jnp.where(
+            outcome.nonfinite_leaf >= 0, outcome.nonfinite_leaf, info.nonfinite_leaf
+        ),
+        invalid_threshold_count=info.invalid_threshold_count + ~step.threshold_is_valid,
+        blocks=step.blocks,
+    )
+    return jax.tree.map(lambda value, old: value.astype(old.dtype), new, info)

@@ -1,0 +1,180 @@
+"""Rules: the length that a block of a given norm gets under a threshold.
+
+A rule sees positive, finite norms and thresholds; `lengths` settles zero, infinite
+and invalid ones in one place, for all rules alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+
+import jax
+import jax.numpy as jnp
+
+
+class Rule:
+    """What the engine needs of a rule. Parts are frozen dataclasses.
+
+    Attributes:
+        contractive: never lengthens a block.
+        bounded: the length is at most the threshold.
+    """
+
+    contractive: bool = True
+    bounded: bool = True
+
+    def length(self, norm: jax.Array, threshold: jax.Array) -> jax.Array:
+        """Gives the norm after the clip, elementwise, for positive finite inputs."""
+        raise NotImplementedError
+
+    def factor(self, norm: jax.Array, threshold: jax.Array) -> jax.Array:
+        """Gives the multiplier, ``length / norm``, 1 at a zero norm."""
+        norm, threshold = jnp.asarray(norm), jnp.asarray(threshold)
+        return ratio(lengths(self, norm, threshold), norm)
+
+    def __repr__(self) -> str:
+        """Prints the rule's name, with the settings that are not the default."""
+        settings = [
+            f"{field.name}={getattr(self, field.name):g}"
+            for field in dataclasses.fields(self)  # type: ignore[arg-type]
+            if getattr(self, field.name) != field.default
+        ]
+        name = type(self).__name__.lower()
+        return f"{name}({', '.join(settings)})" if settings else name
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Hard(Rule):
+    """``min(n, c)``; with an epsilon, ``n · min(1, c / (n + epsilon))``."""
+
+    epsilon: float = 0.0
+
+    def length(self, norm, threshold):
+        """Cuts at the threshold."""
+        if not self.epsilon:
+            return jnp.minimum(norm, threshold)
+        return norm * jnp.minimum(1.0, threshold / (norm + self.epsilon))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Soft(Rule):
+    """``n · c / (n + c)``: smooth, and within a factor 2 of the hard rule."""
+
+    def length(self, norm, threshold):
+        """Takes half the harmonic mean, without a product that could overflow."""
+        low, high = jnp.minimum(norm, threshold), jnp.maximum(norm, threshold)
+        return low / (1.0 + low / high)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Tanh(Rule):
+    """``c · tanh(n / c)``."""
+
+    def length(self, norm, threshold):
+        """Saturates; rounding must not lengthen."""
+        return jnp.minimum(threshold * jnp.tanh(norm / threshold), norm)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Sqrt(Rule):
+    """``n / √(1 + (n / c)²)``, also called pseudo-Huber or relativistic."""
+
+    def length(self, norm, threshold):
+        """Is symmetric in its arguments, so that the ratio stays below one."""
+        low, high = jnp.minimum(norm, threshold), jnp.maximum(norm, threshold)
+        return low / jnp.sqrt(1.0 + jnp.square(low / high))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Normalise(Rule):
+    """``c``, whatever the norm; a zero block stays zero."""
+
+    contractive = False
+
+    def length(self, norm, threshold):
+        """Is the threshold."""
+        return jnp.broadcast_to(
+            threshold, jnp.broadcast_shapes(norm.shape, threshold.shape)
+        )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Band(Rule):
+    """``clip(n, lower · c, c)``: also lengthens what is too short."""
+
+    lower: float = 0.5
+    contractive = False
+
+    def __post_init__(self):
+        """Refuses an empty band."""
+        if isinstance(self.lower, bool) or not isinstance(self.lower, numbers.Real):
+            raise TypeError(f"lower must be a number, got {self.lower!r}")
+        if not 0 <= self.lower <= 1:
+            raise ValueError(
+                "lower must be a fraction of the threshold, from 0 to 1, "
+                f"got {self.lower!r}"
+            )
+
+    def length(self, norm, threshold):
+        """Cuts at both ends."""
+        return jnp.clip(norm, self.lower * threshold, threshold)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Skip(Rule):
+    """``n`` up to the threshold, 0 beyond: drops a block rather than shorten it."""
+
+    def length(self, norm, threshold):
+        """Keeps or drops."""
+        return jnp.where(norm <= threshold, norm, jnp.zeros_like(norm))
+
+
+hard = Hard()
+soft = Soft()
+tanh = Tanh()
+sqrt = Sqrt()
+normalise = Normalise()
+skip = Skip()
+
+
+def band(lower: float = 0.5) -> Band:
+    """Makes the two-sided rule; see `Band`.
+
+    Args:
+        lower: the lower end as a fraction of the threshold, from 0 to 1.
+
+    Raises:
+        TypeError: lower is not a number.
+        ValueError: lower is out of range.
+    """
+    return Band(lower)
+
+
+def lengths(rule: Rule, norm: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Applies a rule to any norms and thresholds, elementwise.
+
+    | norm | threshold | length |
+    |---|---|---|
+    | 0 | any | 0 |
+    | any | inf | the norm: not clipped |
+    | finite | 0 | 0 |
+    | any | negative or NaN | 0 |
+    | inf or NaN | finite | NaN, for the guard to settle |
+    """
+    one, zero = jnp.ones_like(norm), jnp.zeros_like(norm)
+    threshold = jnp.broadcast_to(threshold, norm.shape).astype(norm.dtype)
+    measured = (norm > 0) & (norm < jnp.inf)
+    usable = (threshold > 0) & (threshold < jnp.inf)
+    length = rule.length(
+        jnp.where(measured, norm, one), jnp.where(usable, threshold, one)
+    )
+    length = jnp.where(usable & measured, length, zero)
+    length = jnp.where(jnp.isfinite(norm), length, jnp.full_like(norm, jnp.nan))
+    return jnp.where(threshold == jnp.inf, norm, length)
+
+
+def ratio(length: jax.Array, norm: jax.Array) -> jax.Array:
+    """Gives ``length / norm``, and 1 where they are equal, zero or infinite."""
+    same = length == norm
+    return jnp.where(same, jnp.ones_like(norm), length / jnp.where(same, 1, norm))

@@ -1,0 +1,121 @@
+"""The protocol of a threshold source, and what all sources share."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..granularity import Blocks
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a source may look at besides the norms.
+
+    Attributes:
+        count: int32 number of updates before this one.
+        zeros: makes zeros in the form of the norms: see `clipjax.granularity`.
+        table: turns a prefix tree of values into one value per block.
+        measure_params: measures the parameters with the same norm and blocks.
+        extra: the extra arguments of the update: ``value``, ``learning_rate``, ….
+        dtype: the norms' dtype.
+    """
+
+    count: jax.Array
+    zeros: Callable[[], Blocks]
+    table: Callable[[Any], Blocks]
+    measure_params: Callable[[str], Blocks]
+    extra: Mapping[str, Any]
+    dtype: Any
+
+    def argument(self, name: str, who: str) -> Any:
+        """Gives an extra argument, or says who needs it and how to pass it."""
+        if self.extra.get(name) is None:
+            raise ValueError(
+                f"{who} needs {name}: call update(updates, state, params, {name}=...)"
+            )
+        return self.extra[name]
+
+
+class Threshold:
+    """Where a clip's thresholds come from. Parts are frozen dataclasses.
+
+    Subclasses give `init` and `update`. The state is any pytree whose structure,
+    shapes and dtypes do not change. The engine keeps the old state after a step with
+    NaN or inf, so that a non-finite norm never enters a memory.
+
+    Attributes:
+        kind: the name in a clip's coordinates.
+        remembers: the state depends on earlier norms, so that `update` cannot do
+            without it.
+    """
+
+    kind: str
+    remembers: bool = False
+
+    def init(self, context: Context) -> Any:
+        """Makes the state before the first step."""
+        del context
+        return ()
+
+    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
+        """Gives this step's thresholds, one per block or one for all, and the state."""
+        raise NotImplementedError
+
+
+def fill(threshold: Blocks, norms: Blocks) -> Blocks:
+    """Gives every block its threshold, in the norms' form and dtype."""
+    if isinstance(norms, dict):
+        parts = (
+            threshold
+            if isinstance(threshold, dict)
+            else dict.fromkeys(norms, threshold)
+        )
+        return {name: _fill_array(parts[name], norms[name]) for name in norms}
+    return _fill_array(threshold, norms)
+
+
+def _fill_array(threshold: Any, norm: jax.Array) -> jax.Array:
+    threshold = jnp.asarray(threshold)
+    if threshold.size == 1 and threshold.ndim > norm.ndim:
+        threshold = threshold.reshape(())
+    try:
+        return jnp.broadcast_to(threshold, norm.shape).astype(norm.dtype)
+    except ValueError as error:
+        raise ValueError(
+            f"threshold of shape {threshold.shape} does not fit blocks of shape "
+            f"{norm.shape}; pass one number, or one per block"
+        ) from error
+
+
+def require_number(
+    name: str, value: Any, *, lowest: float = 0.0, infinite: bool = True
+) -> None:
+    """Checks a Python or NumPy number; JAX arrays are data, and not looked at.
+
+    Raises:
+        TypeError: the value is a bool, a string, or no number at all.
+        ValueError: the value is NaN, below ``lowest``, or infinite where it must not.
+    """
+    accepted = f"a number of at least {lowest:g}" + (
+        " (inf: no clip)" if infinite else ", finite"
+    )
+    if isinstance(value, jax.Array):
+        if value.dtype == bool or not jnp.issubdtype(value.dtype, jnp.number):
+            raise TypeError(f"{name} must be {accepted}, got dtype {value.dtype}")
+        return
+    if isinstance(value, np.ndarray):
+        for entry in value.reshape(-1).tolist():
+            require_number(name, entry, lowest=lowest, infinite=infinite)
+        return
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be {accepted}, got {value!r}")
+    if math.isnan(value) or value < lowest or (math.isinf(value) and not infinite):
+        raise ValueError(f"{name} must be {accepted}, got {value!r}")
