@@ -118,7 +118,7 @@ class Clipper:
             self.axis_name,
         )
         new_state = ClipState(
-            count=optax.safe_increment(state.count),
+            count=jnp.asarray(optax.safe_increment(state.count)),
             threshold=memory,
             info=next_info(state.info, step, outcome),
         )
@@ -277,13 +277,13 @@ def clip_by(
 
     Example:
         >>> import clipjax, jax.numpy as jnp
-        >>> clip = clipjax.clip_by(1.0, rule=clipjax.rules.soft)
+        >>> clip = clipjax.clip_by(5.0, rule=clipjax.rules.soft)
         >>> clip
         clip_by(whole × l2 × soft × constant)
         >>> grads = {"w": jnp.array([3.0, 4.0])}
         >>> updates, state = clip.update(grads, clip.init(grads))
         >>> print(updates["w"], state.info.norm)
-        [0.5       0.6666667] 5.0
+        [1.5 2. ] 5.0
 
     References:
         Pascanu, Mikolov, Bengio, `On the difficulty of training recurrent neural

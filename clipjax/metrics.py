@@ -132,8 +132,9 @@ def leaf_norms(tree: Any, norm: Norm = l2) -> dict[str, jax.Array]:
 def direction_cosine(before: Any, after: Any) -> jax.Array:
     """Measures how far a clip has turned a gradient: 1 if not at all.
 
-    A clip by the norm of the whole tree gives 1. A clip by value of independent Gaussian
-    entries tends to √(2/π) ≈ 0.798 for small thresholds; other distributions differ.
+    A clip by the norm of the whole tree gives 1. A clip by value of independent
+    Gaussian entries tends to √(2/π) ≈ 0.798 for small thresholds; other distributions
+    give other values.
 
     Args:
         before: a tree of real or complex arrays.
@@ -144,8 +145,9 @@ def direction_cosine(before: Any, after: Any) -> jax.Array:
 
     Example:
         >>> import clipjax, jax.numpy as jnp
-        >>> print(clipjax.direction_cosine(jnp.array([1.0, 1.0]), jnp.array([2.0, 0.0])))
-        0.70710677
+        >>> raw = jnp.array([3.0, 4.0])
+        >>> print(f"{clipjax.direction_cosine(raw, jnp.clip(raw, -1.0, 1.0)):.4f}")
+        0.9899
     """
     first, second = NamedLeaves.of(before), NamedLeaves.of(after)
     products = []

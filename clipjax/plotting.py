@@ -215,6 +215,9 @@ def _draw(
 
 
 def _log_axis(axes: Axes) -> None:
+    drawn = [np.asarray(line.get_ydata(), np.float64) for line in axes.get_lines()]
+    if not any((values > 0).any() for values in drawn):
+        return  # nothing that a logarithm could show
     axes.set_yscale("log", nonpositive="mask")
     low, high = axes.get_ylim()
     decades = math.log10(high / low) if low > 0 else 99.0

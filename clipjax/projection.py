@@ -29,4 +29,5 @@ def project_onto_ball(tree: Any, radius: Any) -> Any:
         >>> print(clipjax.project_onto_ball(jnp.array([3.0, 4.0]), 1.0))
         [0.6 0.8]
     """
-    return clip_by_global_norm(radius).update(tree, None)[0]
+    clip = clip_by_global_norm(radius)
+    return clip.update(tree, clip.init(tree))[0]

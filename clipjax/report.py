@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from .distributed import AxisNames, reduce_over_devices, split_axes
 from .granularity import Blocks, Granularity, Leaf
@@ -31,10 +32,10 @@ class BlockInfo(NamedTuple):
         clipped_norm: norms after the clip.
     """
 
-    norm: jax.Array
-    threshold: jax.Array
-    factor: jax.Array
-    clipped_norm: jax.Array
+    norm: Float[Array, " blocks"]
+    threshold: Float[Array, " blocks"]
+    factor: Float[Array, " blocks"]
+    clipped_norm: Float[Array, " blocks"]
 
 
 class ClipInfo(NamedTuple):
@@ -61,16 +62,16 @@ class ClipInfo(NamedTuple):
     """
 
     names: dict[str, dict[str, tuple[()]]]
-    norm: jax.Array
-    threshold: jax.Array
-    factor: jax.Array
-    clipped_norm: jax.Array
-    clipped_fraction: jax.Array
-    average_factor: jax.Array
-    clipped_steps: jax.Array
-    nonfinite_count: jax.Array
-    nonfinite_leaf: jax.Array
-    invalid_threshold_count: jax.Array
+    norm: Float[Array, ""]
+    threshold: Float[Array, ""]
+    factor: Float[Array, ""]
+    clipped_norm: Float[Array, ""]
+    clipped_fraction: Float[Array, ""]
+    average_factor: Float[Array, ""]
+    clipped_steps: Int[Array, ""]
+    nonfinite_count: Int[Array, ""]
+    nonfinite_leaf: Int[Array, ""]
+    invalid_threshold_count: Int[Array, ""]
     blocks: BlockInfo | tuple[()]
 
 
@@ -84,7 +85,7 @@ class ClipState(NamedTuple):
         info: what the last step measured and did; nothing depends on it.
     """
 
-    count: jax.Array
+    count: Int[Array, ""]
     threshold: Any
     info: ClipInfo
 

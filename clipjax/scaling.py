@@ -1,10 +1,10 @@
 """Brings a leaf from the norms of its blocks to their new lengths.
 
 The multiplier ``length / norm`` may leave the range of float32 where the result does
-not, and rounding it costs up to an ulp of the result. So the norm is brought near one by
-a power of two, and the multiplier is kept as a sum of two floats. Each entry then costs
-multiplications and no division, which XLA is willing to repeat inside the loops of the
-optimizer that follows, rather than write the clipped gradient to memory for it.
+not, and rounding it costs up to an ulp of the result. So the norm is brought near one
+by a power of two, and the multiplier is kept as a sum of two floats. Each entry then
+costs multiplications and no division, which XLA is willing to repeat inside the loops
+of the optimizer that follows, rather than write the clipped gradient to memory for it.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Int
 
 from .distributed import AxisNames
 from .measurement import first_nonfinite_leaf
@@ -28,10 +29,10 @@ class SkipNonfiniteState(NamedTuple):
     """
 
     names: dict[str, tuple[()]]
-    skipped_count: jax.Array
-    streak: jax.Array
-    alarm: jax.Array
-    nonfinite_leaf: jax.Array
+    skipped_count: Int[Array, ""]
+    streak: Int[Array, ""]
+    alarm: Bool[Array, ""]
+    nonfinite_leaf: Int[Array, ""]
     inner_state: Any
 
 
@@ -97,7 +98,7 @@ def skip_nonfinite(
         )
 
     def update(
-        updates: Any, state: SkipNonfiniteState, params: Any = None, **extra: Any
+        updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, SkipNonfiniteState]:
         leaf = first_nonfinite_leaf(NamedLeaves.of(updates), axis_name)
         is_bad = leaf >= 0

@@ -125,6 +125,7 @@ class Granularity:
 
 
 def stacked_axes(setting: Any, name: str, leaf: Any) -> int:
+    """Reads how many leading axes of a leaf stack layers, and checks it."""
     stacked = resolve(setting, name, leaf)
     if isinstance(stacked, bool) or not isinstance(stacked, int) or stacked < 0:
         raise ValueError(

@@ -34,7 +34,7 @@ class Whole(Granularity):
     def spread(self, values, names, leaves) -> dict[str, jax.Array]:
         """Gives every leaf the same value."""
         del names
-        return dict.fromkeys(leaves.arrays, values)
+        return {name: values for name in leaves.arrays}
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -116,7 +116,7 @@ class Group(Granularity):
         """Prints the kind; the labels are a tree or a function."""
         return self.kind
 
-    def _label_of(self, leaves: NamedLeaves) -> dict[str, str]:
+    def _label_of(self, leaves: NamedLeaves) -> dict[str, Any]:
         if callable(self.labels):
             labels = {n: self.labels(n, leaf) for n, leaf in leaves.arrays.items()}
         else:

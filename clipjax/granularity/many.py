@@ -57,7 +57,7 @@ class Unit(Granularity):
         del names
         if isinstance(values, dict):
             return values
-        return dict.fromkeys(leaves.arrays, values)
+        return {name: values for name in leaves.arrays}
 
     def _from_leaves(self, entries, names, leaves) -> Blocks:
         del names, leaves

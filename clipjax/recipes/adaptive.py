@@ -20,8 +20,8 @@ def adaptive_grad_clip(
     r"""Clips each output unit to a fraction of its parameters' norm (AGC).
 
     .. math::
-        u_j = g_j \min\Bigl(1,
-            \lambda \frac{\max(\lVert w_j \rVert_2, \epsilon)}{\lVert g_j \rVert_2}\Bigr)
+        u_j = g_j \min\Bigl(1, \lambda
+            \frac{\max(\lVert w_j \rVert_2, \epsilon)}{\lVert g_j \rVert_2}\Bigr)
 
     Coordinates: ``unit × l2 × hard × relative-to-params``
 
