@@ -104,7 +104,13 @@ class Clipper:
         lengths = jax.tree.map(
             functools.partial(rules.lengths, self.rule), norms, threshold
         )
-        clipped = self._rescale(guarded, norms, lengths, names)
+        kept = jax.tree.map(
+            lambda norm, length, limit: (length == norm) | (limit == jnp.inf),
+            norms,
+            lengths,
+            threshold,
+        )
+        clipped = self._rescale(guarded, (norms, lengths, kept), names)
         clipped = clipped.map(
             functools.partial(self.nonfinite.release, step_is_finite=is_finite)
         )
@@ -182,20 +188,30 @@ class Clipper:
         return measure(norm, self.granularity, leaves, names, self.axis_name)
 
     def _rescale(
-        self, leaves: NamedLeaves, norms: Blocks, lengths: Blocks, names
+        self,
+        leaves: NamedLeaves,
+        blocks: tuple[Blocks, Blocks, Blocks],
+        names: tuple[str, ...],
     ) -> NamedLeaves:
-        norm = self.granularity.spread(norms, names, leaves)
-        length = self.granularity.spread(lengths, names, leaves)
+        norm, length, kept = (
+            self.granularity.spread(values, names, leaves) for values in blocks
+        )
         return leaves.replace(
             {
-                name: _rescale_leaf(self.granularity, leaf, norm[name], length[name])
+                name: _rescale_leaf(
+                    self.granularity, leaf, norm[name], length[name], kept[name]
+                )
                 for name, leaf in leaves.arrays.items()
             }
         )
 
 
 def _rescale_leaf(
-    granularity: Granularity, leaf: jax.Array, norm: jax.Array, length: jax.Array
+    granularity: Granularity,
+    leaf: jax.Array,
+    norm: jax.Array,
+    length: jax.Array,
+    kept: jax.Array,
 ) -> jax.Array:
     """Rescales in the accumulation dtype and rounds once, to the leaf's own."""
     measurable = (norm > 0) & (norm < jnp.inf)
@@ -206,7 +222,7 @@ def _rescale_leaf(
     source = jax.lax.optimization_barrier(leaf) if is_narrow else leaf
     scaled = granularity.rescale(widen(source, norm.dtype), divisor, length)
     # Selecting, not multiplying by one, keeps every bit: subnormals, and -0.0.
-    scaled = jnp.where(length == norm, source, scaled.astype(leaf.dtype))
+    scaled = jnp.where(kept, source, scaled.astype(leaf.dtype))
     if jax.typeof(leaf).weak_type:
         scaled = leaf.at[...].set(scaled)  # the way to a weak type in public JAX
     return scaled

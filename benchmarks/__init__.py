@@ -1,0 +1,1 @@
+"""Speed: run with `make benchmark`; never part of the tests."""

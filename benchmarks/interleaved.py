@@ -1,0 +1,68 @@
+"""Times several jitted steps in turn, so that a noisy machine is noisy for all."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass
+class Arm:
+    """One step to be timed.
+
+    Attributes:
+        name: what the table calls it.
+        step: a compiled function of its carry to its next carry.
+        carry: what it is called with.
+        donates: whether the carry is donated, and replaced by the result.
+        bytes_accessed: what XLA counts, both branches of conditionals included.
+        temporary_bytes: the memory that XLA allocates beside arguments and results.
+        seconds: one measurement per round.
+    """
+
+    name: str
+    step: Callable[[Any], Any]
+    carry: Any
+    donates: bool
+    bytes_accessed: float
+    temporary_bytes: int
+    seconds: list[float] = dataclasses.field(default_factory=list)
+
+
+def compile_arm(
+    name: str, step: Callable[[Any], Any], carry: Any, *, donate: bool = True
+) -> Arm:
+    """Compiles a step for its carry, and reads what XLA says of it."""
+    compiled = jax.jit(step, donate_argnums=0 if donate else ()).lower(carry).compile()
+    accessed = compiled.cost_analysis()["bytes accessed"]
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    return Arm(name, compiled, carry, donate, accessed, temporary)
+
+
+def time_arms(arms: list[Arm], rounds: int) -> None:
+    """Runs all arms once per round, after a round that is not counted."""
+    for number in range(rounds + 1):
+        for arm in arms:
+            start = time.perf_counter()
+            result = jax.block_until_ready(arm.step(arm.carry))
+            if number:
+                arm.seconds.append(time.perf_counter() - start)
+            if arm.donates:
+                arm.carry = result
+            del result
+
+
+def median_milliseconds(arm: Arm) -> float:
+    """Gives the median over the rounds."""
+    return 1e3 * statistics.median(arm.seconds)
+
+
+def paired_ratio(arm: Arm, other: Arm) -> float:
+    """Gives the median over the rounds of the ratio within a round."""
+    pairs = zip(arm.seconds, other.seconds, strict=True)
+    return statistics.median(one / two for one, two in pairs)
