@@ -127,6 +127,8 @@ class Granularity:
 def stacked_axes(setting: Any, name: str, leaf: Any) -> int:
     """Reads how many leading axes of a leaf stack layers, and checks it."""
     stacked = resolve(setting, name, leaf)
+    if stacked is None:
+        return 0
     if isinstance(stacked, bool) or not isinstance(stacked, int) or stacked < 0:
         raise ValueError(
             f"stacked must be a number of leading axes, got {stacked!r} for {name!r}"

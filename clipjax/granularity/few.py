@@ -41,7 +41,7 @@ class Whole(Granularity):
 class Leaf(Granularity):
     """One block per leaf, or per layer of a leaf that stacks layers."""
 
-    stacked: Any = 0
+    stacked: Any = None
     kind = "leaf"
 
     def axes(self, name: str, leaf: Any) -> Axes:
@@ -184,16 +184,16 @@ def whole() -> Whole:
     return Whole()
 
 
-def leaf(stacked: Any = 0) -> Leaf:
+def leaf(stacked: Any = None) -> Leaf:
     """One norm per leaf.
 
     Args:
         stacked: how many leading axes of a leaf stack separate layers, as
             ``nnx.scan`` and ``nn.scan`` make them: each layer then has its own norm.
             A number, a function of (path, leaf), or a table from path pattern, such
-            as ``{"blocks/*": 1}``, to a number (0 elsewhere).
+            as ``{"blocks/*": 1}``, to a number (none elsewhere).
     """
-    return Leaf(per_leaf(stacked, 0))
+    return Leaf(per_leaf(stacked, None))
 
 
 def group(labels: Any, members: Sequence[str] | None = None) -> Group:

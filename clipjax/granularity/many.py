@@ -19,7 +19,7 @@ class Unit(Granularity):
     """One block per output unit of each leaf."""
 
     reduced: Any = None
-    stacked: Any = 0
+    stacked: Any = None
     kind = "unit"
     summarised = True
 
@@ -69,7 +69,7 @@ class Element(Unit):
     """Every entry is its own block."""
 
     reduced: Any = dataclasses.field(default=None, init=False)
-    stacked: Any = dataclasses.field(default=0, init=False)
+    stacked: Any = dataclasses.field(default=None, init=False)
     kind = "element"
 
     def axes(self, name: str, leaf: Any) -> Axes:
@@ -108,7 +108,7 @@ def _normalised_axes(chosen: Any, name: str, leaf: Any) -> tuple[int, ...]:
     return tuple(sorted({axis % leaf.ndim for axis in axes}))
 
 
-def unit(axes: Any = None, stacked: Any = 0) -> Unit:
+def unit(axes: Any = None, stacked: Any = None) -> Unit:
     """One norm per output unit: per column of a dense kernel, per filter.
 
     Args:
@@ -121,7 +121,7 @@ def unit(axes: Any = None, stacked: Any = 0) -> Unit:
     """
     if isinstance(axes, list):
         axes = tuple(axes)
-    return Unit(per_leaf(axes, None), per_leaf(stacked, 0))
+    return Unit(per_leaf(axes, None), per_leaf(stacked, None))
 
 
 def element() -> Element:

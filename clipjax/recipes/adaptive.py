@@ -14,7 +14,7 @@ def adaptive_grad_clip(
     eps: Any = 1e-3,
     axis: Any = None,
     *,
-    stacked: Any = 0,
+    stacked: Any = None,
     name: str = "clip",
 ) -> Clip:
     r"""Clips each output unit to a fraction of its parameters' norm (AGC).

@@ -104,7 +104,7 @@ def clip_by_global_norm(
 
 
 def clip_by_leaf_norm(
-    max_norm: Any, *, stacked: Any = 0, axis_name: Any = None, name: str = "clip"
+    max_norm: Any, *, stacked: Any = None, axis_name: Any = None, name: str = "clip"
 ) -> Clip:
     r"""Clips each leaf to its own maximum L2 norm.
 
@@ -277,7 +277,7 @@ def clip_by_block_rms(
 
 def torch_clip_grad_norm(
     max_norm: Any,
-    norm_type: float = 2.0,
+    norm_type: float | None = None,
     *,
     axis_name: Any = None,
     name: str = "clip",
@@ -301,7 +301,8 @@ def torch_clip_grad_norm(
 
     Args:
         max_norm: the largest norm allowed, in the gradient's units.
-        norm_type: p, at least 1; ``inf`` for the largest magnitude.
+        norm_type: p, at least 1; ``inf`` for the largest magnitude; None for 2. No
+            number is the default, since ``optax.inject_hyperparams`` would trace it.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -325,7 +326,7 @@ def torch_clip_grad_norm(
     """
     return clip_by(
         max_norm,
-        norm=norms.lp(norm_type),
+        norm=norms.l2 if norm_type is None else norms.lp(norm_type),
         rule=rules.Hard(epsilon=1e-6),
         axis_name=axis_name,
         name=name,
