@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import math
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -42,6 +43,34 @@ def split_axes(leaf: jax.Array, axis_name: AxisNames) -> tuple[Hashable, ...]:
         return names
     varying = varying_axes(leaf)
     return tuple(name for name in names if name in varying)
+
+
+def refuse_local(leaves: Mapping[str, jax.Array], axis_name: AxisNames) -> None:
+    """Refuses to measure shards as if they were the whole.
+
+    Raises:
+        ValueError: no ``axis_name`` is given and a leaf's type says that it varies.
+    """
+    if axis_name is not None:
+        return
+    for name, leaf in leaves.items():
+        axes = tuple(sorted(varying_axes(leaf), key=str))
+        if axes:
+            raise ValueError(
+                f"{name or 'the update'} differs over the mesh axes {axes}, so that "
+                f"its norm would be that of one shard: pass axis_name={axes}, or "
+                "axis_name=() for a clip on each device by itself"
+            )
+
+
+def shard_counts(
+    leaves: Mapping[str, jax.Array], axis_name: AxisNames
+) -> dict[str, int]:
+    """Counts over how many devices each leaf is split."""
+    return {
+        name: math.prod(map(jax.lax.axis_size, split_axes(leaf, axis_name)))
+        for name, leaf in leaves.items()
+    }
 
 
 def reduce_over_devices(

@@ -89,7 +89,7 @@ class Clipper:
         norms = self.granularity.limit(measured.norms)
 
         nonfinite_leaf = measured.nonfinite_leaf
-        if self.nonfinite.hides:
+        if self.nonfinite.hides or not self.granularity.joins_devices:
             nonfinite_leaf = first_nonfinite_leaf(leaves, self.axis_name)
         is_finite = nonfinite_leaf < 0
         if self.norm.needs_rescaling:  # finite entries can have an infinite norm
@@ -280,7 +280,9 @@ def clip_by(
         rule: norm and threshold to length; by default ``hard``.
         nonfinite: what to do about NaN and inf; by default ``propagate``.
         axis_name: the mesh or pmap axes that leaves are split over, inside
-            ``shard_map`` and ``pmap``. Not needed under ``jit``.
+            ``shard_map`` and ``pmap``; () to clip on each device by itself. Not needed
+            under ``jit``. With ``unit()``, leaves may be split only along the axes that
+            a unit spans.
         name: prefix of the clip's metrics.
 
     Returns:

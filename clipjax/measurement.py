@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .distributed import AxisNames, reduce_over_devices, split_axes
+from .distributed import (
+    AxisNames,
+    reduce_over_devices,
+    refuse_local,
+    shard_counts,
+    split_axes,
+)
 from .granularity import Blocks, Granularity
 from .norms import Norm, linf, safe_scale
 from .scaling import reciprocal_power_of_two
@@ -63,7 +68,9 @@ def measure(
     """
     dtype = accumulation_dtype(leaves) if dtype is None else dtype
     arrays = leaves.arrays
-    split = {name: split_axes(leaf, axis_name) for name, leaf in arrays.items()}
+    refuse_local(arrays, axis_name)
+    joined = axis_name if granularity.joins_devices else ()
+    split = {name: split_axes(leaf, joined) for name, leaf in arrays.items()}
 
     def partials(norm: Norm, powers: Mapping[str, jax.Array] | None = None):
         sums = {}
@@ -82,10 +89,7 @@ def measure(
         blocks = granularity.fold(sums, names, norm.merge, leaves)
         return jax.tree.map(lambda block: block.astype(dtype), blocks)
 
-    copies = {
-        name: math.prod(map(jax.lax.axis_size, axes)) for name, axes in split.items()
-    }
-    sizes = granularity.sizes(names, leaves, copies)
+    sizes = granularity.sizes(names, leaves, shard_counts(arrays, joined))
     sums = partials(norm)
     totals = fold(norm, sums)
 

@@ -168,7 +168,8 @@ class Linf(Norm):
         return largest
 
     def collective(self, partial: Any, axis_names: Any) -> Any:
-        """Takes the largest over the devices."""
+        """Takes the largest over the devices; the reduction itself would drop NaN."""
+        partial = jnp.where(jnp.isnan(partial), jnp.inf, partial)
         return jax.lax.pmax(partial, axis_names)
 
     def finish(self, total: jax.Array, size: int | jax.Array) -> jax.Array:

@@ -9,7 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .distributed import AxisNames, reduce_over_devices, split_axes
+from .distributed import (
+    AxisNames,
+    reduce_over_devices,
+    shard_counts,
+    split_axes,
+)
 from .granularity import Blocks, Granularity, Leaf
 from .measurement import measure
 from .norms import Norm
@@ -153,7 +158,8 @@ def describe(
         lambda norm, length: jnp.isfinite(norm) & (length != norm), norms, lengths
     )
     valid = jax.tree.map(lambda threshold: threshold >= 0, thresholds)
-    sizes = granularity.sizes(names, before)
+    shards = shard_counts(before.arrays, axis_name)
+    sizes = granularity.sizes(names, before, shards)
     weights = jax.tree.map(lambda size: (size > 0).astype(np.float32), sizes)
     if granularity.summarised:
         per_leaf = Leaf()
@@ -178,7 +184,7 @@ def describe(
         )
         blocks = join(weights, jnp.sum, jax.lax.psum)
         fraction = jnp.sum(changed) / jnp.maximum(jnp.sum(blocks), 1)
-        sizes = per_leaf.sizes(names, before)
+        sizes = per_leaf.sizes(names, before, shards)
     else:
         fraction = jnp.sum(jnp.where(changed, weights, 0)) / jnp.maximum(
             jnp.sum(weights), 1
@@ -192,7 +198,7 @@ def describe(
         clipped_fraction=fraction,
         threshold_is_valid=jnp.all(valid),
         blocks=()
-        if is_single
+        if is_single or not names
         else BlockInfo(norms, thresholds, ratio(lengths, norms), lengths),
     )
 
@@ -247,7 +253,8 @@ def next_info(info: ClipInfo, step: Step, outcome: Outcome) -> ClipInfo:
         nonfinite_leaf=jnp.where(
             outcome.nonfinite_leaf >= 0, outcome.nonfinite_leaf, info.nonfinite_leaf
         ),
-        invalid_threshold_count=info.invalid_threshold_count + ~step.threshold_is_valid,
+        invalid_threshold_count=info.invalid_threshold_count
+        + (~step.threshold_is_valid).astype(jnp.int32),
         blocks=step.blocks,
     )
     return jax.tree.map(lambda value, old: value.astype(old.dtype), new, info)

@@ -7,6 +7,7 @@ and invalid ones in one place, for all rules alike.
 from __future__ import annotations
 
 import dataclasses
+import math
 import numbers
 
 import jax
@@ -49,6 +50,15 @@ class Hard(Rule):
     """``min(n, c)``; with an epsilon, ``n · min(1, c / (n + epsilon))``."""
 
     epsilon: float = 0.0
+
+    def __post_init__(self):
+        """Refuses what is no small number."""
+        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, numbers.Real):
+            raise TypeError(f"epsilon must be a number, got {self.epsilon!r}")
+        if not 0 <= self.epsilon < math.inf:
+            raise ValueError(
+                f"epsilon must be at least 0 and finite, got {self.epsilon!r}"
+            )
 
     def length(self, norm, threshold):
         """Cuts at the threshold."""
@@ -163,7 +173,8 @@ def lengths(rule: Rule, norm: jax.Array, threshold: jax.Array) -> jax.Array:
     | inf or NaN | finite | NaN, for the guard to settle |
     """
     one, zero = jnp.ones_like(norm), jnp.zeros_like(norm)
-    threshold = jnp.broadcast_to(threshold, norm.shape).astype(norm.dtype)
+    # Adding zeros broadcasts, and unlike broadcast_to takes the norm's sharding over.
+    threshold = threshold.astype(norm.dtype) + zero
     measured = (norm > 0) & (norm < jnp.inf)
     usable = (threshold > 0) & (threshold < jnp.inf)
     length = rule.length(

@@ -111,8 +111,8 @@ class ByPath:
     """A setting that differs from leaf to leaf: the first pattern that matches.
 
     Attributes:
-        patterns: pairs of a shell-style pattern for the leaf's path, such as
-            ``"blocks/*/kernel"``, and a value.
+        patterns: pairs of a shell-style pattern, such as ``"blocks/*/kernel"``, and a
+            value. A pattern stands for the leaf of that path and for all below it.
         default: the value where no pattern matches.
     """
 
@@ -123,7 +123,7 @@ class ByPath:
         """Gives the setting of one leaf."""
         del leaf
         for pattern, value in self.patterns:
-            if fnmatchcase(path, pattern):
+            if fnmatchcase(path, pattern) or fnmatchcase(path, f"{pattern}/*"):
                 return value
         return self.default
 

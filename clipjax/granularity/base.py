@@ -26,10 +26,12 @@ class Granularity:
         kind: the name in a clip's coordinates.
         summarised: blocks are too many to report one by one; `report` has one
             value per leaf instead.
+        joins_devices: a block may lie on several devices.
     """
 
     kind: str
     summarised: bool = False
+    joins_devices: bool = True
 
     def __repr__(self) -> str:
         """Prints the kind, with the settings that are not the default."""
@@ -81,12 +83,12 @@ class Granularity:
         self,
         names: tuple[str, ...],
         leaves: NamedLeaves,
-        copies: Mapping[str, int] | None = None,
+        shards: Mapping[str, int] | None = None,
     ) -> Blocks:
         """Counts the entries of each block; a leaf may be one of several shards."""
         counts = {}
         for name, leaf in leaves.arrays.items():
-            entries = self._entries(name, leaf) * (copies[name] if copies else 1)
+            entries = self._entries(name, leaf) * (shards[name] if shards else 1)
             counts[name] = np.broadcast_to(
                 np.float32(entries), self._kept_shape(name, leaf)
             )

@@ -136,9 +136,8 @@ class Group(Granularity):
 
     def names(self, leaves: NamedLeaves) -> tuple[str, ...]:
         """Gives the labels."""
-        if self.members is not None:
-            return self.members
-        return tuple(sorted(set(self._label_of(leaves).values())))
+        labels = self._label_of(leaves)
+        return self.members or tuple(sorted(set(labels.values())))
 
     def fold(self, partials, names, merge, leaves) -> Blocks:
         """Joins the leaves of each group; an empty group gives 0."""

@@ -71,6 +71,7 @@ class Element(Unit):
     reduced: Any = dataclasses.field(default=None, init=False)
     stacked: Any = dataclasses.field(default=None, init=False)
     kind = "element"
+    joins_devices = False
 
     def axes(self, name: str, leaf: Any) -> Axes:
         """Sums over nothing."""

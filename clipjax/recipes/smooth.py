@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from .. import rules
 from ..engine import Clip, clip_by
+from ..measurement import widen
 from ..thresholds.base import require_number
+from ..trees import NamedLeaves
 
 
 def soft_clip_by_global_norm(
@@ -113,7 +118,7 @@ def normalise_by_global_norm(
 
 
 def scale_by_l0_l1(
-    l0: float, l1: float, *, axis_name: Any = None, name: str = "clip"
+    l0: Any, l1: Any, *, axis_name: Any = None, name: str = "clip"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Takes the step that (L0, L1)-smoothness allows: a soft clip and a step size.
 
@@ -144,7 +149,7 @@ def scale_by_l0_l1(
         name: prefix of the clip's metrics.
 
     Returns:
-        An ``optax.GradientTransformationExtraArgs``: the clip, then ``optax.scale``.
+        An ``optax.GradientTransformationExtraArgs``: the clip, then the step.
 
     Raises:
         TypeError: an argument is not a number.
@@ -165,8 +170,23 @@ def scale_by_l0_l1(
     """
     require_number("l0", l0, infinite=False)
     require_number("l1", l1, infinite=False)
-    if l0 <= 0:
+    if not isinstance(l0, jax.Array) and l0 <= 0:
         raise ValueError(f"l0 must be a positive number, finite, got {l0!r}")
-    gamma = l0 / l1 if l1 > 0 else float("inf")
+    if isinstance(l0, jax.Array) or isinstance(l1, jax.Array):
+        gamma = jnp.where(l1 > 0, l0 / jnp.where(l1 > 0, l1, 1), jnp.inf)
+    else:
+        gamma = l0 / l1 if l1 > 0 else math.inf
     clip = soft_clip_by_global_norm(gamma, axis_name=axis_name, name=name)
-    return optax.chain(clip, optax.scale(1 / l0))
+    return optax.chain(clip, _divide_by(l0))
+
+
+def _divide_by(divisor: Any) -> optax.GradientTransformation:
+    """Divides floating and complex leaves; ``optax.scale`` takes integers as well."""
+
+    def divide(leaf: jax.Array) -> jax.Array:
+        wide = widen(leaf, jnp.promote_types(jnp.real(leaf).dtype, jnp.float32))
+        return (wide / jnp.asarray(divisor, wide.dtype)).astype(leaf.dtype)
+
+    return optax.stateless(
+        lambda updates, _: NamedLeaves.of(updates).map(divide).tree()
+    )

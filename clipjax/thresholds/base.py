@@ -86,13 +86,17 @@ def _fill_array(threshold: Any, norm: jax.Array) -> jax.Array:
     threshold = jnp.asarray(threshold)
     if threshold.size == 1 and threshold.ndim > norm.ndim:
         threshold = threshold.reshape(())
-    try:
-        return jnp.broadcast_to(threshold, norm.shape).astype(norm.dtype)
-    except ValueError as error:
+    if (
+        threshold.ndim
+        and jnp.broadcast_shapes(threshold.shape, norm.shape) != norm.shape
+    ):
         raise ValueError(
             f"threshold of shape {threshold.shape} does not fit blocks of shape "
             f"{norm.shape}; pass one number, or one per block"
-        ) from error
+        )
+    shape = (1,) * (norm.ndim - threshold.ndim) + threshold.shape
+    # Adding zeros broadcasts, and unlike broadcast_to takes the norm's sharding over.
+    return threshold.reshape(shape).astype(norm.dtype) + jnp.zeros_like(norm)
 
 
 def require_number(

@@ -1,0 +1,1 @@
+"""Runnable demonstrations: what clipping does to real training runs."""

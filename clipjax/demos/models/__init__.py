@@ -1,0 +1,1 @@
+"""Small Flax NNX models to train with and without clipping."""

@@ -1,0 +1,171 @@
+"""What a comparison shows, in numbers and in words."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..plotting import running_mean
+from .arms import UNCLIPPED
+from .compare import Result
+
+
+def window(steps: int) -> int:
+    """Length of the running mean of the loss: 5 % of the run, at least one step."""
+    return max(1, steps // 20)
+
+
+def diverged(losses: np.ndarray) -> np.ndarray:
+    """Which seeds diverged.
+
+    A seed has diverged if its loss is not finite somewhere, or if the mean of its last
+    5 % of losses is above its loss at step 0.
+    """
+    finite = np.isfinite(losses).all(axis=-1)
+    last = losses[..., -window(losses.shape[-1]) :].mean(axis=-1)
+    return ~finite | (last > losses[..., 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One arm; arrays have one entry per seed and may hold values that are not finite.
+
+    Attributes:
+        label: the clip.
+        final: smoothed loss at the end.
+        best: lowest smoothed loss.
+        held_out: scores on held-out data by name.
+        diverged: which seeds diverged.
+        clipped: fraction of the steps in which the clip changed the gradient.
+        ratio: mean of norm after over norm before.
+        norm: median of the finite norms before clipping.
+        seconds: time per step.
+    """
+
+    label: str
+    final: np.ndarray
+    best: np.ndarray
+    held_out: dict[str, np.ndarray]
+    diverged: np.ndarray
+    clipped: np.ndarray
+    ratio: np.ndarray
+    norm: np.ndarray
+    seconds: np.ndarray
+
+
+def _over_finite(reduce, values: np.ndarray) -> np.ndarray:
+    """Reduces each row over its finite values; NaN where there are none."""
+    rows = [row[np.isfinite(row)] for row in values]
+    return np.array([reduce(row) if row.size else np.nan for row in rows])
+
+
+def summarise(result: Result) -> Row:
+    """The figures of one arm."""
+    losses = result.log["loss"]
+    width = window(losses.shape[-1])
+    smoothed = running_mean(losses, width)[:, width - 1 :]
+    return Row(
+        label=result.label,
+        final=smoothed[:, -1],
+        best=_over_finite(np.min, smoothed),
+        held_out=result.held_out,
+        diverged=diverged(losses),
+        clipped=(result.log["clipped_fraction"] > 0).mean(axis=-1),
+        ratio=_over_finite(np.mean, result.log["clip_ratio"]),
+        norm=_over_finite(np.median, result.log["grad_norm_raw"]),
+        seconds=result.seconds_per_step,
+    )
+
+
+def spread(values: np.ndarray, decimals: int | None = None, unit: str = "") -> str:
+    """Mean ± sample standard deviation over seeds, or how many are not finite.
+
+    Without `decimals`, as many as show three significant digits of the mean.
+    """
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        return f"not finite ({bad} of {len(values)})"
+    mean = values.mean()
+    if decimals is None:
+        decimals = 2 - math.floor(math.log10(abs(mean))) if mean else 2
+    form = f".{decimals}f" if 0 <= decimals <= 6 and abs(mean) < 1e6 else ".2e"
+    text = f"{mean:{form}}"
+    if len(values) > 1:
+        text += f" ± {values.std(ddof=1):{form}}"
+    return text + unit
+
+
+def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table, as text."""
+    scores = list(rows[0].held_out)
+    header = ["clip", "final loss", "best loss", *scores]
+    header += ["diverged", "steps clipped", "median norm", "time per step"]
+    cells = [
+        [
+            row.label,
+            spread(row.final, 3),
+            spread(row.best, 3),
+            *(spread(row.held_out[score], 3) for score in scores),
+            f"{row.diverged.sum()} of {len(row.diverged)}",
+            spread(100 * row.clipped, 0, " %"),
+            spread(row.norm),
+            spread(1e3 * row.seconds, 1, " ms"),
+        ]
+        for row in rows
+    ]
+    return header, cells
+
+
+def findings(rows: Sequence[Row]) -> list[str]:
+    """What is seen, sentence by sentence, and what must not be concluded from it."""
+    seeds = len(rows[0].final)
+    said = []
+    for row in rows:
+        bad = int(row.diverged.sum())
+        if bad == seeds:
+            said.append(f"{row.label!r} diverged for every seed.")
+        elif bad:
+            said.append(f"{row.label!r} diverged for {bad} of {seeds} seeds.")
+        if row.label == UNCLIPPED:
+            continue
+        if not row.clipped.any():
+            said.append(
+                f"{row.label!r} never acted: its curve is the unclipped one up to "
+                "rounding, and its threshold is above every norm of the run."
+            )
+        elif row.clipped.mean() > 0.99 and np.nanmean(row.ratio) < 0.5:
+            said.append(
+                f"{row.label!r} shrank practically every gradient, to "
+                f"{np.nanmean(row.ratio):.0%} of its norm on average: it sets the "
+                "length of the steps rather than catching rare spikes."
+            )
+    steady = [row for row in rows if not row.diverged.any()]
+    if not steady:
+        said.append("No arm learned: this learning rate is too high for all of them.")
+    elif len(steady) == len(rows):
+        said.append(
+            "No arm diverged: at this learning rate clipping was not needed for "
+            "stability, and differences between the losses are what is left to see."
+        )
+    if len(steady) > 1:
+        best, second = sorted(steady, key=lambda row: row.final.mean())[:2]
+        gap = second.final.mean() - best.final.mean()
+        noise = max(np.ptp(best.final), np.ptp(second.final))
+        tie = (
+            " (within the range over seeds, so no difference to rely on)"
+            if gap <= noise
+            else ""
+        )
+        said.append(
+            f"The lowest final loss is that of {best.label!r}, {gap:.3f} below "
+            f"{second.label!r}{tie}."
+        )
+    few = "one seed" if seeds == 1 else f"{seeds} seeds"
+    said.append(
+        "All arms share one learning rate, the initial parameters and the order of "
+        "the batches. This shows what clipping does at this learning rate, not which "
+        "method is best when each has its own learning rate; and differences as small "
+        f"as the spread are not settled by {few}."
+    )
+    return said

@@ -1,0 +1,1 @@
+"""What the demonstrations train on: real text and real digits."""

