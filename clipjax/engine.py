@@ -17,7 +17,13 @@ from . import norms as norm_parts
 from .distributed import AxisNames, as_tuple
 from .granularity import Blocks, Granularity
 from .guards import Guard
-from .measurement import accumulation_dtype, first_nonfinite_leaf, measure, widen
+from .measurement import (
+    accumulation_dtype,
+    first_nonfinite_leaf,
+    measure,
+    narrow,
+    widen,
+)
 from .norms import Norm
 from .report import ClipState, Outcome, describe, empty_info, next_info
 from .rules import Rule
@@ -159,7 +165,7 @@ class Clipper:
         dtype = accumulation_dtype(leaves)
 
         def measure_params(who: str) -> Blocks:
-            if params is None:
+            if params is None and leaves.arrays:
                 raise ValueError(
                     f"{who} needs params: call update(updates, state, params)"
                 )
@@ -222,10 +228,7 @@ def _rescale_leaf(
     source = jax.lax.optimization_barrier(leaf) if is_narrow else leaf
     scaled = granularity.rescale(widen(source, norm.dtype), divisor, length)
     # Selecting, not multiplying by one, keeps every bit: subnormals, and -0.0.
-    scaled = jnp.where(kept, source, scaled.astype(leaf.dtype))
-    if jax.typeof(leaf).weak_type:
-        scaled = leaf.at[...].set(scaled)  # the way to a weak type in public JAX
-    return scaled
+    return narrow(jnp.where(kept, source, scaled.astype(leaf.dtype)), leaf)
 
 
 def _all(flags: Blocks) -> jax.Array:

@@ -47,6 +47,14 @@ def widen(leaf: jax.Array, dtype: Any) -> jax.Array:
     return leaf.astype(dtype)
 
 
+def narrow(value: jax.Array, leaf: jax.Array) -> jax.Array:
+    """Casts a result back to a leaf's dtype and weak type."""
+    value = value.astype(leaf.dtype)
+    if jax.typeof(leaf).weak_type:
+        value = leaf.at[...].set(value)  # the way to a weak type in public JAX
+    return value
+
+
 def measure(
     norm: Norm,
     granularity: Granularity,

@@ -78,7 +78,7 @@ def _positive_root(total: jax.Array, p: float) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Lp(Norm):
-    """The p-norm ``(Σ |x|^p)^(1/p)``, with |z| for complex entries, 1 ≤ p < inf."""
+    """The p-norm ``(Σ |x|^p)^(1/p)``, 1 ≤ p < inf; the modulus of complex entries."""
 
     p: float
     needs_rescaling = True

@@ -11,7 +11,7 @@ import optax
 
 from .. import rules
 from ..engine import Clip, clip_by
-from ..measurement import widen
+from ..measurement import accumulation_dtype, narrow, widen
 from ..thresholds.base import require_number
 from ..trees import NamedLeaves
 
@@ -183,10 +183,19 @@ def scale_by_l0_l1(
 def _divide_by(divisor: Any) -> optax.GradientTransformation:
     """Divides floating and complex leaves; ``optax.scale`` takes integers as well."""
 
-    def divide(leaf: jax.Array) -> jax.Array:
-        wide = widen(leaf, jnp.promote_types(jnp.real(leaf).dtype, jnp.float32))
-        return (wide / jnp.asarray(divisor, wide.dtype)).astype(leaf.dtype)
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
 
-    return optax.stateless(
-        lambda updates, _: NamedLeaves.of(updates).map(divide).tree()
-    )
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        del params
+        leaves = NamedLeaves.of(updates)
+        dtype = accumulation_dtype(leaves)
+
+        def divide(leaf: jax.Array) -> jax.Array:
+            wide = widen(leaf, dtype)
+            return narrow(wide / jnp.asarray(divisor).astype(wide.dtype), leaf)
+
+        return leaves.map(divide).tree(), state
+
+    return optax.GradientTransformation(init, update)

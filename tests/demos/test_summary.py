@@ -1,0 +1,114 @@
+"""What the numbers of the table mean, on losses made by hand."""
+
+import numpy as np
+import pytest
+
+from clipjax.demos import summary
+from clipjax.demos.compare import Result
+
+STEPS = 40  # a window of two steps
+
+
+def result(label, losses, norms=None, clipped=0.5):
+    losses = np.asarray(losses, np.float64)
+    norms = np.full(losses.shape, 2.0) if norms is None else np.asarray(norms)
+    return Result(
+        label=label,
+        log={
+            "loss": losses,
+            "grad_norm_raw": norms,
+            "grad_norm_clipped": norms * clipped,
+            "clip_ratio": np.full(losses.shape, clipped),
+            "threshold": np.ones(losses.shape),
+            "clipped_fraction": np.full(losses.shape, float(clipped < 1)),
+        },
+        held_out={"held-out loss": losses[:, -1]},
+        seconds_per_step=np.full(len(losses), 0.01),
+    )
+
+
+def falling(start=5.0, stop=1.0):
+    return np.linspace(start, stop, STEPS)
+
+
+def test_diverged_by_its_two_criteria():
+    rising_back = falling()
+    rising_back[-2:] = 5.001
+    just_below = falling()
+    just_below[-2:] = 4.999
+    hole = falling()
+    hole[10] = np.nan
+    overflow = falling()
+    overflow[3] = np.inf
+    losses = np.stack([falling(), rising_back, just_below, hole, overflow])
+    np.testing.assert_array_equal(
+        summary.diverged(losses), [False, True, False, True, True]
+    )
+
+
+def test_row_of_a_finite_run():
+    losses = np.stack([falling(5, 1), falling(5, 2)])
+    losses[:, 20:22] = 0.25
+    row = summary.summarise(result("clip", losses, clipped=0.5))
+    np.testing.assert_allclose(row.final, losses[:, -2:].mean(axis=1))
+    np.testing.assert_allclose(row.best, 0.25)
+    np.testing.assert_allclose(row.clipped, 1)
+    np.testing.assert_allclose(row.norm, 2)
+    np.testing.assert_allclose(row.ratio, 0.5)
+
+
+def test_a_finite_end_is_reported_after_a_hole():
+    losses = falling()[None].copy()
+    losses[0, 5] = np.inf
+    row = summary.summarise(result("clip", losses))
+    assert row.final[0] == pytest.approx(losses[0, -2:].mean())
+    assert np.isfinite(row.best[0])
+
+
+def test_spread():
+    assert summary.spread(np.array([1.0, 3.0]), 3) == "2.000 ± 1.414"
+    assert summary.spread(np.array([2.0]), 1, " ms") == "2.0 ms"
+    assert summary.spread(np.array([1.0, np.nan, np.inf]), 3) == "not finite (2 of 3)"
+    assert summary.spread(np.array([123.4])) == "123"
+    assert summary.spread(np.array([0.04567])) == "0.0457"
+    assert summary.spread(np.array([1.5e9, 1.5e9])) == "1.50e+09 ± 0.00e+00"
+
+
+def rows(*results):
+    return [summary.summarise(each) for each in results]
+
+
+def test_table_has_a_cell_for_each_heading():
+    header, cells = summary.table(rows(result("none", [falling()], clipped=1.0)))
+    assert len(cells) == 1 and len(cells[0]) == len(header)
+    assert dict(zip(header, cells[0], strict=True))["diverged"] == "0 of 1"
+
+
+def test_findings_say_what_happened_and_no_more():
+    bad, good = [falling(5, 9)] * 2, [falling(5, 1), falling(5, 1.5)]
+    near = [falling(5, 1.1), falling(5, 1.6)]
+    said = " ".join(
+        summary.findings(
+            rows(
+                result("none", bad, clipped=1.0),
+                result("a", good, clipped=1.0),
+                result("b", near, clipped=0.2),
+            )
+        )
+    )
+    assert "'none' diverged for every seed" in said
+    assert "'a' never acted" in said
+    assert "'b' shrank practically every gradient, to 20% of its norm" in said
+    assert "lowest final loss is that of 'a', 0.099 below 'b'" in said
+    assert "within the range over seeds" in said
+    assert "No arm" not in said
+    calm = " ".join(summary.findings(rows(result("none", good, clipped=1.0))))
+    assert "No arm diverged" in calm
+    assert "lowest" not in calm
+    wild = " ".join(summary.findings(rows(result("none", bad, clipped=1.0))))
+    assert "No arm learned" in wild
+
+
+def test_one_diverged_seed_is_not_all():
+    said = summary.findings(rows(result("a", [falling(5, 9), falling(5, 1)])))
+    assert "'a' diverged for 1 of 2 seeds." in said
