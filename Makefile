@@ -1,0 +1,67 @@
+# Each target sets up what it needs, once, in a virtual environment of its own.
+# Any Python from 3.11 on will do: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+IN_VENV := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed-
+OPTIONS ?=
+
+.NOTPARALLEL:
+.PHONY: help demo test docs lint notebooks benchmark clean
+
+help:
+	@echo "make demo       train with and without clipping, and draw what clipping did"
+	@echo "make test       run the tests"
+	@echo "make docs       build the documentation"
+	@echo "make lint       check style and types"
+	@echo "make notebooks  run the notebooks"
+	@echo "make benchmark  measure speed"
+	@echo "make clean      remove everything that the above have made"
+
+demo: $(INSTALLED)demos
+	$(VENV)/bin/clipjax compare --out demo $(OPTIONS)
+	@echo "The report is demo/report.html: open it in a browser."
+
+test: $(INSTALLED)demos-test
+	$(IN_VENV) -m pytest -n 2 $(OPTIONS)
+
+docs: $(INSTALLED)demos-docs
+	$(IN_VENV) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "The first page is docs/_build/html/index.html."
+
+lint: $(INSTALLED)demos-test-bench-docs-lint
+	$(IN_VENV) -m ruff check .
+	$(IN_VENV) -m ruff format --check .
+	$(IN_VENV) -m pyright --pythonpath $(IN_VENV)
+
+notebooks: $(INSTALLED)demos-test
+	$(IN_VENV) -m pytest --nbmake notebooks $(OPTIONS)
+
+benchmark: $(INSTALLED)bench
+	$(IN_VENV) -m pytest benchmarks -s $(OPTIONS)
+
+clean:
+	rm -rf $(VENV) demo dist docs/_build .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# .installed-demos-test marks that the extras "demos" and "test" are in place.
+comma := ,
+$(INSTALLED)%: pyproject.toml $(VENV)/.created
+	@echo "Installing clipjax[$(subst -,$(comma),$*)] in $(VENV)"
+	@$(IN_VENV) -m pip --disable-pip-version-check install --quiet \
+		--editable ".[$(subst -,$(comma),$*)]"
+	@touch $@
+
+$(VENV)/.created:
+	@version=$$($(PYTHON) -c 'import sys; print(*sys.version_info[:3], sep=".")' \
+			2>/dev/null) || { \
+		echo "clipjax needs Python 3.11 or later, and $(PYTHON) does not run:" \
+			"name one with PYTHON=..." >&2; exit 1; }; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "clipjax needs Python 3.11 or later, and $(PYTHON) is $$version:" \
+			"name another with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv --clear $(VENV) || { \
+		echo "$(PYTHON) cannot make a virtual environment:" \
+			"install its venv module, or name another with PYTHON=..." >&2; exit 1; }
+	@touch $@

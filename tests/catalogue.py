@@ -1,0 +1,171 @@
+"""Every method and part by name: the one list that the contracts walk.
+
+A new method is one line here, and all the promises of the engine hold for it or a
+test fails.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from oracle import random_tree
+
+import clipjax
+from clipjax import granularity, guards, norms, rules, thresholds
+
+SHAPES = {"dense": {"bias": (2,), "kernel": (3, 2)}, "scale": ()}
+LEAF_COUNT = 3
+
+
+def by_rank(path, leaf):
+    """Labels a leaf by its rank, so that the label exists on any tree."""
+    del path
+    return "matrices" if leaf.ndim >= 2 else "vectors"
+
+
+RECIPES = {
+    "clip_by_value": lambda: clipjax.clip_by_value(0.2),
+    "clip_by_global_norm": lambda: clipjax.clip_by_global_norm(1.0),
+    "clip_by_leaf_norm": lambda: clipjax.clip_by_leaf_norm(1.0),
+    "clip_by_group_norm": lambda: clipjax.clip_by_group_norm(
+        by_rank, {"matrices": 1.0, "vectors": None}
+    ),
+    "clip_by_block_rms": lambda: clipjax.clip_by_block_rms(0.5),
+    "adaptive_grad_clip": lambda: clipjax.adaptive_grad_clip(0.1),
+    "soft_clip_by_global_norm": lambda: clipjax.soft_clip_by_global_norm(1.0),
+    "normalise_by_global_norm": lambda: clipjax.normalise_by_global_norm(1.0),
+    "torch_clip_grad_norm": lambda: clipjax.torch_clip_grad_norm(1.0),
+    "scale_by_l0_l1": lambda: clipjax.scale_by_l0_l1(2.0, 1.0),
+}
+
+NORMS = {
+    "l1": lambda: norms.l1,
+    "l2": lambda: norms.l2,
+    "linf": lambda: norms.linf,
+    "rms": lambda: norms.rms,
+    "lp": lambda: norms.lp(3),
+    "spectral": lambda: norms.spectral(),
+}
+
+RULES = {
+    "hard": lambda: rules.hard,
+    "hard_epsilon": lambda: rules.Hard(epsilon=1e-6),
+    "soft": lambda: rules.soft,
+    "tanh": lambda: rules.tanh,
+    "sqrt": lambda: rules.sqrt,
+    "normalise": lambda: rules.normalise,
+    "band": lambda: rules.band(0.5),
+    "skip": lambda: rules.skip,
+}
+
+GRANULARITIES = {
+    "element": lambda: granularity.element(),
+    "unit": lambda: granularity.unit(),
+    "unit_axes": lambda: granularity.unit({"*kernel": 1}),
+    "leaf": lambda: granularity.leaf(),
+    "leaf_stacked": lambda: granularity.leaf({"*kernel": 1}),
+    "group": lambda: granularity.group(by_rank),
+    "whole": lambda: granularity.whole(),
+}
+
+THRESHOLDS = {
+    "constant": lambda: thresholds.constant(0.7),
+    "array": lambda: jnp.asarray(0.7),
+    "schedule": lambda: optax.linear_schedule(1.0, 0.1, 3),
+    "minimum": lambda: thresholds.minimum(0.7, optax.linear_schedule(1.0, 0.1, 3)),
+    "maximum": lambda: thresholds.maximum(0.1, optax.linear_schedule(1.0, 0.1, 3)),
+    "scaled": lambda: thresholds.scaled(optax.linear_schedule(1.0, 0.1, 3), 2.0),
+    "after": lambda: thresholds.after(2, 0.3),
+    "warmup_statistic": lambda: thresholds.warmup_statistic(2, 0.5, cap=2.0),
+    "relative_to_params": lambda: thresholds.relative_to_params(0.3),
+}
+
+GUARDS = {
+    "propagate": lambda: guards.propagate,
+    "zero": lambda: guards.zero,
+    "drop": lambda: guards.drop,
+}
+
+# Fits trees of SHAPES only.
+TABLE = {"dense": {"bias": None, "kernel": 0.4}, "scale": 0.3}
+
+
+def _clips():
+    clips = {f"recipe-{name}": recipe for name, recipe in RECIPES.items()}
+
+    def add(slot, name, **parts):
+        clips[f"{slot}-{name}"] = lambda: clipjax.clip_by(
+            **{key: make() for key, make in parts.items()}
+        )
+
+    for name, norm in NORMS.items():
+        add("norm", name, threshold=lambda: 0.3, granularity=granularity.leaf, norm=norm)
+    for name, rule in RULES.items():
+        add("rule", name, threshold=lambda: 0.3, rule=rule)
+    for name, part in GRANULARITIES.items():
+        add("granularity", name, threshold=lambda: 0.3, granularity=part)
+    for name, threshold in THRESHOLDS.items():
+        add("threshold", name, threshold=threshold)
+    for name, guard in GUARDS.items():
+        add("guard", name, threshold=lambda: 0.3, nonfinite=guard)
+    add(
+        "threshold",
+        "learnt_per_leaf",
+        threshold=THRESHOLDS["warmup_statistic"],
+        granularity=granularity.leaf,
+    )
+    add(
+        "threshold",
+        "learnt_per_unit",
+        threshold=THRESHOLDS["warmup_statistic"],
+        granularity=granularity.unit,
+    )
+    return clips
+
+
+CLIPS = _clips() | {
+    "threshold-table": lambda: clipjax.clip_by_leaf_norm(TABLE),
+}
+
+# Need the params in update; the others must do without.
+NEED_PARAMS = ("recipe-adaptive_grad_clip", "threshold-relative_to_params")
+# The one recipe that is a chain, of a clip and a scale.
+CHAIN = "recipe-scale_by_l0_l1"
+
+
+@functools.cache
+def clip(key):
+    """Builds a clip of the catalogue once."""
+    return CLIPS[key]()
+
+
+@functools.cache
+def jitted(key):
+    """Compiles its update once for all tests of a process."""
+    return jax.jit(clip(key).update)
+
+
+def clip_parts(key):
+    """Gives the four parts of a clip, of the one inside a chain too."""
+    if key == CHAIN:
+        return clipjax.soft_clip_by_global_norm(1.0).clipper
+    return clip(key).clipper
+
+
+def parameters(dtype=jnp.float32):
+    """Makes the parameters that most tests use."""
+    return random_tree(0, SHAPES, dtype, size=3.0)
+
+
+def gradients(seed=1, dtype=jnp.float32, size=5.0):
+    """Makes gradients of the same structure, with an overall norm of ``size``."""
+    return random_tree(seed, SHAPES, dtype, size)
+
+
+def clip_state(state):
+    """Finds the clip's own state, also in a chain."""
+    is_clip = lambda node: isinstance(node, clipjax.ClipState)  # noqa: E731
+    found = [n for n in jax.tree.leaves(state, is_leaf=is_clip) if is_clip(n)]
+    assert len(found) == 1
+    return found[0]

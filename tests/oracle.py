@@ -1,0 +1,94 @@
+"""What the answers should be: NumPy in float64, and comparisons bit by bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def wide(leaf):
+    """Casts a leaf to float64, or complex128, exactly."""
+    leaf = np.asarray(leaf)
+    is_complex = np.issubdtype(leaf.dtype, np.complexfloating)
+    return leaf.astype(np.complex128 if is_complex else np.float64)
+
+
+def flat(tree):
+    """Gives the entries of a tree as one vector in double precision."""
+    leaves = [wide(leaf).reshape(-1) for leaf in jax.tree.leaves(tree)]
+    return np.concatenate([np.zeros(0), *leaves])
+
+
+def norm(tree, p=2):
+    """Gives the p-norm of a tree; "rms" for the root mean square."""
+    entries = np.abs(flat(tree))
+    peak = entries.max(initial=0.0)
+    if peak == 0 or p == np.inf:
+        return peak
+    if p == "rms":
+        return peak * np.sqrt(np.mean((entries / peak) ** 2))
+    return peak * np.sum((entries / peak) ** p) ** (1 / p)
+
+
+def hard_clip(tree, threshold, p=2):
+    """Gives the clipped tree in double precision."""
+    length = norm(tree, p)
+    factor = min(1.0, threshold / length) if length > 0 else 1.0
+    return jax.tree.map(lambda leaf: wide(leaf) * factor, tree)
+
+
+def eps(dtype):
+    """Gives one ulp at 1."""
+    return float(jnp.finfo(dtype).eps)
+
+
+def random_tree(seed, shapes, dtype=jnp.float32, size=1.0):
+    """Makes Gaussian leaves, scaled to an overall L2 norm of ``size``."""
+    generator = np.random.default_rng(seed)
+    is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
+    drawn = jax.tree.map(generator.standard_normal, shapes, is_leaf=is_shape)
+    scale = size / norm(drawn)
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf * scale, dtype), drawn)
+
+
+def bits(leaf):
+    """Gives what a leaf is to the bit."""
+    leaf = np.asarray(leaf)
+    return leaf.dtype, leaf.shape, leaf.tobytes()
+
+
+def assert_same_bits(actual, expected):
+    """Compares two trees to the bit, signs of zeros included."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for mine, theirs in zip(
+        jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+    ):
+        assert bits(mine) == bits(theirs), (mine, theirs)
+
+
+def assert_close(actual, expected, rtol=1e-6, atol=0.0):
+    """Compares two trees leaf by leaf; a name in the message is the leaf's path."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    mine = jax.tree_util.tree_leaves_with_path(actual)
+    for (path, leaf), other in zip(mine, jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(
+            wide(leaf),
+            wide(other),
+            rtol=rtol,
+            atol=atol,
+            err_msg=jax.tree_util.keystr(path),
+        )
+
+
+def kinds(tree):
+    """Gives structure, shapes, dtypes and weak types."""
+    types = [jax.typeof(leaf) for leaf in jax.tree.leaves(tree)]
+    kinds = [(kind.shape, kind.dtype, kind.weak_type) for kind in types]
+    return jax.tree.structure(tree), kinds
+
+
+def cosine(one, other):
+    """Gives the cosine of the angle between two trees as vectors."""
+    one, other = flat(one), flat(other)
+    one, other = one / np.abs(one).max(), other / np.abs(other).max()
+    product = np.real(np.vdot(one, other))
+    return product / (np.linalg.norm(one) * np.linalg.norm(other))

@@ -1,0 +1,283 @@
+"""Many devices give the numbers of one: jit, shard_map, pmap and vmap."""
+
+import functools
+
+import catalogue
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from oracle import assert_close, assert_same_bits, eps, norm, random_tree
+
+import clipjax
+from clipjax import granularity, guards, norms
+
+SHAPES = {"replicated": (4,), "rows": (8, 3), "columns": (3, 8)}
+SPECS = {
+    "replicated": PartitionSpec(),
+    "rows": PartitionSpec("x"),
+    "columns": PartitionSpec(None, "x"),
+}
+every_recipe = pytest.mark.parametrize("name", catalogue.RECIPES)
+
+
+def trees():
+    return random_tree(1, SHAPES, size=30.0), random_tree(2, SHAPES, size=3.0)
+
+
+def mesh(kind=AxisType.Auto):
+    return jax.make_mesh((8,), ("x",), axis_types=(kind,))
+
+
+def one_device(clip, grads, params):
+    return jax.jit(clip.update)(grads, clip.init(params), params)
+
+
+@every_recipe
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_jit_on_a_mesh_equals_one_device(name, kind):
+    clip = catalogue.RECIPES[name]()
+    grads, params = trees()
+    expected, expected_state = one_device(clip, grads, params)
+    devices = mesh(kind)
+    with jax.set_mesh(devices):
+        shardings = {
+            leaf: NamedSharding(devices, spec) for leaf, spec in SPECS.items()
+        }
+        spread_grads = jax.device_put(grads, shardings)
+        spread_params = jax.device_put(params, shardings)
+        state = jax.jit(clip.init)(spread_params)
+        updates, state = jax.jit(clip.update)(spread_grads, state, spread_params)
+    assert_close(updates, expected, rtol=16 * eps(jnp.float32))
+    assert_close(state, expected_state, rtol=16 * eps(jnp.float32))
+    if kind is AxisType.Explicit:
+        for leaf, update in updates.items():
+            assert update.sharding.is_equivalent_to(shardings[leaf], update.ndim), leaf
+
+
+NORMS = {"l1": norms.l1, "l2": norms.l2, "linf": norms.linf, "rms": norms.rms}
+GRANULARITIES = {
+    "whole": granularity.whole(),
+    "leaf": granularity.leaf(),
+    "group": granularity.group(lambda path, leaf: path[0]),
+    # Units may be split over devices, but not told apart by them.
+    "unit": granularity.unit({"columns": 1, "*": 0}),
+    "element": granularity.element(),
+}
+CASES = [(part, "l2") for part in GRANULARITIES] + [
+    ("whole", "l1"),
+    ("whole", "linf"),
+    ("leaf", "rms"),
+]
+
+
+def in_shard_map(clip, grads, check=True):
+    step = jax.shard_map(
+        lambda grads: clip.update(grads, None),
+        mesh=mesh(),
+        in_specs=(SPECS,),
+        out_specs=(SPECS, PartitionSpec()),
+        check_vma=check,
+    )
+    return jax.jit(step)(grads)
+
+
+@pytest.mark.parametrize(("part", "norm_name"), CASES)
+def test_shard_map_equals_one_device(part, norm_name):
+    parts = {"granularity": GRANULARITIES[part], "norm": NORMS[norm_name]}
+    grads, _ = trees()
+    expected = clipjax.clip_by(0.3, **parts).update(grads, None)
+    clip = clipjax.clip_by(0.3, **parts, axis_name="x")
+    actual = in_shard_map(clip, grads)
+    assert_close(actual, expected, rtol=16 * eps(jnp.float32))
+
+
+@pytest.mark.parametrize("bad", [1e25, 1e-25])
+def test_shard_map_at_extreme_magnitudes(bad):
+    # Every device must take the same branch, or the collectives hang.
+    grads, _ = trees()
+    grads = jax.tree.map(lambda leaf: leaf * bad, grads)
+    expected = clipjax.clip_by_global_norm(1.0).update(grads, None)
+    actual = in_shard_map(clipjax.clip_by_global_norm(1.0, axis_name="x"), grads)
+    assert_close(actual, expected, rtol=16 * eps(jnp.float32))
+
+
+@pytest.mark.parametrize("norm_name", NORMS)
+def test_shard_map_never_loses_a_nan(norm_name):
+    # A maximum over devices drops NaN.
+    grads, _ = trees()
+    grads["rows"] = grads["rows"].at[5, 1].set(jnp.nan)
+    clip = clipjax.clip_by(1.0, norm=NORMS[norm_name], axis_name="x")
+    updates, state = in_shard_map(clip, grads)
+    assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(updates))
+    assert int(state.info.nonfinite_count) == 1
+    assert clipjax.nonfinite_path(state, grads) == "rows"
+
+
+@pytest.mark.parametrize("guard", [guards.zero, guards.drop], ids=repr)
+def test_guards_agree_across_devices(guard):
+    grads, _ = trees()
+    grads["columns"] = grads["columns"].at[0, 6].set(jnp.inf)
+    expected = clipjax.clip_by(1.0, nonfinite=guard).update(grads, None)
+    clip = clipjax.clip_by(1.0, nonfinite=guard, axis_name="x")
+    assert_close(in_shard_map(clip, grads), expected, rtol=16 * eps(jnp.float32))
+
+
+def test_skip_nonfinite_agrees_across_devices():
+    grads, params = trees()
+    grads["rows"] = grads["rows"].at[3, 0].set(jnp.nan)
+    clip = clipjax.clip_by_global_norm(1.0, axis_name="x")
+    optimizer = clipjax.skip_nonfinite(clip, axis_name="x")
+    state = optimizer.init(params)
+    step = jax.shard_map(
+        optimizer.update,
+        mesh=mesh(),
+        in_specs=(SPECS, PartitionSpec()),
+        out_specs=(SPECS, PartitionSpec()),
+    )
+    updates, after = jax.jit(step)(grads, state)
+    assert norm(updates) == 0
+    assert int(after.skipped_count) == 1
+    assert_same_bits(after.inner_state, state.inner_state)
+    assert clipjax.nonfinite_path(after, grads) == "rows"
+
+
+# edges E34: w = 1..16 sharded, b = 4 ones replicated.
+E34 = {"w": jnp.arange(1.0, 17.0), "b": jnp.ones(4)}
+E34_SPECS = {"w": PartitionSpec("x"), "b": PartitionSpec()}
+
+
+def test_e34_replicated_leaf_is_counted_once():
+    clip = clipjax.clip_by_global_norm(1.0, axis_name="x")
+
+    def step(grads):
+        updates, state = clip.update(grads, None)
+        return updates, state.info.norm, state.info.factor
+
+    updates, length, factor = jax.jit(
+        jax.shard_map(
+            step,
+            mesh=mesh(),
+            in_specs=(E34_SPECS,),
+            out_specs=(E34_SPECS, PartitionSpec(), PartitionSpec()),
+        )
+    )(E34)
+    assert float(length) == pytest.approx(38.7298, rel=1e-6)
+    assert float(factor) == pytest.approx(0.0258199, rel=1e-5)
+    scales = np.concatenate([updates["w"] / E34["w"], updates["b"]])
+    np.testing.assert_allclose(scales, 1 / norm(E34), rtol=1e-6)
+
+
+def test_e35_without_axis_name_is_an_error_about_the_local_norm():
+    clip = clipjax.clip_by_global_norm(1.0)
+    with pytest.raises(ValueError, match="axis_name"):
+        jax.jit(
+            jax.shard_map(
+                lambda grads: clip.update(grads, None)[0],
+                mesh=mesh(),
+                in_specs=(E34_SPECS,),
+                out_specs=E34_SPECS,
+            )
+        )(E34)
+
+
+def test_check_vma_off_counts_every_leaf_as_split():
+    grads = {"w": jnp.arange(1.0, 17.0)}
+    clip = clipjax.clip_by_global_norm(1.0, axis_name="x")
+    length = jax.jit(
+        jax.shard_map(
+            lambda grads: clip.update(grads, None)[1].info.norm,
+            mesh=mesh(),
+            in_specs=({"w": PartitionSpec("x")},),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+    )(grads)
+    assert float(length) == pytest.approx(norm(grads), rel=1e-6)
+
+
+# JAX 0.10 warns that pmap is on its way out; the promise includes it.
+@pytest.mark.filterwarnings("ignore:.*pmap:DeprecationWarning")
+@pytest.mark.parametrize("part", ["whole", "leaf"])
+def test_pmap_equals_one_device(part):
+    grads = {"w": jnp.arange(1.0, 17.0)}
+    parts = {"granularity": GRANULARITIES[part]}
+    expected, state = clipjax.clip_by(1.0, **parts).update(grads, None)
+    clip = clipjax.clip_by(1.0, **parts, axis_name="i")
+
+    @functools.partial(jax.pmap, axis_name="i")
+    def step(grads):
+        updates, state = clip.update(grads, None)
+        return updates, state.info.norm
+
+    shards = {"w": grads["w"].reshape(8, 2)}
+    updates, lengths = step(shards)
+    np.testing.assert_allclose(updates["w"].reshape(-1), expected["w"], rtol=1e-6)
+    np.testing.assert_allclose(lengths, state.info.norm, rtol=1e-6)
+
+
+def test_clip_of_the_mean_gradient():
+    # edges E37: clip after the mean, not the mean of clips.
+    grads = jnp.array([[10.0, 0.0], [-8.0, 0.0]])
+    clip = clipjax.clip_by_global_norm(1.0, axis_name="data")
+    pair = jax.make_mesh(
+        (2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2]
+    )
+
+    def step(grads):
+        return clip.update(jax.lax.pmean(grads[0], "data"), None)[0]
+
+    updates = jax.jit(
+        jax.shard_map(
+            step,
+            mesh=pair,
+            in_specs=PartitionSpec("data"),
+            out_specs=PartitionSpec(),
+        )
+    )(grads)
+    np.testing.assert_allclose(updates, [1.0, 0.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["clip_by_global_norm", "clip_by_leaf_norm", "adaptive_grad_clip"]
+)
+def test_vmap_over_seeds(name):
+    clip = catalogue.RECIPES[name]()
+    params = catalogue.parameters()
+    batch = [catalogue.gradients(seed, size=10.0**seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batch)
+    state = clip.init(params)
+    many = jax.jit(jax.vmap(lambda grads: clip.update(grads, state, params)))(stacked)
+    for seed, grads in enumerate(batch):
+        expected = catalogue.jitted(f"recipe-{name}")(grads, state, params)
+        mine = jax.tree.map(lambda leaf: leaf[seed], many)  # noqa: B023
+        assert_close(mine, expected, rtol=16 * eps(jnp.float32))
+
+
+def test_e36_six_sharding_patterns_on_two_axes():
+    axes = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    patterns = [
+        PartitionSpec(),
+        PartitionSpec("x"),
+        PartitionSpec("y"),
+        PartitionSpec("x", "y"),
+        PartitionSpec(("x", "y")),
+        PartitionSpec(None, "x"),
+    ]
+    shapes = {f"leaf{i:02}": (8, 8) for i in range(60)}
+    grads = random_tree(5, shapes, size=20.0)
+    spread = {
+        name: jax.device_put(leaf, NamedSharding(axes, patterns[i % 6]))
+        for i, (name, leaf) in enumerate(grads.items())
+    }
+    clip = clipjax.clip_by_global_norm(1.0)
+    compiled = jax.jit(clip.update).lower(spread, clip.init(grads)).compile()
+    updates, state = compiled(spread, clip.init(grads))
+    assert_close(updates, clip.update(grads, None)[0], rtol=16 * eps(jnp.float32))
+    assert float(state.info.norm) == pytest.approx(20.0, rel=1e-6)
+    text = compiled.as_text()
+    assert "all-gather" not in text
+    # The replica groups: over x, over y, over both; and the flat pair of axes.
+    main = text.split("ENTRY")[1]
+    assert main.count(" all-reduce(") + main.count(" all-reduce-start(") <= 4

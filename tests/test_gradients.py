@@ -1,0 +1,132 @@
+"""Derivatives through a clip: no NaN anywhere (sharp edges K)."""
+
+import catalogue
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import assert_close, eps, flat
+
+import clipjax
+from clipjax import granularity, norms, rules
+
+EVERYWHERE = {
+    "recipe-clip_by_value",
+    "recipe-clip_by_block_rms",
+    "recipe-adaptive_grad_clip",
+    "recipe-torch_clip_grad_norm",
+    "norm-l1",
+    "norm-linf",
+    "norm-lp",
+    "norm-spectral",
+    "rule-hard",
+    "rule-soft",
+    "rule-tanh",
+    "rule-sqrt",
+    "rule-normalise",
+    "rule-band",
+    "rule-skip",
+    "granularity-group",
+    "guard-drop",
+    "threshold-warmup_statistic",
+}
+
+
+def total(key):
+    """Gives the sum of the clipped entries, weighed, as a scalar function."""
+    clip, params = catalogue.clip(key), catalogue.parameters()
+    weights = catalogue.gradients(seed=7)
+
+    def function(grads):
+        updates, _ = clip.update(grads, clip.init(params), params)
+        products = jax.tree.map(lambda u, w: jnp.sum(u * w), updates, weights)
+        return sum(jax.tree.leaves(products))
+
+    return function
+
+
+@pytest.mark.parametrize("key", sorted(EVERYWHERE))
+def test_k71_first_derivative_is_finite(key):
+    derivative = jax.jit(jax.grad(total(key)))
+    found = [flat(derivative(catalogue.gradients(size=s))) for s in (0.0, 1e-3, 5.0)]
+    assert np.all(np.isfinite(found))
+    assert np.any(np.asarray(found[1:]) != 0)
+
+
+@pytest.mark.parametrize(
+    "key", ["rule-hard", "rule-soft", "rule-normalise", "norm-lp", "norm-spectral"]
+)
+def test_k72_second_derivative_is_finite(key):
+    function = total(key)
+
+    def curvature(grads):
+        slope = jax.grad(function)(grads)
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(slope))
+
+    second = jax.jit(jax.grad(curvature))
+    for size in (0.0, 5.0):
+        assert np.all(np.isfinite(flat(second(catalogue.gradients(size=size))))), size
+
+
+def test_k72_jvp_vmap_and_remat_agree():
+    function = total("rule-hard")
+    grads, tangent = catalogue.gradients(), catalogue.gradients(seed=3)
+    gradient = jax.jit(jax.grad(jax.checkpoint(function)))(grads)
+    _, slope = jax.jit(lambda g: jax.jvp(function, (g,), (tangent,)))(grads)
+    expected = float(np.vdot(flat(gradient), flat(tangent)))
+    # The two modes add the same terms up in another order.
+    assert float(slope) == pytest.approx(expected, rel=64 * eps(jnp.float32))
+    batch = jax.tree.map(lambda leaf: jnp.stack([0 * leaf, leaf]), grads)
+    many = jax.jit(jax.vmap(jax.grad(function)))(batch)
+    assert np.all(np.isfinite(flat(many)))
+    second = jax.tree.map(lambda leaf: leaf[1], many)
+    assert_close(second, gradient, rtol=64 * eps(jnp.float32), atol=1e-6)
+
+
+def test_hard_clip_has_the_derivative_of_the_formula():
+    # d/dg of c g / |g| is c/n (I - g g'/n²).
+    grads = jnp.array([3.0, 4.0])
+    clip = clipjax.clip_by_global_norm(1.0)
+    found = jax.jacobian(lambda g: clip.update(g, None)[0])(grads)
+    g = np.array([3.0, 4.0])
+    expected = (np.eye(2) - np.outer(g, g) / 25) / 5
+    np.testing.assert_allclose(found, expected, atol=4 * eps(jnp.float32))
+    inside = jax.jacobian(lambda g: clip.update(g, None)[0])(grads / 10)
+    np.testing.assert_array_equal(inside, np.eye(2))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_derivative_at_extreme_magnitudes(size):
+    clip = clipjax.clip_by_global_norm(size / 5)
+    grads = jnp.array([0.6, 0.8]) * size
+    found = jax.jacobian(lambda g: clip.update(g, None)[0])(grads)
+    g = np.array([0.6, 0.8])
+    expected = (np.eye(2) - np.outer(g, g)) / 5
+    np.testing.assert_allclose(found, expected, atol=16 * eps(jnp.float32))
+
+
+@pytest.mark.parametrize("norm", [norms.l1, norms.l2, norms.rms, norms.lp(3)], ids=repr)
+def test_norms_match_finite_differences(norm):
+    with jax.enable_x64(True):
+        grads = jnp.array([0.3, -1.2, 2.0])
+        clip = clipjax.clip_by(
+            0.5, norm=norm, rule=rules.sqrt, granularity=granularity.leaf()
+        )
+        function = jax.jit(lambda g: jnp.sum(clip.update(g, None)[0] ** 3))
+        found = jax.grad(function)(grads)
+        step = 1e-6
+        for i in range(3):
+            shift = step * np.eye(3)[i]
+            slope = (function(grads + shift) - function(grads - shift)) / (2 * step)
+            assert float(found[i]) == pytest.approx(float(slope), rel=1e-6, abs=1e-9)
+
+
+def test_stop_gradient_on_the_threshold_input():
+    def loss(threshold):
+        updates, _ = clipjax.clip_by_global_norm(threshold).update(
+            jnp.array([3.0, 4.0]), None
+        )
+        return jnp.sum(updates)
+
+    # u = c g / n, so that the sum moves by (3 + 4) / 5 a unit of threshold.
+    assert float(jax.grad(loss)(jnp.float32(1.0))) == pytest.approx(1.4, rel=1e-6)
