@@ -137,7 +137,9 @@ class RMS(Lp):
 
     def finish(self, total: jax.Array, size: int | jax.Array) -> jax.Array:
         """Takes the root of the mean; an empty block has none and gives 0."""
-        return _positive_root(total / jnp.maximum(size, 1).astype(total.dtype), 2)
+        # XLA compiles the division in jnp.mean to this product, and Optax takes that.
+        reciprocal = 1 / jnp.maximum(size, 1).astype(total.dtype)
+        return _positive_root(total * reciprocal, 2)
 
     def combine(self, norms: jax.Array, sizes: jax.Array) -> jax.Array:
         """Weighs the squares by the numbers of entries."""

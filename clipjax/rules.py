@@ -64,7 +64,8 @@ class Hard(Rule):
         """Cuts at the threshold."""
         if not self.epsilon:
             return jnp.minimum(norm, threshold)
-        return norm * jnp.minimum(1.0, threshold / (norm + self.epsilon))
+        length = norm * jnp.minimum(1.0, threshold / (norm + self.epsilon))
+        return jnp.minimum(length, threshold)  # rounding must not lengthen
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

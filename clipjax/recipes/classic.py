@@ -63,7 +63,7 @@ def clip_by_global_norm(
 
     Coordinates: ``whole × l2 × hard × constant``
 
-    A drop-in for ``optax.clip_by_global_norm``, and equal to it to the bit on finite
+    A drop-in for ``optax.clip_by_global_norm``, and within one ulp of it on finite
     float32 gradients whose squares do not overflow.
 
     | input | result |
