@@ -61,7 +61,6 @@ def measure(
     leaves: NamedLeaves,
     names: tuple[str, ...],
     axis_name: AxisNames = None,
-    dtype: Any = None,
 ) -> Measurement:
     """Measures the blocks of a tree.
 
@@ -72,9 +71,11 @@ def measure(
         names: the blocks' names, from ``granularity.names``.
         axis_name: mesh axes over which leaves are split, inside ``shard_map`` and
             ``pmap``.
-        dtype: the accumulation dtype; by default by the leaves' own.
+
+    Raises:
+        ValueError: leaves are split over axes and ``axis_name`` is not given.
     """
-    dtype = accumulation_dtype(leaves) if dtype is None else dtype
+    dtype = accumulation_dtype(leaves)
     arrays = leaves.arrays
     refuse_local(arrays, axis_name)
     joined = axis_name if granularity.joins_devices else ()
@@ -120,11 +121,11 @@ def measure(
             peak,
             power,
         )
-        return Measurement(norms, first_nonfinite(peaks))
+        return Measurement(norms, _first_nonfinite(peaks))
 
     if not norm.needs_rescaling:
         norms = jax.tree.map(norm.finish, totals, sizes)
-        return Measurement(norms, first_nonfinite(sums))
+        return Measurement(norms, _first_nonfinite(sums))
     in_range = jax.tree.map(
         lambda total, size: jnp.all(norm.in_range(total) | (size == 0)), totals, sizes
     )
@@ -135,14 +136,25 @@ def measure(
 def first_nonfinite_leaf(leaves: NamedLeaves, axis_name: AxisNames) -> jax.Array:
     """Gives the position of the first leaf with NaN or inf on any device, or -1."""
     flags = {
-        name: jnp.any(~jnp.isfinite(leaf)).astype(jnp.float32)
+        name: (~jnp.all(jnp.isfinite(leaf))).astype(jnp.float32)
         for name, leaf in leaves.arrays.items()
     }
     split = {name: split_axes(leaf, axis_name) for name, leaf in leaves.arrays.items()}
     flags = reduce_over_devices(flags, split, jax.lax.pmax)
-    return first_nonfinite(
-        {n: jnp.where(flag > 0, jnp.nan, 0) for n, flag in flags.items()}
-    )
+    return _first([flag > 0 for flag in flags.values()])
+
+
+def _first_nonfinite(values: Mapping[str, jax.Array]) -> jax.Array:
+    return _first([~jnp.all(jnp.isfinite(value)) for value in values.values()])
+
+
+def _first(flags: list[jax.Array]) -> jax.Array:
+    """Gives the position of the first flag that is raised, or -1."""
+    if not flags:
+        return jnp.int32(-1)
+    raised = jnp.stack(flags)
+    first = jnp.argmax(raised).astype(jnp.int32)
+    return jnp.where(jnp.any(raised), first, jnp.int32(-1))
 
 
 def branch(
@@ -152,11 +164,3 @@ def branch(
     if isinstance(predicate, Tracer):
         return jax.lax.cond(predicate, on_true, on_false)
     return on_true() if predicate else on_false()
-
-
-def first_nonfinite(values: Mapping[str, jax.Array]) -> jax.Array:
-    """Gives the position of the first leaf with a NaN or inf, or -1."""
-    if not values:
-        return jnp.int32(-1)
-    bad = jnp.stack([~jnp.all(jnp.isfinite(value)) for value in values.values()])
-    return jnp.where(jnp.any(bad), jnp.argmax(bad).astype(jnp.int32), jnp.int32(-1))

@@ -100,7 +100,8 @@ def _clips():
         )
 
     for name, norm in NORMS.items():
-        add("norm", name, threshold=lambda: 0.3, granularity=granularity.leaf, norm=norm)
+        leaf = granularity.leaf
+        add("norm", name, threshold=lambda: 0.3, granularity=leaf, norm=norm)
     for name, rule in RULES.items():
         add("rule", name, threshold=lambda: 0.3, rule=rule)
     for name, part in GRANULARITIES.items():

@@ -164,7 +164,7 @@ def test_injected_schedule():
 
 def test_bfloat16_parameters_keep_an_injected_threshold():
     # edges H57: 0.3 rounded to bfloat16 is 0.30078.
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), catalogue.parameters())
+    params = catalogue.parameters(jnp.bfloat16)
     clip = clipjax.clip_by_global_norm(0.3)
     _, state = clip.update(params, clip.init(params))
     assert state.info.threshold.dtype == jnp.float32

@@ -42,9 +42,7 @@ def test_jit_on_a_mesh_equals_one_device(name, kind):
     expected, expected_state = one_device(clip, grads, params)
     devices = mesh(kind)
     with jax.set_mesh(devices):
-        shardings = {
-            leaf: NamedSharding(devices, spec) for leaf, spec in SPECS.items()
-        }
+        shardings = {leaf: NamedSharding(devices, spec) for leaf, spec in SPECS.items()}
         spread_grads = jax.device_put(grads, shardings)
         spread_params = jax.device_put(params, shardings)
         state = jax.jit(clip.init)(spread_params)
@@ -115,12 +113,14 @@ def test_shard_map_never_loses_a_nan(norm_name):
     assert clipjax.nonfinite_path(state, grads) == "rows"
 
 
+@pytest.mark.parametrize("part", ["whole", "element"])
 @pytest.mark.parametrize("guard", [guards.zero, guards.drop], ids=repr)
-def test_guards_agree_across_devices(guard):
+def test_guards_agree_across_devices(guard, part):
     grads, _ = trees()
-    grads["columns"] = grads["columns"].at[0, 6].set(jnp.inf)
-    expected = clipjax.clip_by(1.0, nonfinite=guard).update(grads, None)
-    clip = clipjax.clip_by(1.0, nonfinite=guard, axis_name="x")
+    grads["columns"] = grads["columns"].at[0, 6].set(jnp.nan)
+    parts = {"nonfinite": guard, "granularity": GRANULARITIES[part]}
+    expected = clipjax.clip_by(1.0, **parts).update(grads, None)
+    clip = clipjax.clip_by(1.0, **parts, axis_name="x")
     assert_close(in_shard_map(clip, grads), expected, rtol=16 * eps(jnp.float32))
 
 
@@ -221,9 +221,7 @@ def test_clip_of_the_mean_gradient():
     # edges E37: clip after the mean, not the mean of clips.
     grads = jnp.array([[10.0, 0.0], [-8.0, 0.0]])
     clip = clipjax.clip_by_global_norm(1.0, axis_name="data")
-    pair = jax.make_mesh(
-        (2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2]
-    )
+    pair = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
 
     def step(grads):
         return clip.update(jax.lax.pmean(grads[0], "data"), None)[0]

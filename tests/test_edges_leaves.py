@@ -123,9 +123,7 @@ def test_c28_gradients_that_are_none_where_parameters_are_not():
     updates, state = clip.update(grads, clip.init(params), params)
     assert updates["frozen"] is None
     assert updates["w"].dtype == jnp.bfloat16
-    np.testing.assert_allclose(
-        np.asarray(updates["w"], np.float32), 0.1, rtol=2.0**-8
-    )
+    np.testing.assert_allclose(np.asarray(updates["w"], np.float32), 0.1, rtol=2.0**-8)
     with pytest.raises(ValueError, match="needs params: call update"):
         clip.update(grads, clip.init(params))
     with pytest.raises(ValueError, match="params have no leaf w"):
@@ -140,9 +138,7 @@ def test_c29_a_tied_array_counts_as_often_as_it_stands_in_the_tree():
 def test_d30_frozen_leaves_do_not_starve_the_rest():
     grads = {"a": jnp.ones(4), "b": 100 * jnp.ones(4)}
     labels = {"a": "train", "b": "freeze"}
-    optimizer = optax.partition(
-        {"train": one, "freeze": optax.set_to_zero()}, labels
-    )
+    optimizer = optax.partition({"train": one, "freeze": optax.set_to_zero()}, labels)
     updates, state = optimizer.update(grads, optimizer.init(grads))
     assert norm(updates["a"]) == pytest.approx(1, rel=1e-6)
     assert float(clipjax.metrics(state)["clip/grad_norm_raw"]) == 2

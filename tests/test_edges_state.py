@@ -160,7 +160,7 @@ def test_h56_a_schedule_counts_optimizer_steps_not_micro_batches():
 
 @pytest.mark.parametrize(
     "threshold",
-    [jnp.float32(0.3), jnp.ones((1,), jnp.float32) * 0.3, np.float64(0.3), np.array(0.3)],
+    [jnp.float32(0.3), jnp.full((1,), 0.3, "f4"), np.float64(0.3), np.array(0.3)],
     ids=["f32", "f32-vector", "np.float64", "np.array"],
 )
 def test_h57_array_thresholds_and_narrow_gradients(threshold):
