@@ -98,7 +98,8 @@ class Clipper:
         if self.nonfinite.hides or not self.granularity.joins_devices:
             nonfinite_leaf = first_nonfinite_leaf(leaves, self.axis_name)
         is_finite = nonfinite_leaf < 0
-        if self.norm.needs_rescaling:  # finite entries can have an infinite norm
+        # Finite entries can have a norm beyond the dtype, if more than one is summed.
+        if self.granularity.block_norm(self.norm).needs_rescaling:
             is_finite &= _all(jax.tree.map(jnp.isfinite, norms))
 
         threshold, memory = self.threshold.update(norms, state.threshold, context)
