@@ -86,10 +86,7 @@ def _fill_array(threshold: Any, norm: jax.Array) -> jax.Array:
     threshold = jnp.asarray(threshold)
     if threshold.size == 1 and threshold.ndim > norm.ndim:
         threshold = threshold.reshape(())
-    if (
-        threshold.ndim
-        and jnp.broadcast_shapes(threshold.shape, norm.shape) != norm.shape
-    ):
+    if not _fits(threshold.shape, norm.shape):
         raise ValueError(
             f"threshold of shape {threshold.shape} does not fit blocks of shape "
             f"{norm.shape}; pass one number, or one per block"
@@ -97,6 +94,14 @@ def _fill_array(threshold: Any, norm: jax.Array) -> jax.Array:
     shape = (1,) * (norm.ndim - threshold.ndim) + threshold.shape
     # Adding zeros broadcasts, and unlike broadcast_to takes the norm's sharding over.
     return threshold.reshape(shape).astype(norm.dtype) + jnp.zeros_like(norm)
+
+
+def _fits(shape: tuple[int, ...], norm_shape: tuple[int, ...]) -> bool:
+    """Tells whether a shape broadcasts to another without enlarging it."""
+    if len(shape) > len(norm_shape):
+        return False
+    trailing = norm_shape[len(norm_shape) - len(shape) :]
+    return all(n in (1, m) for n, m in zip(shape, trailing, strict=True))
 
 
 def require_number(
