@@ -160,7 +160,6 @@ def describe(
     valid = jax.tree.map(lambda threshold: threshold >= 0, thresholds)
     shards = shard_counts(before.arrays, axis_name)
     sizes = granularity.sizes(names, before, shards)
-    weights = jax.tree.map(lambda size: (size > 0).astype(np.float32), sizes)
     if granularity.summarised:
         per_leaf = Leaf()
 
@@ -174,21 +173,21 @@ def describe(
             parts = reduce_over_devices(parts, split, collective)
             return per_leaf.fold(parts, names, max, before)
 
+        # The flags know on how many devices there are blocks: a unit that lies on
+        # several has become one by being measured.
+        copies = shard_counts(changed, axis_name)
+        counts = {
+            name: np.float32(copies[name] * changed[name].size) for name in copies
+        }
+        counts = per_leaf.fold(counts, names, max, before)
+        changed = join(changed, _count, jax.lax.psum)
         norms, lengths = summarise(before, norms), summarise(after, lengths)
         thresholds = join(thresholds, _least, jax.lax.pmin)
-        valid = join(
-            valid, lambda value: _least(value.astype(np.float32)), jax.lax.pmin
-        )
-        changed = join(
-            changed, lambda value: jnp.sum(value, dtype=np.float32), jax.lax.psum
-        )
-        blocks = join(weights, jnp.sum, jax.lax.psum)
-        fraction = jnp.sum(changed) / jnp.maximum(jnp.sum(blocks), 1)
+        valid = join(valid, lambda flag: _least(flag.astype(np.float32)), jax.lax.pmin)
         sizes = per_leaf.sizes(names, before, shards)
     else:
-        fraction = jnp.sum(jnp.where(changed, weights, 0)) / jnp.maximum(
-            jnp.sum(weights), 1
-        )
+        counts = sizes > 0
+    fraction = _count(changed) / jnp.maximum(_count(counts), 1)
 
     is_single = jnp.ndim(norms) == 0
     return Step(
@@ -205,6 +204,10 @@ def describe(
 
 def _least(values: jax.Array) -> jax.Array:
     return jnp.min(values, initial=jnp.inf)
+
+
+def _count(values: jax.Array) -> jax.Array:
+    return jnp.sum(values, dtype=np.float32)
 
 
 def empty_info(name: str, blocks: tuple[str, ...], dtype: Any) -> ClipInfo:

@@ -32,7 +32,7 @@ def gradients(case):
 
 def main():
     """Asks PyTorch."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     cases = []
     for case in range(CASES):
