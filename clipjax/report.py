@@ -177,7 +177,8 @@ def describe(
         # several has become one by being measured.
         copies = shard_counts(changed, axis_name)
         counts = {
-            name: np.float32(copies[name] * changed[name].size) for name in copies
+            name: jnp.float32(copies[name] * flags.size)
+            for name, flags in changed.items()
         }
         counts = per_leaf.fold(counts, names, max, before)
         changed = join(changed, _count, jax.lax.psum)
