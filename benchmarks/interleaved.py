@@ -39,9 +39,17 @@ def compile_arm(
 ) -> Arm:
     """Compiles a step for its carry, and reads what XLA says of it."""
     compiled = jax.jit(step, donate_argnums=0 if donate else ()).lower(carry).compile()
-    accessed = compiled.cost_analysis()["bytes accessed"]
-    temporary = compiled.memory_analysis().temp_size_in_bytes
-    return Arm(name, compiled, carry, donate, accessed, temporary)
+    cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    if cost is None or memory is None:
+        raise RuntimeError("this backend of JAX does not tell what a program costs")
+    return Arm(
+        name,
+        compiled,
+        carry,
+        donate,
+        cost["bytes accessed"],
+        memory.temp_size_in_bytes,
+    )
 
 
 def time_arms(arms: list[Arm], rounds: int) -> None:
