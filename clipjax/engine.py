@@ -11,11 +11,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from . import granularity as granularities
 from . import guards, rules
-from . import norms as norm_parts
 from .distributed import AxisNames, as_tuple
-from .granularity import Blocks, Granularity
+from .granularity import Blocks, Granularity, Leaf, whole
 from .guards import Guard
 from .measurement import (
     accumulation_dtype,
@@ -24,12 +22,14 @@ from .measurement import (
     narrow,
     widen,
 )
-from .norms import Norm
+from .norms import Norm, l2
 from .report import ClipState, Outcome, describe, empty_info, next_info
 from .rules import Rule
 from .thresholds.base import Context, Threshold, fill
 from .thresholds.fixed import as_threshold
 from .trees import NamedLeaves
+
+WHOLE = whole()
 
 
 class Clip(optax.GradientTransformationExtraArgs):
@@ -240,10 +240,10 @@ def _all(flags: Blocks) -> jax.Array:
 def clip_by(
     threshold: Any,
     *,
-    granularity: Granularity | None = None,
-    norm: Norm | None = None,
-    rule: Rule | None = None,
-    nonfinite: Guard | None = None,
+    granularity: Granularity = WHOLE,
+    norm: Norm = l2,
+    rule: Rule = rules.hard,
+    nonfinite: Guard = guards.propagate,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -311,15 +311,11 @@ def clip_by(
         Pascanu, Mikolov, Bengio, `On the difficulty of training recurrent neural
         networks <https://arxiv.org/abs/1211.5063>`_, 2013, for the hard rule.
     """
-    granularity = granularities.whole() if granularity is None else granularity
-    norm = norm_parts.l2 if norm is None else norm
-    rule = rules.hard if rule is None else rule
-    nonfinite = guards.propagate if nonfinite is None else nonfinite
     _require_part("granularity", granularity, Granularity, "granularity.leaf()")
     _require_part("norm", norm, Norm, "norms.l2")
     _require_part("rule", rule, Rule, "rules.hard")
     _require_part("nonfinite", nonfinite, Guard, "guards.zero")
-    if norm.per_leaf_only and not isinstance(granularity, granularities.Leaf):
+    if norm.per_leaf_only and not isinstance(granularity, Leaf):
         raise ValueError(
             f"norm={norm!r} measures one leaf at a time: use it with "
             f"granularity=granularity.leaf(), not {granularity!r}"

@@ -139,12 +139,11 @@ def test_injected_threshold(name, argument):
     params, grads = catalogue.parameters(), catalogue.gradients(dtype=dtype)
     state = optimizer.init(params)
     step = jax.jit(optimizer.update)
+    plain = jax.jit(lambda value: recipe(value).update(grads, None, params)[0])
     for value in (0.25, 0.1):
         state.hyperparams[argument] = jnp.asarray(value, jnp.float32)
         updates, new = step(grads, state, params)
-        plain = recipe(value)
-        expected, _ = jax.jit(plain.update)(grads, plain.init(params), params)
-        assert_close(updates, expected, rtol=2 * eps(dtype))
+        assert_close(updates, plain(jnp.float32(value)), rtol=2 * eps(dtype))
         assert kinds(updates) == kinds(grads)
         state = new
     assert step._cache_size() == 1

@@ -83,8 +83,9 @@ def test_no_further_from_the_truth_than_optax(name):
 RANKS = [(), (6,), (1, 6), (4, 6), (2, 3, 4), (2, 3, 2, 4), (2, 2, 2, 3, 2)]
 
 
-@pytest.mark.parametrize("shape", RANKS, ids=lambda shape: f"rank{len(shape)}-{shape}")
-@pytest.mark.parametrize("mode", ["eager", "jit"])
+@pytest.mark.parametrize(
+    ("shape", "mode"), [*((shape, "jit") for shape in RANKS), ((4, 6), "eager")]
+)
 def test_adaptive_grad_clip_rank_by_rank(shape, mode):
     generator = np.random.default_rng(len(shape))
     params = jnp.asarray(generator.standard_normal(shape), "f4")
