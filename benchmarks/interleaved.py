@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -53,9 +54,15 @@ def compile_arm(
 
 
 def time_arms(arms: list[Arm], rounds: int) -> None:
-    """Runs all arms once per round, after a round that is not counted."""
+    """Runs all arms once per round, after a round that is not counted.
+
+    The order changes from round to round: an arm that frees a lot of memory makes the
+    next one fetch it from the system again.
+    """
+    order, shuffle = list(arms), random.Random(0).shuffle
     for number in range(rounds + 1):
-        for arm in arms:
+        shuffle(order)
+        for arm in order:
             start = time.perf_counter()
             result = jax.block_until_ready(arm.step(arm.carry))
             if number:

@@ -21,6 +21,7 @@ POWERS = {
 }
 every_norm = pytest.mark.parametrize("name", POWERS)
 SHAPES = {"a": (3, 4), "b": (5,), "c": ()}
+WHOLE = granularity.whole()
 
 
 @functools.cache
@@ -36,11 +37,11 @@ def compiled(part, blocks):
     return clip
 
 
-def clipped(tree, part, blocks=None, threshold=jnp.inf):
+def clipped(tree, part, blocks=WHOLE, threshold=jnp.inf):
     return compiled(part, blocks)(tree, jnp.asarray(threshold, jnp.float32))
 
 
-def measured(tree, part, blocks=None, threshold=jnp.inf):
+def measured(tree, part, blocks=WHOLE, threshold=jnp.inf):
     return clipped(tree, part, blocks, threshold)[1]
 
 
