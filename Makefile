@@ -24,7 +24,7 @@ demo: $(INSTALLED)demos
 	@echo "The report is demo/report.html: open it in a browser."
 
 test: $(INSTALLED)demos-test
-	$(IN_VENV) -m pytest -n 2 $(OPTIONS)
+	$(IN_VENV) -m pytest -n 2 --dist worksteal $(OPTIONS)
 
 docs: $(INSTALLED)demos-docs
 	$(IN_VENV) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html

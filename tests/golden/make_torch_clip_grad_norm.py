@@ -1,8 +1,8 @@
 """Makes torch_clip_grad_norm.json: what PyTorch's clip_grad_norm_ gives.
 
-    python -m venv /tmp/torchvenv
-    /tmp/torchvenv/bin/pip install torch==2.13.0 numpy
-    /tmp/torchvenv/bin/python tests/golden/make_torch_clip_grad_norm.py
+    python -m venv torch-venv
+    torch-venv/bin/pip install torch==2.13.0 numpy
+    torch-venv/bin/python tests/golden/make_torch_clip_grad_norm.py
 
 The gradients are not stored: `gradients` makes them again from the case's number, and
 the test calls it. Only the answers are PyTorch's.
