@@ -257,13 +257,14 @@ def clip_by(
         \ell_\text{hard}(n, c) = \min(n, c).
 
     Norms are accumulated in float32, or float64 where any leaf is, and the result is
-    rounded once to each leaf's own dtype. ``init`` works on arrays and on
-    ``ShapeDtypeStruct``; the state keeps its structure, shapes and dtypes.
+    rounded once to each leaf's own dtype. The sum of squares itself is rounded, so that
+    the norm of a float32 result may exceed the bound by some ulps. ``init`` works on
+    arrays and on ``ShapeDtypeStruct``; the state keeps its structure, shapes and dtypes.
 
     | input | result |
     |---|---|
     | norm ≤ threshold, hard rule | bit-identical |
-    | norm > threshold, bounded rule | norm ≤ threshold · (1 + one ulp) |
+    | norm > threshold, bounded rule | norm ≤ threshold, but for rounding |
     | squares that overflow or underflow | the right norm, by measuring at a scale |
     | zero gradient | zero |
     | threshold 0 | exact zeros |

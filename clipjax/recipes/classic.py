@@ -69,7 +69,7 @@ def clip_by_global_norm(
     | input | result |
     |---|---|
     | norm ≤ max_norm | bit-identical |
-    | norm > max_norm | norm ≤ max_norm · (1 + one ulp of the leaf's dtype) |
+    | norm > max_norm | norm ≤ max_norm, but for the rounding of the sum |
     | any NaN or inf | NaN everywhere, counted as non-finite |
     | max_norm 0 | exact zeros, also for a zero gradient |
     | max_norm inf | bit-identical; the norm is still measured |
@@ -231,8 +231,8 @@ def clip_by_block_rms(
 
     Coordinates: ``leaf × rms × hard × constant``
 
-    A drop-in for ``optax.clip_by_block_rms``. In Adafactor it stands after the
-    preconditioner and before the learning rate.
+    A drop-in for ``optax.clip_by_block_rms``, within 3 ulps of it. In Adafactor it
+    stands after the preconditioner and before the learning rate.
 
     | input | result |
     |---|---|
