@@ -257,9 +257,9 @@ def clip_by(
         \ell_\text{hard}(n, c) = \min(n, c).
 
     Norms are accumulated in float32, or float64 where any leaf is, and the result is
-    rounded once to each leaf's own dtype. The sum of squares itself is rounded, so that
-    the norm of a float32 result may exceed the bound by some ulps. ``init`` works on
-    arrays and on ``ShapeDtypeStruct``; the state keeps its structure, shapes and dtypes.
+    rounded once to each leaf's own dtype. The sum of squares is rounded too: the norm
+    of a float32 result may exceed the bound by some ulps. ``init`` works on arrays and
+    on ``ShapeDtypeStruct``; the state keeps its structure, shapes and dtypes.
 
     | input | result |
     |---|---|
