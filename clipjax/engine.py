@@ -257,14 +257,13 @@ def clip_by(
         \ell_\text{hard}(n, c) = \min(n, c).
 
     Norms are accumulated in float32, or float64 where any leaf is, and the result is
-    rounded once to each leaf's own dtype. The sum of squares is rounded too: the norm
-    of a float32 result may exceed the bound by some ulps. ``init`` works on arrays and
-    on ``ShapeDtypeStruct``; the state keeps its structure, shapes and dtypes.
+    rounded once to each leaf's own dtype. ``init`` works on arrays and on
+    ``ShapeDtypeStruct``; the state keeps its structure, shapes and dtypes.
 
     | input | result |
     |---|---|
     | norm ≤ threshold, hard rule | bit-identical |
-    | norm > threshold, bounded rule | norm ≤ threshold, but for rounding |
+    | norm > threshold, bounded rule | norm ≤ threshold, to one ulp of the leaf's dtype |
     | squares that overflow or underflow | the right norm, by measuring at a scale |
     | zero gradient | zero |
     | threshold 0 | exact zeros |

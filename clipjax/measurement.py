@@ -16,9 +16,9 @@ from .distributed import (
     shard_counts,
     split_axes,
 )
+from .floats import reciprocal_power_of_two
 from .granularity import Blocks, Granularity
 from .norms import Norm, linf, safe_scale
-from .scaling import reciprocal_power_of_two
 from .trees import NamedLeaves
 
 

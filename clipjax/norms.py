@@ -15,6 +15,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from .floats import split
 
 Axes = tuple[int, ...] | None
 
@@ -36,8 +39,11 @@ class Norm:
         raise NotImplementedError
 
     def merge(self, partials: Sequence[jax.Array]) -> jax.Array:
-        """Joins the sums of several leaves of one block."""
-        return sum(partials[1:], start=partials[0])
+        """Joins the sums of several leaves of one block, in a tree for accuracy."""
+        while len(partials) > 1:
+            eights = (partials[i : i + 8] for i in range(0, len(partials), 8))
+            partials = [sum(some[1:], start=some[0]) for some in eights]
+        return partials[0]
 
     def collective(self, partial: Any, axis_names: Any) -> Any:
         """Joins the sums of several devices."""
@@ -59,6 +65,47 @@ class Norm:
 
 def _magnitude(leaf: jax.Array) -> jax.Array:
     return jnp.abs(leaf)
+
+
+# XLA's CPU backend adds up to 4096 entries up one after another, more in a tree. Sums
+# of fewer than 32 are left to it: they are good to two ulps, and the same as Optax's.
+SEQUENTIAL = 4096
+SHORT = 32
+
+
+def _sum_of_squares(leaf: jax.Array, axes: Axes) -> jax.Array:
+    """Sums |x|²; a short sum is made as accurate as a long one is on all backends."""
+    if jnp.iscomplexobj(leaf):
+        return _sum_of_squares(leaf.real, axes) + _sum_of_squares(leaf.imag, axes)
+    reduced = range(leaf.ndim) if axes is None else axes
+    entries = math.prod(leaf.shape[i] for i in reduced)
+    if entries < SHORT or leaf.size > SEQUENTIAL:
+        return jnp.sum(jnp.square(leaf), axis=axes, keepdims=axes is not None)
+    # Squares of short mantissas add up with next to no rounding, and hold all of the
+    # sum but a small rest.
+    high, low = split(leaf, 3 * jnp.finfo(leaf.dtype).nmant // 4)
+    return _sum_of_products(high, high, axes) + _sum_of_products(leaf + high, low, axes)
+
+
+def _sum_of_products(left: jax.Array, right: jax.Array, axes: Axes) -> jax.Array:
+    """Sums products by contraction: XLA then sees one long axis, not nested loops."""
+    reduced = tuple(range(left.ndim)) if axes is None else axes
+    kept = tuple(i for i in range(left.ndim) if i not in reduced)
+    sharding = jax.typeof(left).sharding
+    is_split = any(sharding.spec[i] is not None for i in reduced)
+    total = jax.lax.dot_general(
+        left,
+        right,
+        ((reduced, reduced), (kept, kept)),
+        precision=jax.lax.Precision.HIGHEST,
+        # On an explicit mesh a sum over devices has to say so.
+        out_sharding=NamedSharding(
+            sharding.mesh, PartitionSpec(*(sharding.spec[i] for i in kept))
+        )
+        if is_split
+        else None,
+    )
+    return total if axes is None else jnp.expand_dims(total, reduced)
 
 
 def _absolute_square(leaf: jax.Array) -> jax.Array:
@@ -97,10 +144,9 @@ class Lp(Norm):
     def accumulate(self, leaf: jax.Array, axes: Axes) -> jax.Array:
         """Sums |x|^p."""
         if self.p == 2:
-            powers = _absolute_square(leaf)
-        else:
-            powers = _magnitude(leaf)
-            powers = powers if self.p == 1 else powers**self.p
+            return _sum_of_squares(leaf, axes)
+        powers = _magnitude(leaf)
+        powers = powers if self.p == 1 else powers**self.p
         return jnp.sum(powers, axis=axes, keepdims=axes is not None)
 
     def finish(self, total: jax.Array, size: int | jax.Array) -> jax.Array:

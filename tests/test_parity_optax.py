@@ -1,11 +1,16 @@
-"""The drop-ins give Optax's numbers on finite float32 input, to one ulp or the bit."""
+"""The drop-ins give Optax's numbers on finite float32 input, to one ulp or the bit.
+
+That is where Optax's own sum of squares is right. XLA's CPU backend adds up to 4,096
+entries one after another, which costs Optax some ulps of the norm from a few dozen
+entries on; there the drop-ins are held to float64 instead.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from oracle import flat, random_tree
+from oracle import eps, flat, norm, random_tree
 
 import clipjax
 
@@ -15,10 +20,6 @@ PAIRS = {
     "clip_by_block_rms": (clipjax.clip_by_block_rms, optax.clip_by_block_rms),
     "clip_by_value": (clipjax.clip_by_value, optax.clip),
 }
-
-
-# Optax rounds the quotient that it divides by, which costs it up to two ulps.
-ULPS = {"clip_by_block_rms": 3}
 
 
 def assert_within_ulps(actual, expected, ulps=1):
@@ -51,33 +52,26 @@ def test_random_trees_and_thresholds(name, mode):
     for grads, threshold in cases():
         limit = jnp.asarray(threshold)
         expected = theirs(grads, limit)
-        assert_within_ulps(ours(grads, limit), expected, ULPS.get(name, 1))
+        assert_within_ulps(ours(grads, limit), expected)
         clipped += not np.array_equal(expected["a"]["kernel"], grads["a"]["kernel"])
     assert 5 <= clipped <= 20
 
 
+@pytest.mark.parametrize("shape", [(1000,), (23, 37), (3, 3, 8, 16), (16, 16, 15)])
 @pytest.mark.parametrize("name", ["clip_by_global_norm", "clip_by_block_rms"])
-def test_no_further_from_the_truth_than_optax(name):
+def test_nearer_to_float64_than_optax(name, shape):
     recipe, peer = PAIRS[name]
     ours, theirs = [], []
-    for grads, threshold in cases():
-        updates, state = recipe(threshold).update(grads, None)
-        expected, _ = peer(threshold).update(grads, optax.EmptyState())
-        if name == "clip_by_global_norm":
-            lengths = dict.fromkeys(("bias", "kernel"), state.info.norm)
-        else:
-            names = state.block_names
-            lengths = {
-                leaf: state.info.blocks.norm[names.index(f"a/{leaf}")]
-                for leaf in ("bias", "kernel")
-            }
-        for leaf, length in lengths.items():
-            factor = min(1.0, float(threshold) / float(length))
-            truth = factor * flat(grads["a"][leaf])
-            ours.append(np.abs(flat(updates["a"][leaf]) / truth - 1).max())
-            theirs.append(np.abs(flat(expected["a"][leaf]) / truth - 1).max())
+    for seed in range(10):
+        grads = random_tree(seed, {"w": shape}, size=100.0)
+        clip, other = recipe(0.1), peer(0.1)
+        exact = norm(grads) / (1 if "global" in name else np.prod(shape) ** 0.5)
+        truth = flat(grads) * (np.float32(0.1) / exact)
+        for errors, transform in ((ours, clip), (theirs, other)):
+            updates, _ = jax.jit(transform.update)(grads, transform.init(grads))
+            errors.append(np.abs(flat(updates) / truth - 1).max())
     assert max(ours) <= max(theirs)
-    assert max(ours) <= 2.0**-23
+    assert max(ours) <= 2 * eps(jnp.float32)  # of the norm, and of the entry
 
 
 RANKS = [(), (6,), (1, 6), (4, 6), (2, 3, 4), (2, 3, 2, 4), (2, 2, 2, 3, 2)]

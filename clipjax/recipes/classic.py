@@ -64,12 +64,12 @@ def clip_by_global_norm(
     Coordinates: ``whole × l2 × hard × constant``
 
     A drop-in for ``optax.clip_by_global_norm``, and within one ulp of it on finite
-    float32 gradients whose squares do not overflow.
+    float32 gradients, where Optax's own sum of squares is right.
 
     | input | result |
     |---|---|
     | norm ≤ max_norm | bit-identical |
-    | norm > max_norm | norm ≤ max_norm, but for the rounding of the sum |
+    | norm > max_norm | norm ≤ max_norm, to one ulp of the leaf's dtype |
     | any NaN or inf | NaN everywhere, counted as non-finite |
     | max_norm 0 | exact zeros, also for a zero gradient |
     | max_norm inf | bit-identical; the norm is still measured |
@@ -231,8 +231,10 @@ def clip_by_block_rms(
 
     Coordinates: ``leaf × rms × hard × constant``
 
-    A drop-in for ``optax.clip_by_block_rms``, within 3 ulps of it. In Adafactor it
-    stands after the preconditioner and before the learning rate.
+    A drop-in for ``optax.clip_by_block_rms``, and within one ulp of it on finite float32
+    gradients, two if its threshold is a constant for XLA, where Optax's own sum of
+    squares is right. In Adafactor it stands after the preconditioner and before the
+    learning rate.
 
     | input | result |
     |---|---|

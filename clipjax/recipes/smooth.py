@@ -82,7 +82,7 @@ def normalise_by_global_norm(
 
     | input | result |
     |---|---|
-    | any norm > 0 | norm c, but for the rounding of the sum; same direction |
+    | any norm > 0 | norm c, to one ulp of the leaf's dtype; same direction |
     | zero gradient | zero |
     | norm 0 | exact zeros |
     | norm inf | bit-identical |

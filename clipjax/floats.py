@@ -1,0 +1,40 @@
+"""Powers of two and short mantissas, read off a float's bits: exact by construction."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def _layout(dtype: jnp.dtype) -> tuple[type, int, int]:
+    """Gives the integer type, the mantissa's bits and the exponent's bias."""
+    info = jnp.finfo(dtype)
+    return {32: jnp.uint32, 64: jnp.uint64}[info.bits], info.nmant, info.maxexp - 1
+
+
+def reciprocal_power_of_two(value: jax.Array) -> jax.Array:
+    """Gives a power of two that brings a positive, finite value to [1, 4).
+
+    Below the smallest normal number, where XLA flushes to zero anyway, it is 2^126 for
+    float32. It is a constant for differentiation.
+    """
+    integer, mantissa_bits, bias = _layout(value.dtype)
+    bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(value), integer)
+    exponent = bits >> mantissa_bits  # the sign bit is zero
+    reciprocal = jnp.clip(2 * bias - exponent, 1, 2 * bias).astype(integer)
+    return jax.lax.bitcast_convert_type(reciprocal << mantissa_bits, value.dtype)
+
+
+def split(value: jax.Array, dropped: int) -> tuple[jax.Array, jax.Array]:
+    """Splits a value in two that sum up to it, the first with a short mantissa.
+
+    Args:
+        value: float32 or float64.
+        dropped: how many of the mantissa's bits the first part lacks.
+    """
+    integer, _, _ = _layout(value.dtype)
+    bits = jax.lax.bitcast_convert_type(value, integer)
+    every_bit = 2 ** (8 * integer.dtype.itemsize) - 1
+    mask = jnp.asarray(every_bit - ((1 << dropped) - 1), integer)
+    high = jax.lax.bitcast_convert_type(bits & mask, value.dtype)
+    return high, value - high
