@@ -231,10 +231,10 @@ def clip_by_block_rms(
 
     Coordinates: ``leaf × rms × hard × constant``
 
-    A drop-in for ``optax.clip_by_block_rms``, and within one ulp of it on finite float32
-    gradients, two if its threshold is a constant for XLA, where Optax's own sum of
-    squares is right. In Adafactor it stands after the preconditioner and before the
-    learning rate.
+    A drop-in for ``optax.clip_by_block_rms``, and within one ulp of it on finite
+    float32 gradients, two if its threshold is a constant for XLA, where Optax's own
+    sum of squares is right. In Adafactor it stands after the preconditioner and before
+    the learning rate.
 
     | input | result |
     |---|---|
