@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import optax
 
 from . import guards, rules
 from .distributed import AxisNames, as_tuple
-from .granularity import Blocks, Granularity, Leaf, whole
+from .granularity import Block, Blocks, Granularity, Leaf, whole
 from .guards import Guard
 from .measurement import (
     accumulation_dtype,
@@ -30,6 +30,7 @@ from .thresholds.fixed import as_threshold
 from .trees import NamedLeaves
 
 WHOLE = whole()
+Measured = Callable[[Context], NamedLeaves]
 
 
 class Clip(optax.GradientTransformationExtraArgs):
@@ -64,6 +65,7 @@ class Clipper:
     nonfinite: Guard
     axis_name: AxisNames
     name: str
+    measured: Measured | None = None
 
     @property
     def coordinates(self) -> str:
@@ -91,11 +93,15 @@ class Clipper:
         names = state.block_names
         context = self._context(leaves, names, state.count, params, extra)
         guarded = leaves.map(self.nonfinite.admit)
-        measured = self._measure(guarded, names)
-        norms = self.granularity.limit(measured.norms)
+        observed = guarded
+        if self.measured is not None:
+            observed = self.measured(context).map(self.nonfinite.admit)
+        measurement = self._measure(observed, names)
+        norms = self.granularity.limit(measurement.norms)
 
-        nonfinite_leaf = measured.nonfinite_leaf
-        if self.nonfinite.hides or not self.granularity.joins_devices:
+        nonfinite_leaf = measurement.nonfinite_leaf
+        hides = self.nonfinite.hides or self.measured is not None
+        if hides or not self.granularity.joins_devices:
             nonfinite_leaf = first_nonfinite_leaf(leaves, self.axis_name)
         is_finite = nonfinite_leaf < 0
         # Finite entries can have a norm beyond the dtype, if more than one is summed.
@@ -117,7 +123,7 @@ class Clipper:
             lengths,
             threshold,
         )
-        clipped = self._rescale(guarded, (norms, lengths, kept), names)
+        clipped = self._rescale(guarded, (norms, lengths, threshold, kept), names)
         clipped = clipped.map(
             functools.partial(self.nonfinite.release, step_is_finite=is_finite)
         )
@@ -125,7 +131,7 @@ class Clipper:
         step = describe(
             self.granularity,
             self.norm,
-            (guarded, clipped),
+            (observed, clipped),
             outcome,
             names,
             self.axis_name,
@@ -165,30 +171,42 @@ class Clipper:
     ) -> Context:
         dtype = accumulation_dtype(leaves)
 
-        def measure_params(who: str) -> Blocks:
-            if params is None and leaves.arrays:
-                raise ValueError(
-                    f"{who} needs params: call update(updates, state, params)"
-                )
-            theirs = NamedLeaves.of(params).arrays
-            missing = [name for name in leaves.arrays if name not in theirs]
-            if missing:
-                raise ValueError(f"params have no leaf {', '.join(missing)}")
-            same = leaves.replace({name: theirs[name] for name in leaves.arrays})
-            norms = self._measure(same, names).norms
+        def measure_tree(tree: NamedLeaves) -> Blocks:
+            norms = self._measure(tree, names).norms
             return jax.tree.map(lambda norm: norm.astype(dtype), norms)
+
+        def whole_norm(norms: Blocks) -> jax.Array:
+            if isinstance(norms, dict):
+                raise ValueError(
+                    f"threshold {self.threshold.kind} needs granularity whole, leaf or "
+                    f"group, got {self.granularity!r}"
+                )
+            return self.norm.combine(norms, self.granularity.sizes(names, leaves))
 
         return Context(
             count=count,
+            leaves=leaves,
             zeros=lambda: jax.tree.map(
                 lambda size: jnp.zeros(size.shape, dtype),
                 self.granularity.sizes(names, leaves),
             ),
             table=lambda prefix: self.granularity.table(prefix, names, leaves, dtype),
-            measure_params=measure_params,
+            measure=measure_tree,
+            whole=whole_norm,
+            aligned=lambda tree, what: self._alike(leaves, tree, what),
+            params=params,
             extra=extra or {},
             dtype=dtype,
         )
+
+    @staticmethod
+    def _alike(leaves: NamedLeaves, tree: Any, what: str) -> NamedLeaves:
+        """Reads from another tree the leaves that the updates have."""
+        theirs = NamedLeaves.of(tree).arrays
+        missing = [name for name in leaves.arrays if name not in theirs]
+        if missing:
+            raise ValueError(f"{what} have no leaf {', '.join(missing)}")
+        return leaves.replace({name: theirs[name] for name in leaves.arrays})
 
     def _measure(self, leaves: NamedLeaves, names: tuple[str, ...]):
         norm = self.granularity.block_norm(self.norm)
@@ -197,39 +215,37 @@ class Clipper:
     def _rescale(
         self,
         leaves: NamedLeaves,
-        blocks: tuple[Blocks, Blocks, Blocks],
+        blocks: tuple[Blocks, ...],
         names: tuple[str, ...],
     ) -> NamedLeaves:
-        norm, length, kept = (
-            self.granularity.spread(values, names, leaves) for values in blocks
-        )
+        spread = [self.granularity.spread(values, names, leaves) for values in blocks]
         return leaves.replace(
             {
-                name: _rescale_leaf(
-                    self.granularity, leaf, norm[name], length[name], kept[name]
-                )
+                name: self._rescale_leaf(leaf, *(values[name] for values in spread))
                 for name, leaf in leaves.arrays.items()
             }
         )
 
-
-def _rescale_leaf(
-    granularity: Granularity,
-    leaf: jax.Array,
-    norm: jax.Array,
-    length: jax.Array,
-    kept: jax.Array,
-) -> jax.Array:
-    """Rescales in the accumulation dtype and rounds once, to the leaf's own."""
-    measurable = (norm > 0) & (norm < jnp.inf)
-    divisor = jnp.where(measurable, norm, jnp.ones_like(norm))
-    is_narrow = jnp.finfo(leaf.dtype).bits < jnp.finfo(norm.dtype).bits
-    # Without the barrier XLA shares the cast between the norm and the scaling, and
-    # keeps a float32 copy of every narrow leaf in memory for it.
-    source = jax.lax.optimization_barrier(leaf) if is_narrow else leaf
-    scaled = granularity.rescale(widen(source, norm.dtype), divisor, length)
-    # Selecting, not multiplying by one, keeps every bit: subnormals, and -0.0.
-    return narrow(jnp.where(kept, source, scaled.astype(leaf.dtype)), leaf)
+    def _rescale_leaf(
+        self,
+        leaf: jax.Array,
+        norm: jax.Array,
+        length: jax.Array,
+        threshold: jax.Array,
+        kept: jax.Array,
+    ) -> jax.Array:
+        """Rescales in the accumulation dtype and rounds once, to the leaf's own."""
+        measurable = (norm > 0) & (norm < jnp.inf)
+        divisor = jnp.where(measurable, norm, jnp.ones_like(norm))
+        is_narrow = jnp.finfo(leaf.dtype).bits < jnp.finfo(norm.dtype).bits
+        # Without the barrier XLA shares the cast between the norm and the scaling, and
+        # keeps a float32 copy of every narrow leaf in memory for it.
+        source = jax.lax.optimization_barrier(leaf) if is_narrow else leaf
+        scaled = self.granularity.rescale(
+            widen(source, norm.dtype), Block(divisor, length, threshold, self.rule)
+        )
+        # Selecting, not multiplying by one, keeps every bit: subnormals, and -0.0.
+        return narrow(jnp.where(kept, source, scaled.astype(leaf.dtype)), leaf)
 
 
 def _all(flags: Blocks) -> jax.Array:
@@ -246,6 +262,7 @@ def clip_by(
     nonfinite: Guard = guards.propagate,
     axis_name: AxisNames = None,
     name: str = "clip",
+    measured: Measured | None = None,
 ) -> Clip:
     r"""Clips updates: the engine that every recipe is a special case of.
 
@@ -288,6 +305,9 @@ def clip_by(
             under ``jit``. With ``unit()``, leaves may be split only along the axes that
             a unit spans.
         name: prefix of the clip's metrics.
+        measured: gives the leaves to measure where they are not the updates' own, from
+            a `clipjax.thresholds.Context`; the updates are then scaled as those norms
+            are.
 
     Returns:
         An ``optax.GradientTransformationExtraArgs``. Unknown extra arguments are
@@ -326,8 +346,15 @@ def clip_by(
         )
     if not isinstance(name, str) or not name:
         raise ValueError(f"name must be a string that is not empty, got {name!r}")
+    if measured is not None and granularity.summarised:
+        raise ValueError(
+            f"measured must be None with granularity={granularity!r}, whose blocks are "
+            "reported from the updates themselves"
+        )
     source = as_threshold(threshold)
-    clipper = Clipper(source, granularity, norm, rule, nonfinite, axis_name, name)
+    clipper = Clipper(
+        source, granularity, norm, rule, nonfinite, axis_name, name, measured
+    )
     return Clip(clipper.init, clipper.update)
 
 

@@ -12,9 +12,12 @@ from .measurement import measure
 from .norms import Norm, l2
 from .report import ClipState
 from .skip import SkipNonfiniteState
+from .spike import SkipOnSpikeState
 from .trees import NamedLeaves
 
 OVER_CLIPPING = 0.5
+Skip = SkipNonfiniteState | SkipOnSpikeState
+Ours = ClipState | Skip
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
@@ -46,7 +49,8 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     A long run of ratios below one half means, for a hard clip before SGD, that the
     threshold acts as a learning rate. Before the first step all values are NaN, and
     counts 0. `clipjax.skip_nonfinite` adds ``skip_nonfinite/skipped_count``,
-    ``…/streak`` and ``…/alarm``.
+    ``…/streak`` and ``…/alarm``, and `clipjax.skip_on_spike` likewise, with
+    ``…/is_spike`` and ``…/accepted`` besides.
 
     Args:
         opt_state: an optimizer state, or an object with an ``opt_state``.
@@ -95,6 +99,8 @@ def nonfinite_path(opt_state: Any, tree: Any) -> str | None:
     """
     names = list(NamedLeaves.of(tree).arrays)
     for state in _states(opt_state):
+        if isinstance(state, SkipOnSpikeState):
+            continue
         info = state.info if isinstance(state, ClipState) else state
         position = int(info.nonfinite_leaf)
         if position >= len(names):
@@ -163,12 +169,12 @@ def direction_cosine(before: Any, after: Any) -> jax.Array:
     return sum(products[1:], products[0])
 
 
-def _states(opt_state: Any) -> list[ClipState | SkipNonfiniteState]:
+def _states(opt_state: Any) -> list[Ours]:
     found = []
 
     def visit(tree: Any) -> None:
         for node in jax.tree.leaves(tree, is_leaf=_is_ours):
-            if isinstance(node, SkipNonfiniteState):
+            if isinstance(node, Skip):
                 found.append(node)
                 visit(node.inner_state)
             elif isinstance(node, ClipState):
@@ -179,7 +185,7 @@ def _states(opt_state: Any) -> list[ClipState | SkipNonfiniteState]:
 
 
 def _is_ours(node: Any) -> bool:
-    return isinstance(node, ClipState | SkipNonfiniteState)
+    return isinstance(node, Ours)
 
 
 def _is_wrapped(leaf: Any) -> bool:
@@ -191,12 +197,13 @@ def _unwrapped(leaf: Any) -> Any:
     return leaf.get_value() if _is_wrapped(leaf) else leaf
 
 
-def _names(state: ClipState | SkipNonfiniteState) -> dict[str, Any]:
+def _names(state: Ours) -> dict[str, Any]:
     return state.info.names if isinstance(state, ClipState) else state.names
 
 
-def _of_skip(state: SkipNonfiniteState) -> dict[str, jax.Array]:
-    return {key: getattr(state, key) for key in ("skipped_count", "streak", "alarm")}
+def _of_skip(state: Skip) -> dict[str, jax.Array]:
+    keys = ("skipped_count", "streak", "alarm", "is_spike", "accepted")
+    return {key: getattr(state, key) for key in keys if hasattr(state, key)}
 
 
 def _of_clip(state: ClipState) -> dict[str, jax.Array]:

@@ -119,13 +119,7 @@ class Band(Rule):
 
     def __post_init__(self):
         """Refuses an empty band."""
-        if isinstance(self.lower, bool) or not isinstance(self.lower, numbers.Real):
-            raise TypeError(f"lower must be a number, got {self.lower!r}")
-        if not 0 <= self.lower <= 1:
-            raise ValueError(
-                "lower must be a fraction of the threshold, from 0 to 1, "
-                f"got {self.lower!r}"
-            )
+        _require_fraction("lower", self.lower, "the threshold")
 
     def length(self, norm, threshold):
         """Cuts at both ends."""
@@ -139,6 +133,22 @@ class Skip(Rule):
     def length(self, norm, threshold):
         """Keeps or drops."""
         return jnp.where(norm <= threshold, norm, jnp.zeros_like(norm))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Floored(Rule):
+    """``max(min(n, c), δ·n)``: hard, but keeps at least a fraction δ of every norm."""
+
+    fraction: float
+    bounded = False
+
+    def __post_init__(self):
+        """Refuses what is no fraction."""
+        _require_fraction("fraction", self.fraction, "the norm")
+
+    def length(self, norm, threshold):
+        """Takes the larger of the clipped norm and the fraction."""
+        return jnp.maximum(jnp.minimum(norm, threshold), self.fraction * norm)
 
 
 hard = Hard()
@@ -160,6 +170,28 @@ def band(lower: float = 0.5) -> Band:
         ValueError: lower is out of range.
     """
     return Band(lower)
+
+
+def floored(fraction: float) -> Floored:
+    """Makes the rule that keeps a fraction of every norm; see `Floored`.
+
+    Args:
+        fraction: from 0, the hard rule, to 1, no clip.
+
+    Raises:
+        TypeError: fraction is not a number.
+        ValueError: fraction is out of range.
+    """
+    return Floored(fraction)
+
+
+def _require_fraction(name: str, value: float, of: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(
+            f"{name} must be a fraction of {of}, from 0 to 1, got {value!r}"
+        )
 
 
 def lengths(rule: Rule, norm: jax.Array, threshold: jax.Array) -> jax.Array:

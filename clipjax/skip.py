@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Bool, Int
 
 from .distributed import AxisNames
-from .measurement import first_nonfinite_leaf
-from .thresholds.base import require_number
+from .measurement import first_nonfinite_leaf, narrow
+from .thresholds.base import require_integer
 from .trees import NamedLeaves, is_clippable
 
 
@@ -82,9 +82,7 @@ def skip_nonfinite(
     """
     if not isinstance(inner, optax.GradientTransformation):
         raise TypeError(f"inner must be a gradient transformation, got {inner!r}")
-    if isinstance(alarm_after, bool) or not isinstance(alarm_after, int):
-        raise TypeError(f"alarm_after must be an integer, got {alarm_after!r}")
-    require_number("alarm_after", alarm_after, lowest=1, infinite=False)
+    require_integer("alarm_after", alarm_after, 1)
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> SkipNonfiniteState:
@@ -107,7 +105,7 @@ def skip_nonfinite(
         )
         streak = jnp.where(is_bad, optax.safe_increment(state.streak), 0)
         return (
-            jax.tree.map(lambda update: _nothing_if(is_bad, update), new_updates),
+            jax.tree.map(lambda update: nothing_if(is_bad, update), new_updates),
             SkipNonfiniteState(
                 names=state.names,
                 skipped_count=state.skipped_count + is_bad.astype(jnp.int32),
@@ -115,7 +113,7 @@ def skip_nonfinite(
                 alarm=state.alarm | (streak >= alarm_after),
                 nonfinite_leaf=jnp.where(is_bad, leaf, state.nonfinite_leaf),
                 inner_state=jax.tree.map(
-                    lambda old, new: _keep_if(is_bad, old, new),
+                    lambda old, new: keep_if(is_bad, old, new),
                     state.inner_state,
                     inner_state,
                 ),
@@ -125,14 +123,16 @@ def skip_nonfinite(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _nothing_if(is_bad: jax.Array, update: Any) -> Any:
+def nothing_if(is_bad: jax.Array, update: Any) -> Any:
+    """Replaces an update by one that leaves the parameters as they are."""
     # Adding +0.0 would turn a parameter of -0.0 into +0.0; adding -0.0 never does.
     if is_clippable(update):
         return jnp.where(is_bad, jnp.full_like(update, -0.0), update)
     return update
 
 
-def _keep_if(is_bad: jax.Array, old: Any, new: Any) -> jax.Array:
+def keep_if(is_bad: jax.Array, old: Any, new: Any) -> jax.Array:
+    """Keeps the old value of a state's leaf, in its dtype either way."""
     if is_clippable(old):  # some optimizers let a memory drift to the updates' dtype
-        new = jnp.asarray(new).astype(jnp.asarray(old).dtype)
+        new = narrow(jnp.asarray(new), jnp.asarray(old))
     return jnp.where(is_bad, old, new)

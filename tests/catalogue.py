@@ -37,6 +37,27 @@ RECIPES = {
     "normalise_by_global_norm": lambda: clipjax.normalise_by_global_norm(1.0),
     "torch_clip_grad_norm": lambda: clipjax.torch_clip_grad_norm(1.0),
     "scale_by_l0_l1": lambda: clipjax.scale_by_l0_l1(2.0, 1.0),
+    "autoclip": lambda: clipjax.autoclip(50.0, 4),
+    "quantile_clip": lambda: clipjax.quantile_clip(0.5, 3.0, 4, minimum_history=2),
+    "zclip": lambda: clipjax.zclip(warmup_steps=2),
+    "clip_update_by_history": lambda: clipjax.clip_update_by_history(4, 0.5),
+    "norm_growth_limiter": lambda: clipjax.norm_growth_limiter(),
+    "adagc": lambda: clipjax.adagc(warmup_steps=2),
+    "aggc": lambda: clipjax.aggc(by_rank, alpha_high=0.7),
+    "gradient_stabilizer": lambda: clipjax.gradient_stabilizer(),
+    "larc_clip": lambda: clipjax.larc_clip(0.1),
+    "clippy": lambda: clipjax.clippy(),
+    "cclip": lambda: clipjax.cclip(0.2),
+    "two_sided_clip": lambda: clipjax.two_sided_clip(0.1, 1.0),
+    "delta_clip": lambda: clipjax.delta_clip(1.0),
+}
+
+# Recipes that put a clip and an optimizer's memory together: not all is as with a clip.
+COMPOUNDS = {
+    "stable_update_clip": lambda: clipjax.stable_update_clip(),
+    "spam_clip": lambda: clipjax.spam_clip(theta=2.0, warmup_steps=2),
+    "stable_spam_clip": lambda: clipjax.stable_spam_clip(),
+    "acclip": lambda: clipjax.acclip(),
 }
 
 NORMS = {
@@ -57,6 +78,7 @@ RULES = {
     "normalise": lambda: rules.normalise,
     "band": lambda: rules.band(0.5),
     "skip": lambda: rules.skip,
+    "floored": lambda: rules.floored(0.01),
 }
 
 GRANULARITIES = {
@@ -79,6 +101,16 @@ THRESHOLDS = {
     "after": lambda: thresholds.after(2, 0.3),
     "warmup_statistic": lambda: thresholds.warmup_statistic(2, 0.5, cap=2.0),
     "relative_to_params": lambda: thresholds.relative_to_params(0.3),
+    "relative_to_learning_rate": lambda: thresholds.relative_to_learning_rate(0.1, 0.2),
+    "quantile": lambda: thresholds.quantile(0.5, 4),
+    "mean_plus_std": lambda: thresholds.mean_plus_std(4, 0.5),
+    "ema": lambda: thresholds.ema(1.5),
+    "streaming_quantile": lambda: thresholds.streaming_quantile(0.5),
+    "zscore": lambda: thresholds.zscore(1.0, warmup=2),
+    "moment_ratio": lambda: thresholds.moment_ratio(),
+    "running_extremum": lambda: thresholds.running_extremum(),
+    "relative_to_previous": lambda: thresholds.relative_to_previous(),
+    "estimated_smoothness": lambda: thresholds.estimated_smoothness(cap=1.0),
 }
 
 GUARDS = {
@@ -130,7 +162,13 @@ CLIPS = _clips() | {
 }
 
 # Need the params in update; the others must do without.
-NEED_PARAMS = ("recipe-adaptive_grad_clip", "threshold-relative_to_params")
+NEED_PARAMS = (
+    "recipe-adaptive_grad_clip",
+    "recipe-larc_clip",
+    "recipe-clippy",
+    "threshold-relative_to_params",
+    "threshold-estimated_smoothness",
+)
 # The one recipe that is a chain, of a clip and a scale.
 CHAIN = "recipe-scale_by_l0_l1"
 

@@ -36,7 +36,7 @@ def test_docstring_gives_the_coordinates(name):
         assert repr(catalogue.clip(key)) == f"clip_by({line})"
 
 
-@pytest.mark.parametrize("name", catalogue.RECIPES)
+@pytest.mark.parametrize("name", catalogue.RECIPES | catalogue.COMPOUNDS)
 def test_docstring_has_every_section(name):
     doc = inspect.getdoc(getattr(clipjax, name))
     for section in ("Args:", "Returns:", "Raises:", "Example:", "References:"):
@@ -51,7 +51,7 @@ def test_every_recipe_is_in_the_catalogue():
     public = {
         name for name, thing in vars(recipes).items() if inspect.isfunction(thing)
     }
-    assert public == set(catalogue.RECIPES)
+    assert public == set(catalogue.RECIPES | catalogue.COMPOUNDS)
 
 
 @pytest.mark.parametrize("key", PARTS)

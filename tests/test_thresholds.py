@@ -85,7 +85,7 @@ def test_warmup_statistic_counts_finite_steps_only():
         if not np.all(np.isfinite(grads)):
             assert_same_bits(state.threshold, before.threshold)
     assert float(state.info.threshold) == 10
-    assert int(state.threshold.steps) == 2
+    assert int(state.threshold.seen) == 2
     assert int(state.info.nonfinite_count) == 2
 
 

@@ -9,6 +9,7 @@ one value per block back over the leaves. Two forms of "one value per block" occ
   an array that broadcasts against the leaf.
 """
 
+from .base import Block as Block
 from .base import Blocks as Blocks
 from .base import Granularity as Granularity
 from .few import Group as Group

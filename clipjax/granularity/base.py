@@ -5,18 +5,35 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ..norms import Axes, Norm
+from ..rules import Rule
 from ..scaling import rescale
 from ..trees import NamedLeaves, resolve
 
 Blocks = Any  # an array, or a dictionary of arrays: see `clipjax.granularity`
 Merge = Callable[[Sequence[jax.Array]], jax.Array]
+
+
+class Block(NamedTuple):
+    """What the rule made of the blocks of one leaf, broadcasting against it.
+
+    Attributes:
+        norm: the norm before the clip, 1 where it is zero or not finite.
+        length: the norm after the clip.
+        threshold: the threshold.
+        rule: what made the length of norm and threshold.
+    """
+
+    norm: jax.Array
+    length: jax.Array
+    threshold: jax.Array
+    rule: Rule
 
 
 class Granularity:
@@ -111,9 +128,9 @@ class Granularity:
             f"granularity.{self.kind}(), not a table: it has a single block"
         )
 
-    def rescale(self, leaf: jax.Array, norm: jax.Array, length: jax.Array) -> jax.Array:
+    def rescale(self, leaf: jax.Array, block: Block) -> jax.Array:
         """Brings a leaf from the norms of its blocks to their new lengths."""
-        return rescale(leaf, norm, length)
+        return rescale(leaf, block.norm, block.length)
 
     def _kept_shape(self, name: str, leaf: Any) -> tuple[int, ...]:
         axes = self.axes(name, leaf)

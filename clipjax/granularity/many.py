@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ..norms import Axes, Norm, linf
 from ..trees import NamedLeaves, per_leaf, resolve
-from .base import Blocks, Granularity, stacked_axes
+from .base import Block, Blocks, Granularity, stacked_axes
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -92,11 +92,11 @@ class Element(Unit):
         del blocks
         return leaves.arrays
 
-    def rescale(self, leaf: jax.Array, norm: jax.Array, length: jax.Array) -> jax.Array:
+    def rescale(self, leaf: jax.Array, block: Block) -> jax.Array:
         """Keeps the sign and gives a real entry its exact length."""
         if jnp.iscomplexobj(leaf):
-            return super().rescale(leaf, norm, length)
-        return jnp.sign(leaf) * length
+            return super().rescale(leaf, block)
+        return jnp.sign(leaf) * block.length
 
 
 def _normalised_axes(chosen: Any, name: str, leaf: Any) -> tuple[int, ...]:

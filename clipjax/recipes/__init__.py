@@ -1,12 +1,29 @@
 """Recipes: published clips, each a name for a point on the engine's four axes."""
 
 from .adaptive import adaptive_grad_clip as adaptive_grad_clip
+from .adaptive import clippy as clippy
+from .adaptive import larc_clip as larc_clip
 from .classic import clip_by_block_rms as clip_by_block_rms
 from .classic import clip_by_global_norm as clip_by_global_norm
 from .classic import clip_by_group_norm as clip_by_group_norm
 from .classic import clip_by_leaf_norm as clip_by_leaf_norm
 from .classic import clip_by_value as clip_by_value
 from .classic import torch_clip_grad_norm as torch_clip_grad_norm
+from .elementwise import cclip as cclip
+from .elementwise import delta_clip as delta_clip
+from .elementwise import two_sided_clip as two_sided_clip
+from .history import autoclip as autoclip
+from .history import clip_update_by_history as clip_update_by_history
+from .history import norm_growth_limiter as norm_growth_limiter
+from .history import quantile_clip as quantile_clip
+from .history import zclip as zclip
+from .optimizers import acclip as acclip
+from .optimizers import spam_clip as spam_clip
+from .optimizers import stable_spam_clip as stable_spam_clip
+from .optimizers import stable_update_clip as stable_update_clip
 from .smooth import normalise_by_global_norm as normalise_by_global_norm
 from .smooth import scale_by_l0_l1 as scale_by_l0_l1
 from .smooth import soft_clip_by_global_norm as soft_clip_by_global_norm
+from .tensorwise import adagc as adagc
+from .tensorwise import aggc as aggc
+from .tensorwise import gradient_stabilizer as gradient_stabilizer

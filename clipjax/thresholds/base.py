@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..granularity import Blocks
+from ..trees import NamedLeaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,19 +22,34 @@ class Context:
 
     Attributes:
         count: int32 number of updates before this one.
+        leaves: the updates' leaves, or in ``init`` the parameters'.
         zeros: makes zeros in the form of the norms: see `clipjax.granularity`.
         table: turns a prefix tree of values into one value per block.
-        measure_params: measures the parameters with the same norm and blocks.
+        measure: measures a tree's leaves with the same norm and blocks.
+        whole: gives the norm of the whole from the norms of its blocks.
+        aligned: reads from another tree, of the given name, the leaves that the
+            updates have.
+        params: the parameters, or None.
         extra: the extra arguments of the update: ``value``, ``learning_rate``, ….
         dtype: the norms' dtype.
     """
 
     count: jax.Array
+    leaves: NamedLeaves
     zeros: Callable[[], Blocks]
     table: Callable[[Any], Blocks]
-    measure_params: Callable[[str], Blocks]
+    measure: Callable[[NamedLeaves], Blocks]
+    whole: Callable[[Blocks], jax.Array]
+    aligned: Callable[[Any, str], NamedLeaves]
+    params: Any
     extra: Mapping[str, Any]
     dtype: Any
+
+    def parameters(self, who: str) -> NamedLeaves:
+        """Gives the parameters' leaves, or says who needs them."""
+        if self.params is None and self.leaves.arrays:
+            raise ValueError(f"{who} needs params: call update(updates, state, params)")
+        return self.aligned(self.params, "params")
 
     def argument(self, name: str, who: str) -> Any:
         """Gives an extra argument, or says who needs it and how to pass it."""
@@ -102,6 +118,23 @@ def _fits(shape: tuple[int, ...], norm_shape: tuple[int, ...]) -> bool:
         return False
     trailing = norm_shape[len(norm_shape) - len(shape) :]
     return all(n in (1, m) for n, m in zip(shape, trailing, strict=True))
+
+
+def require_integer(name: str, value: Any, lowest: int, hint: str = "") -> None:
+    """Checks a Python integer, such as one that fixes shapes and cannot be traced.
+
+    Raises:
+        TypeError: the value is no integer.
+        ValueError: the value is below ``lowest``.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(
+            f"{name} must be an integer of at least {lowest}, got {value!r}{hint}"
+        )
+    if value < lowest:
+        raise ValueError(
+            f"{name} must be an integer of at least {lowest}, got {value!r}"
+        )
 
 
 def require_number(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..granularity import Blocks
-from .base import Context, Threshold, fill, require_number
+from .base import Context, Threshold, fill, require_integer, require_number
 from .fixed import as_threshold
 
 
@@ -138,9 +138,7 @@ def after(steps: int, then: Any, before: Any = None) -> After:
         then: the threshold from then on.
         before: the threshold until then; None clips nothing.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"steps must be an integer, got {steps!r}")
-    require_number("steps", steps, infinite=False)
+    require_integer("steps", steps, 0)
     return After((as_threshold(then), as_threshold(before)), steps)
 
 

@@ -1,0 +1,157 @@
+"""Clips that treat every entry by itself, and other departures from the hard rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import granularity, rules
+from ..engine import Clip, clip_by
+
+
+def cclip(tau: Any, *, name: str = "clip") -> Clip:
+    r"""Clips every entry to a threshold of its own (CClip).
+
+    .. math:: u_i = g_i \min(1, \tau_i / |g_i|)
+
+    Coordinates: ``element × l2 × hard × constant``
+
+    `clip_by_value` with a tree of thresholds, under the name of the paper, which shows
+    that it converges under heavy-tailed noise. (The same name is given to *centered*
+    clipping, which is something else.)
+
+    | input | result |
+    |---|---|
+    | \|g\| ≤ τ | bit-identical |
+    | ±inf | ±τ; counted as non-finite |
+    | NaN | NaN, in that entry only |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        tau: τ, the largest magnitude of an entry, in the gradient's units: one for all,
+            or a prefix tree of numbers or arrays.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: tau is no threshold.
+        ValueError: tau is negative or NaN.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.cclip({"w": jnp.array([1.0, 5.0])})
+        >>> updates, _ = clip.update({"w": jnp.array([3.0, -3.0])}, None)
+        >>> print(updates["w"])
+        [ 1. -3.]
+
+    References:
+        Zhang, Karimireddy, Veit, Kim, Reddi, Kumar, Sra, `Why are adaptive methods good
+        for attention models? <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 1
+    """
+    return clip_by(tau, granularity=granularity.element(), name=name)
+
+
+def two_sided_clip(lower: float, upper: float, *, name: str = "clip") -> Clip:
+    r"""Brings the magnitude of every entry between two bounds (Bi²Clip).
+
+    .. math:: u_i = \operatorname{sign}(g_i) \operatorname{clip}(|g_i|, l, c)
+
+    Coordinates: ``element × l2 × band(lower=0.1) × constant``
+
+    | input | result |
+    |---|---|
+    | l ≤ \|g\| ≤ c | bit-identical |
+    | 0 < \|g\| < l | magnitude l |
+    | 0 | 0 |
+    | ±inf | ±c; counted as non-finite |
+    | NaN | NaN, in that entry only |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        lower: l, in the gradient's units, from 0 to upper.
+        upper: c, a number above 0.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.two_sided_clip(0.1, 1.0)
+        >>> clip
+        clip_by(element × l2 × band(lower=0.1) × constant)
+        >>> updates, _ = clip.update(jnp.array([3.0, -0.01, 0.0]), None)
+        >>> print(updates)
+        [ 1.  -0.1  0. ]
+
+    References:
+        Lee, Zaheer, Li, `TailOPT <https://arxiv.org/abs/2502.04164>`_, 2025
+    """
+    for argument, value in [("lower", lower), ("upper", upper)]:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{argument} must be a number, got {value!r}")
+    if not 0 <= lower <= upper or upper == 0:
+        raise ValueError(
+            f"lower and upper must be 0 <= lower <= upper, with upper above 0, got "
+            f"{lower!r} and {upper!r}"
+        )
+    rule = rules.band(lower / upper)
+    return clip_by(upper, granularity=granularity.element(), rule=rule, name=name)
+
+
+def delta_clip(
+    max_norm: Any,
+    delta: float | None = None,
+    *,
+    axis_name: Any = None,
+    name: str = "clip",
+) -> Clip:
+    r"""Clips the whole tree, but keeps at least a fraction of any norm (δ-GClip).
+
+    .. math:: u = g \min(1, \max(\delta, \gamma / \lVert g \rVert))
+
+    Coordinates: ``whole × l2 × floored(fraction=0.001) × constant``
+
+    The step of gradient descent stays between ηδ and η, with which the paper proves
+    convergence for wide networks. Very large gradients are not bounded.
+
+    | input | result |
+    |---|---|
+    | norm ≤ γ | bit-identical |
+    | γ < norm ≤ γ / δ | norm γ |
+    | norm > γ / δ | δ times the norm |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        max_norm: γ, in the gradient's units: a number, an array, a schedule or a
+            `clipjax.thresholds.Threshold`.
+        delta: δ, from 0 (the hard clip) to 1 (none); None for 0.001.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.delta_clip(1.0, delta=0.5)
+        >>> updates, _ = clip.update(jnp.array([6.0, 8.0]), None)
+        >>> print(updates)
+        [3. 4.]
+
+    References:
+        Tucat, Mukherjee, Sen, Sun, Rivasplata, `Regularized gradient clipping provably
+        trains wide and deep neural networks <https://arxiv.org/abs/2404.08624>`_, 2025
+    """
+    rule = rules.floored(1e-3 if delta is None else delta)
+    return clip_by(max_norm, rule=rule, axis_name=axis_name, name=name)

@@ -1,0 +1,327 @@
+"""Clips of the whole tree whose threshold is learnt from the norms seen so far."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from .. import granularity, thresholds
+from ..engine import Clip, clip_by
+from ..thresholds.base import require_number
+
+
+def autoclip(
+    percentile: Any = 10.0,
+    window: int | None = None,
+    *,
+    axis_name: Any = None,
+    name: str = "clip",
+) -> Clip:
+    r"""Clips to a percentile of the global norms so far (AutoClip).
+
+    .. math:: u = g \min(1, c_t / n_t), \qquad c_t = Q_p(n_1, \dots, n_t)
+
+    Coordinates: ``whole × l2 × hard × quantile``
+
+    Today's norm counts, so that the first step is never clipped. At the default
+    percentile about nine steps in ten are: that is closer to normalising than to
+    guarding against spikes. The paper keeps all norms, clipjax the latest.
+
+    | input | result |
+    |---|---|
+    | norm ≤ percentile | bit-identical |
+    | one spike among the norms | hardly moves the percentile |
+    | NaN or inf | see `clipjax.guards`; does not enter the history |
+    | zero gradient | zero; does not enter the history |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        percentile: from 0 to 100.
+        window: how many of the latest norms to keep; None for 1000.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.autoclip(percentile=50)
+        >>> state = clip.init(jnp.zeros(1))
+        >>> for norm in (1.0, 3.0):
+        ...     updates, state = clip.update(jnp.array([norm]), state)
+        >>> print(updates)
+        [2.]
+
+    References:
+        Seetharaman, Wichern, Pardo, Le Roux, `AutoClip
+        <https://arxiv.org/abs/2007.14469>`_, 2020
+    """
+    require_number("percentile", percentile, infinite=False)
+    size = 1000 if window is None else window
+    source = thresholds.quantile(percentile / 100, size, include_current=True)
+    return clip_by(source, axis_name=axis_name, name=name)
+
+
+def quantile_clip(
+    quantile: Any = 0.95,
+    max_norm: Any = None,
+    window: int | None = None,
+    *,
+    minimum_history: Any = None,
+    axis_name: Any = None,
+    name: str = "clip",
+) -> Clip:
+    r"""Clips to a quantile of the latest global norms, and to a cap.
+
+    .. math:: u = g \min(1, c_t / n_t), \qquad
+        c_t = \min(Q_q(n_{t-W}, \dots, n_{t-1}), c_\text{max})
+
+    Coordinates: ``whole × l2 × hard × quantile``
+
+    The capped percentile of large code bases: until the window is full only the cap
+    clips. With ``minimum_history=1``, ``window=100`` and a quantile of 0.1 to 0.2 it is
+    quantile-clipped SGD, which is robust to heavy tails and corrupted samples.
+
+    | input | result |
+    |---|---|
+    | norm ≤ threshold | bit-identical |
+    | less history than minimum_history | clipped to max_norm only |
+    | one spike among the norms | hardly moves the quantile |
+    | NaN or inf | see `clipjax.guards`; does not enter the history |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        quantile: from 0 to 1.
+        max_norm: the largest threshold, in the gradient's units; None for no cap.
+        window: how many of the latest norms to keep; None for 1000.
+        minimum_history: how many norms must be known; None for a full window.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax
+        >>> clipjax.quantile_clip(0.95, max_norm=1.0)
+        clip_by(whole × l2 × hard × quantile)
+
+    References:
+        Merad, Gaïffas, `Robust stochastic optimization via gradient quantile clipping
+        <https://arxiv.org/abs/2309.17316>`_, 2024
+    """
+    size = 1000 if window is None else window
+    source = thresholds.quantile(
+        quantile,
+        size,
+        minimum_history=size if minimum_history is None else minimum_history,
+        cap=math.inf if max_norm is None else max_norm,
+    )
+    return clip_by(source, axis_name=axis_name, name=name)
+
+
+def zclip(
+    alpha: Any = 0.97,
+    z_thresh: Any = 2.5,
+    max_grad_norm: Any = 1.0,
+    warmup_steps: Any = 25,
+    *,
+    mode: str = "zscore",
+    clip_option: str = "adaptive_scaling",
+    clip_factor: Any = None,
+    skip_update_on_spike: bool = False,
+    axis_name: Any = None,
+    name: str = "clip",
+) -> Clip:
+    r"""Clips global norms that are outliers by their z-score (ZClip).
+
+    .. math:: z = \frac{n - \mu}{\sigma + 10^{-6}}, \qquad
+        c = \mu + z_\text{thresh}^2 \frac{\sigma}{z} \text{ if } z > z_\text{thresh}
+
+    Coordinates: ``whole × l2 × hard × zscore``
+
+    Mean and variance are those of the first norms, then exponential averages, which an
+    outlier enters as it is after the clip. As published, the length of an outlier falls
+    from :math:`\mu + z\sigma` towards μ the larger it was: ``percentile`` keeps it. The
+    reference's σ may be zero, so that a constant norm plus rounding is an outlier;
+    here σ is at least a thousandth of μ.
+
+    | input | result |
+    |---|---|
+    | no outlier, norm ≤ max_grad_norm | bit-identical |
+    | an outlier | shortened as above, and to max_grad_norm |
+    | in the warm-up | clipped to max_grad_norm only |
+    | NaN or inf | see `clipjax.guards`; the statistics stay as they are |
+    | zero gradient | zero; the statistics stay as they are |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        alpha: weight of the past in the averages, from 0 to 1.
+        z_thresh: the z-score above which a norm is an outlier.
+        max_grad_norm: a cap on all norms, in the gradient's units; None for none.
+        warmup_steps: how many norms to know first.
+        mode: ``zscore``, or ``percentile``: to μ + z_thresh·σ.
+        clip_option: with ``zscore``, ``adaptive_scaling`` as above, or ``mean``: to μ.
+        clip_factor: what an outlier's length is multiplied by; None for 1.
+        skip_update_on_spike: keep outliers out of the statistics altogether.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax
+        >>> clipjax.zclip(max_grad_norm=None)
+        clip_by(whole × l2 × hard × zscore)
+
+    References:
+        Kumar, Owen, Roy Chowdhury, Güra, `ZClip <https://arxiv.org/abs/2504.02507>`_,
+        2025, equations 4 to 8
+    """
+    source = thresholds.zscore(
+        z_thresh,
+        decay=alpha,
+        warmup=warmup_steps,
+        mode="mean" if (mode, clip_option) == ("zscore", "mean") else mode,
+        factor=1.0 if clip_factor is None else clip_factor,
+        remember="inliers" if skip_update_on_spike else "target",
+        cap=math.inf if max_grad_norm is None else max_grad_norm,
+    )
+    return clip_by(source, axis_name=axis_name, name=name)
+
+
+def clip_update_by_history(
+    window: int | None = None,
+    sigma: Any = 3.0,
+    *,
+    minimum_history: Any = None,
+    axis_name: Any = None,
+    name: str = "clip",
+) -> Clip:
+    r"""Clips to the mean of the latest global norms plus some standard deviations.
+
+    .. math:: u = g \min\Bigl(1, \frac{\mu_W + k\,\sigma_W}{n}\Bigr)
+
+    Coordinates: ``whole × l2 × hard × mean-plus-std``
+
+    Made to stand after the optimizer, where it bounds updates that the momentum drives,
+    too. Raw norms enter the history, so that the threshold cannot collapse; a spike
+    therefore lifts it until the spike leaves the window.
+
+    | input | result |
+    |---|---|
+    | norm ≤ threshold | bit-identical |
+    | less history than minimum_history | bit-identical |
+    | a constant norm | may vary by k thousandths |
+    | NaN or inf | see `clipjax.guards`; does not enter the history |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        window: how many of the latest norms to keep; None for 128.
+        sigma: k, the number of standard deviations.
+        minimum_history: how many norms must be known; None for half the window.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax, optax
+        >>> optimizer = optax.chain(optax.adam(1e-3), clipjax.clip_update_by_history())
+
+    References:
+        ``clip_update_norm`` of Levanter
+    """
+    size = 128 if window is None else window
+    history = size // 2 if minimum_history is None else minimum_history
+    source = thresholds.mean_plus_std(size, sigma, minimum_history=history)
+    return clip_by(source, axis_name=axis_name, name=name)
+
+
+def norm_growth_limiter(
+    growth: Any = 1.01,
+    *,
+    slowest_decay: Any = None,
+    floor: Any = None,
+    stacked: Any = None,
+    axis_name: Any = None,
+    name: str = "clip",
+) -> Clip:
+    r"""Lets the norm of each leaf grow by no more than a ratio from step to step.
+
+    .. math:: u_t = g_t \min\Bigl(1, \gamma \frac{r_{t-1}}{\lVert g_t \rVert}\Bigr),
+        \qquad r_t = \max(\lVert u_t \rVert, \delta\, r_{t-1})
+
+    Coordinates: ``leaf × l2 × hard × relative-to-previous``
+
+    As published r is the norm of the last output, so that a single tiny gradient stops
+    a leaf for hundreds of steps; here r falls by no more than a ratio δ at a time.
+
+    | input | result |
+    |---|---|
+    | the first step | bit-identical |
+    | norm ≤ γ · r | bit-identical |
+    | zero gradient | zero; r stays |
+    | NaN or inf in a leaf | see `clipjax.guards`; every r stays |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        growth: γ, at least 1.
+        slowest_decay: δ, from 0 (as published) to 1; None for 0.5.
+        floor: the least threshold, in the gradient's units; None for 0.
+        stacked: leading axes that stack separate layers; see
+            `clipjax.granularity.leaf`.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.norm_growth_limiter(1.5)
+        >>> state = clip.init(jnp.zeros(1))
+        >>> for norm in (1.0, 100.0):
+        ...     updates, state = clip.update(jnp.array([norm]), state)
+        >>> print(updates)
+        [1.5]
+
+    References:
+        Chen et al., `Fira <https://arxiv.org/abs/2410.01623>`_, 2024, equation 6; Zhu
+        et al., `APOLLO <https://arxiv.org/abs/2412.05270>`_, 2024
+    """
+    source = thresholds.relative_to_previous(
+        growth,
+        slowest_decay=0.5 if slowest_decay is None else slowest_decay,
+        floor=0.0 if floor is None else floor,
+    )
+    leaf = granularity.leaf(stacked)
+    return clip_by(source, granularity=leaf, axis_name=axis_name, name=name)

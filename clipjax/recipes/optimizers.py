@@ -1,0 +1,346 @@
+"""Clips that need what an optimizer knows: its second moment, or its momentum."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import granularity, norms, rules
+from ..engine import clip_by
+from ..measured import Argument
+from ..measurement import first_nonfinite_leaf, widen
+from ..report import ClipState
+from ..thresholds.elementwise import AverageMaximum, PowerAverage, SecondMoment
+from ..trees import NamedLeaves
+from .tensorwise import gradient_stabilizer
+
+
+class ClipWithInnerState(NamedTuple):
+    """The state of a clip that works with an optimizer inside.
+
+    Attributes:
+        clip: the clip's own state.
+        inner: the optimizer's, or the momentum's.
+    """
+
+    clip: ClipState
+    inner: Any
+
+
+def _second_moment(state: Any) -> Any:
+    """Finds Adam's average of squares, ``nu``, in an optimizer's state."""
+    found = optax.tree_utils.tree_get(state, "nu")
+    if found is None:
+        raise ValueError(
+            "inner must keep a second moment under the name nu, as optax.adam, "
+            "optax.adamw and optax.scale_by_rms do"
+        )
+    return found
+
+
+def stable_update_clip(
+    b1: Any = 0.9,
+    b2: Any = 0.99,
+    eps: Any = 1e-6,
+    threshold: Any = 1.0,
+    *,
+    axis_name: Any = None,
+    name: str = "clip",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Scales by Adam, and shortens what Adam was not prepared for (StableAdamW).
+
+    .. math:: u_l = \frac{\hat m_l}{\sqrt{\hat v_l} + \epsilon} \Big/ \max\Bigl(1,
+        \operatorname{RMS}\Bigl(\frac{g_l}{\sqrt{\max(\hat v_l, \epsilon^2)}}\Bigr)
+        \Bigr)
+
+    Coordinates: ``leaf × rms × hard × constant``
+
+    Takes the place of ``optax.scale_by_adam``; weight decay and learning rate come
+    after it. What is measured is the raw gradient against the second moment that it has
+    just entered; what is shortened is Adam's step. The moments stay as they are.
+
+    | input | result |
+    |---|---|
+    | ratio ≤ threshold | Adam's step, bit-identical |
+    | a spike | the step is shortened as far as the spike exceeds √v̂ |
+    | zero gradient | Adam's step |
+    | NaN or inf | as Adam gives, counted; wrap in `clipjax.skip_nonfinite` |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        b1: weight of the past in the first moment.
+        b2: weight of the past in the second moment.
+        eps: added to the root, and the least root in the ratio.
+        threshold: the largest ratio that is not shortened.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: threshold is no threshold.
+        ValueError: threshold is negative or NaN.
+
+    Example:
+        >>> import clipjax, optax
+        >>> optimizer = optax.chain(
+        ...     clipjax.stable_update_clip(),
+        ...     optax.add_decayed_weights(0.1),
+        ...     optax.scale_by_learning_rate(1e-3),
+        ... )
+
+    References:
+        Wortsman et al., `Stable and low-precision training for large-scale
+        vision-language models <https://arxiv.org/abs/2304.13013>`_, 2023, algorithm 2
+    """
+    adam = optax.scale_by_adam(b1, b2, eps)
+    clip = clip_by(
+        threshold,
+        granularity=granularity.leaf(),
+        norm=norms.rms,
+        axis_name=axis_name,
+        name=name,
+        measured=Argument("surprise", "stable_update_clip"),
+    )
+
+    def surprise(gradient: jax.Array, moment: jax.Array, count: jax.Array) -> jax.Array:
+        cast = functools.partial(jnp.asarray, dtype=moment.dtype)
+        unbiased = moment / (1 - cast(b2) ** cast(count))
+        return widen(gradient, moment.dtype) / jnp.sqrt(
+            jnp.maximum(unbiased, cast(eps) ** 2)
+        )
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        steps, inner = adam.update(updates, state.inner, params)
+        ratios = jax.tree.map(
+            lambda gradient, moment: surprise(gradient, moment, inner.count),
+            updates,
+            inner.nu,
+        )
+        clipped, clip_state = clip.update(steps, state.clip, params, surprise=ratios)
+        return clipped, ClipWithInnerState(clip_state, inner)
+
+    return _around(clip, adam, update)
+
+
+def spam_clip(
+    inner: optax.GradientTransformation | None = None,
+    theta: Any = 5000.0,
+    *,
+    warmup_steps: Any = None,
+    period: Any = None,
+    axis_name: Any = None,
+    name: str = "clip",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips every entry by the second moment of the optimizer that follows (SPAM).
+
+    .. math:: u_i = \operatorname{sign}(g_i) \min(|g_i|, \sqrt{\theta\, v_i})
+
+    Coordinates: ``element × l2 × hard × second-moment``
+
+    v is the moment before this step, as the optimizer keeps it: not corrected for its
+    bias. For SPAM's resets wrap Adam in `clipjax.periodic_reset` first, and give the
+    same period here, so that the clip waits until v means something again.
+
+    | input | result |
+    |---|---|
+    | the first ``warmup_steps`` steps, also after a reset | not clipped |
+    | v = 0 | not clipped; clipping to zero would freeze the entry for good |
+    | a spike in one entry | √(θ·v) there, all other entries bit-identical |
+    | NaN or inf | see `clipjax.guards` |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        inner: an optimizer that keeps a second moment under the name ``nu``; None for
+            ``optax.scale_by_adam()``.
+        theta: θ, the largest ratio of a square to its average.
+        warmup_steps: the first step that is clipped, counted from 1; None for 20.
+        period: steps from one reset of the optimizer to the next; None for no resets.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or inner has no second moment.
+
+    Example:
+        >>> import clipjax, optax
+        >>> adam = clipjax.periodic_reset(optax.adam(1e-3), 500)
+        >>> optimizer = clipjax.spam_clip(adam, period=500)
+
+    References:
+        Huang et al., `SPAM <https://arxiv.org/abs/2501.06842>`_, 2025, algorithm 1
+    """
+    if inner is None:
+        inner = optax.scale_by_adam()
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner must be a gradient transformation, got {inner!r}")
+    inner = optax.with_extra_args_support(inner)
+    source = SecondMoment(theta, 20 if warmup_steps is None else warmup_steps, period)
+    clip = clip_by(
+        source, granularity=granularity.element(), axis_name=axis_name, name=name
+    )
+
+    def update(updates, state, params=None, **extra):
+        moment = _second_moment(state.inner)
+        clipped, clip_state = clip.update(
+            updates, state.clip, params, second_moment=moment
+        )
+        steps, inner_state = inner.update(clipped, state.inner, params, **extra)
+        return steps, ClipWithInnerState(clip_state, inner_state)
+
+    return _around(clip, inner, update)
+
+
+def stable_spam_clip(
+    gamma1: Any = 0.7,
+    gamma2: Any = 0.9,
+    gamma3: Any = 0.999,
+    *,
+    eps: Any = None,
+    name: str = "clip",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips outlying entries of each tensor, then fixes its norm (Stable-SPAM).
+
+    .. math:: g'_i = g_i \frac{T_l}{\max_j |g_j|} \text{ where } |g_i| > T_l, \qquad
+        T_l = \text{average of } \max_j |g_j|
+
+    Coordinates: ``element × l2 × hard × average-maximum``
+
+    That is the first of two clips; `gradient_stabilizer` is the second. Each average
+    counts its own steps. The reference has one counter for all of them, sets it back at
+    a reset and leaves the averages, so that T is hundreds of times too large after it.
+    The metrics of the two clips are under ``name`` and ``name_norm``. For the resets
+    wrap Adam in `clipjax.periodic_reset`.
+
+    | input | result |
+    |---|---|
+    | no entry above T | only the norm changes |
+    | the first step | nothing is above T |
+    | outliers | keep their proportions; the largest ends at T |
+    | zero gradient of a tensor | zero; its averages stay |
+    | NaN or inf | see `clipjax.guards`; all averages stay |
+
+    Args:
+        gamma1: weight of the past in the average norm.
+        gamma2: weight of the past in the average square of the norm.
+        gamma3: weight of the past in the average maximum.
+        eps: added to the root of the average square; None for 1e-8.
+        name: prefix of the clips' metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax, optax
+        >>> adam = clipjax.periodic_reset(optax.adam(1e-3), 1000)
+        >>> optimizer = optax.chain(clipjax.stable_spam_clip(), adam)
+
+    References:
+        `Stable-SPAM <https://arxiv.org/abs/2502.17055v2>`_, 2025, algorithm 1
+    """
+    source = AverageMaximum(gamma3)
+    entries = clip_by(source, granularity=granularity.element(), name=name)
+    return optax.chain(
+        entries, gradient_stabilizer(gamma1, gamma2, eps=eps, name=f"{name}_norm")
+    )
+
+
+def acclip(
+    b1: Any = 0.9,
+    b2: Any = 0.99,
+    alpha: Any = 1.0,
+    eps: float | None = None,
+    *,
+    axis_name: Any = None,
+    name: str = "clip",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Clips the momentum, entry by entry, to the gradient's average size (ACClip).
+
+    .. math:: u = m \min\Bigl(1, \frac{\tau}{|m| + \epsilon}\Bigr), \qquad
+        m = \text{average of } g, \quad
+        \tau^\alpha = \text{average of } |g|^\alpha
+
+    Coordinates: ``element × l2 × hard(epsilon=1e-05) × power-average``
+
+    Gives the clipped momentum: a learning rate is all that has to follow. As published,
+    both averages start at zero without a correction. (The public code is of an earlier
+    version, which also divides by the root of a second moment.)
+
+    | input | result |
+    |---|---|
+    | zero gradients | zero |
+    | a spike in one entry | the momentum is cut at τ there |
+    | NaN or inf | see `clipjax.guards`; momentum and τ stay as they are |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        b1: weight of the past in the momentum, from 0 to 1.
+        b2: weight of the past in τ, from 0 to 1.
+        alpha: α, the power that is averaged, above 0.
+        eps: added to \|m\|; None for 1e-5.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax, optax
+        >>> optimizer = optax.chain(clipjax.acclip(), optax.scale_by_learning_rate(0.1))
+
+    References:
+        Zhang, Karimireddy, Veit, Kim, Reddi, Kumar, Sra, `Why are adaptive methods good
+        for attention models? <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 2
+    """
+    momentum = optax.ema(b1, debias=False)
+    clip = clip_by(
+        PowerAverage(b2, alpha),
+        granularity=granularity.element(),
+        rule=rules.Hard(epsilon=1e-5 if eps is None else eps),
+        axis_name=axis_name,
+        name=name,
+    )
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        averages, inner = momentum.update(updates, state.inner)
+        clipped, clip_state = clip.update(
+            averages, state.clip, params, gradient=updates
+        )
+        bad = first_nonfinite_leaf(NamedLeaves.of(updates), axis_name) >= 0
+        kept = jax.tree.map(
+            lambda old, new: jnp.where(bad, old, new), state.inner, inner
+        )
+        return clipped, ClipWithInnerState(clip_state, kept)
+
+    return _around(clip, momentum, update)
+
+
+def _around(
+    clip: Any, inner: Any, update: Any
+) -> optax.GradientTransformationExtraArgs:
+    def init(params: Any) -> ClipWithInnerState:
+        return ClipWithInnerState(clip.init(params), inner.init(params))
+
+    return optax.GradientTransformationExtraArgs(init, update)

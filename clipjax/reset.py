@@ -1,0 +1,213 @@
+"""A wrapper that makes an optimizer forget its momentum at regular intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from .measurement import accumulation_dtype, narrow, widen
+from .thresholds.base import require_integer
+from .trees import NamedLeaves, is_clippable, path_name
+
+RAMP_START = 0.01
+
+
+class PeriodicResetState(NamedTuple):
+    """The state of `periodic_reset`.
+
+    Attributes:
+        position: int32 place in the period, from 0, at which the latest update was a
+            reset, to ``every - 1``; 0 before the first update.
+        reset_count: int32 number of resets so far.
+        inner_state: the state of the wrapped optimizer.
+    """
+
+    position: Int[Array, ""]
+    reset_count: Int[Array, ""]
+    inner_state: Any
+
+
+def periodic_reset(
+    inner: optax.GradientTransformation,
+    every: int,
+    *,
+    warmup_steps: int = 0,
+    select: Callable[[str, Any], bool] | None = None,
+    counters: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Takes an optimizer's moments back to their start every so many steps.
+
+    Updates number ``every``, ``2 · every``, … (from 1) work with moments as
+    ``inner.init(params)`` makes them, zero for Adam. After a reset, updates are
+    multiplied by a ramp, where :math:`k` counts them from 0 and :math:`N` is
+    ``warmup_steps``:
+
+    .. math:: 0.01 + 0.99 \, (1 - \cos(\pi k / (N + 1))) / 2, \qquad k < N
+
+    By default these parts of the inner state are reset: floating-point and complex
+    arrays whose path ends with that of a parameter, such as ``mu`` and ``nu`` of Adam,
+    and the trace of SGD. A learning rate, a threshold and what a clip has measured stay
+    as they are. If the parameters are a single array, arrays of its shape are reset.
+
+    SPAM is ``every=500, warmup_steps=150`` around Adam. It keeps Adam's count: without
+    bias correction, the first update after a reset is some 3.2 times that of a fresh
+    Adam with its usual decays, which the ramp covers; ``counters=True`` makes it fresh.
+    The ramp multiplies all that is inside, so keep weight decay outside, after this
+    wrapper in the chain, and ``optax.MultiSteps`` around it.
+
+    | input | result |
+    |---|---|
+    | no reset yet | exactly the updates of ``inner`` |
+    | every 1 | no memory at all |
+    | ramp over | bit-identical to ``inner``'s updates |
+    | bfloat16 updates | multiplied in float32, rounded once |
+    | integer, float0, PRNG-key, None leaves | as they came |
+
+    Args:
+        inner: the optimizer.
+        every: period in steps, at least 1.
+        warmup_steps: length of the ramp after each reset, below ``every``; 0 for none.
+            There is no ramp at the start of training.
+        select: which leaves of the inner state to reset instead: a function of a path
+            such as ``0/mu/dense/kernel`` and the leaf. None for the rule above.
+        counters: whether to reset also the integer counters that stand beside such
+            moments, such as Adam's count; not that of a schedule in the chain.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``, whose update needs ``params``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: a number is out of range, both ``select`` and ``counters`` are
+            given, or update is not given ``params``.
+
+    Example:
+        >>> import clipjax, optax, jax.numpy as jnp
+        >>> optimizer = clipjax.periodic_reset(optax.trace(decay=1.0), every=3)
+        >>> params = jnp.zeros(2)
+        >>> state = optimizer.init(params)
+        >>> for _ in range(4):
+        ...     updates, state = optimizer.update(jnp.ones(2), state, params)
+        ...     print(updates)
+        [1. 1.]
+        [2. 2.]
+        [1. 1.]
+        [2. 2.]
+
+    References:
+        Huang, Zhu, Jin, Liu, Wang, Liu, `SPAM: Spike-aware Adam with momentum reset
+        for stable LLM training <https://arxiv.org/abs/2501.06842>`_, 2025
+    """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner must be a gradient transformation, got {inner!r}")
+    require_integer("every", every, lowest=1)
+    require_integer("warmup_steps", warmup_steps, lowest=0)
+    if warmup_steps >= every:
+        raise ValueError(f"warmup_steps must be below {every=}, got {warmup_steps!r}")
+    if select is not None and not callable(select):
+        raise TypeError(f"select must be a function of path and leaf, got {select!r}")
+    if not isinstance(counters, bool):
+        raise TypeError(f"counters must be True or False, got {counters!r}")
+    if select is not None and counters:
+        raise ValueError("counters=True goes with select=None: let select pick them")
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> PeriodicResetState:
+        zero = jnp.zeros((), jnp.int32)
+        return PeriodicResetState(zero, zero, inner.init(params))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, PeriodicResetState]:
+        if params is None:
+            raise ValueError(
+                "periodic_reset needs params: call update(updates, state, params)"
+            )
+        position = (state.position + 1) % every
+        is_due = position == 0
+        picked = (
+            _moments(state.inner_state, params, counters)
+            if select is None
+            else _selected(state.inner_state, select)
+        )
+        inner_state = jax.tree.map(
+            lambda pick, old, new: _restart_if(is_due, old, new) if pick else old,
+            picked,
+            state.inner_state,
+            inner.init(params),
+        )
+        updates, inner_state = inner.update(updates, inner_state, params, **extra)
+        reset_count = jnp.where(
+            is_due, optax.safe_increment(state.reset_count), state.reset_count
+        )
+        if warmup_steps:
+            is_warming = (reset_count > 0) & (position < warmup_steps)
+            updates = _ramped(updates, is_warming, position, warmup_steps)
+        return updates, PeriodicResetState(position, reset_count, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _moments(state: Any, params: Any, counters: bool) -> Any:
+    """Tells, for every leaf of a state, whether it belongs to a parameter."""
+    shapes = {
+        path: jnp.shape(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    lengths = {len(path) for path in shapes}
+
+    def owner(path: tuple[Any, ...], leaf: Any) -> tuple[Any, ...] | None:
+        """Gives the path of the state that a moment is in; None for other leaves."""
+        if not is_clippable(leaf):
+            return None
+        for length in lengths:
+            start = len(path) - length
+            if start < 0 or path[start:] not in shapes:
+                continue
+            # A path of no keys says nothing.
+            if length or jnp.shape(leaf) == shapes[()]:
+                return path[: max(start - 1, 0)]
+        return None
+
+    owners = {owner(*entry) for entry in jax.tree_util.tree_leaves_with_path(state)}
+
+    def is_picked(path: tuple[Any, ...], leaf: Any) -> bool:
+        if owner(path, leaf) is not None:
+            return True
+        is_integer = jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+        return counters and is_integer and path[:-1] in owners
+
+    return jax.tree_util.tree_map_with_path(is_picked, state)
+
+
+def _selected(state: Any, select: Callable[[str, Any], bool]) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: bool(select(path_name(path), leaf)), state
+    )
+
+
+def _restart_if(is_due: jax.Array, old: Any, new: Any) -> jax.Array:
+    if is_clippable(old):
+        old = jnp.asarray(old)
+        return jnp.where(is_due, narrow(jnp.asarray(new), old), old)
+    return jnp.where(is_due, new, old)
+
+
+def _ramped(
+    updates: Any, is_warming: jax.Array, position: jax.Array, steps: int
+) -> Any:
+    leaves = NamedLeaves.of(updates)
+    dtype = accumulation_dtype(leaves)
+    angle = jnp.pi * position.astype(dtype) / (steps + 1)
+    factor = RAMP_START + (1 - RAMP_START) * (1 - jnp.cos(angle)) / 2
+
+    def scaled(leaf: jax.Array) -> jax.Array:
+        wide = widen(leaf, dtype)
+        return narrow(wide * factor.astype(wide.dtype), leaf)
+
+    return leaves.map(lambda leaf: jnp.where(is_warming, scaled(leaf), leaf)).tree()

@@ -1,0 +1,243 @@
+"""A wrapper that skips steps on which the loss or the gradient's norm jumps up."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from .distributed import AxisNames, refuse_local, split_axes
+from .granularity import whole
+from .measurement import accumulation_dtype, measure
+from .norms import l2
+from .skip import keep_if, nothing_if
+from .thresholds.base import require_integer, require_number
+from .trees import NamedLeaves
+
+
+class SkipOnSpikeState(NamedTuple):
+    """The state of `skip_on_spike`.
+
+    Attributes:
+        names: the wrapper's name, a key without leaves.
+        skipped_count: int32 number of steps skipped so far.
+        streak: int32 number of steps skipped in a row, up to now.
+        alarm: bool, true from the step on that made the streak too long.
+        is_spike: bool, whether the latest step was skipped.
+        accepted: int32 number of steps not skipped. Setting it to 0 forgets the
+            history, so that a new level is learnt.
+        history: the latest accepted norms, under ``norm``, and losses, under ``loss``
+            if it is watched: ring buffers of shape ``(window,)``, float32, or float64
+            where any parameter is.
+        inner_state: the state of the wrapped optimizer.
+    """
+
+    names: dict[str, tuple[()]]
+    skipped_count: Int[Array, ""]
+    streak: Int[Array, ""]
+    alarm: Bool[Array, ""]
+    is_spike: Bool[Array, ""]
+    accepted: Int[Array, ""]
+    history: dict[str, Float[Array, " window"]]
+    inner_state: Any
+
+
+def skip_on_spike(
+    inner: optax.GradientTransformation,
+    *,
+    window: int = 128,
+    sigma: float = 6.0,
+    tolerance: float = 0.15,
+    minimum_history: int | None = None,
+    loss: bool = True,
+    alarm_after: int = 10,
+    axis_name: AxisNames = None,
+    name: str = "skip_on_spike",
+) -> optax.GradientTransformationExtraArgs:
+    r"""Skips a step whose loss or gradient norm lies far above the latest ones.
+
+    .. math::
+        x - \bar x > \max(\sigma s, \, \tau \lvert \bar x \rvert)
+
+    Here :math:`x` is the loss, or the L2 norm of the whole gradient as it comes in, and
+    :math:`\bar x` and :math:`s` are mean and sample standard deviation of the latest
+    accepted ones. On such a step the update is zero and the inner optimizer's state,
+    its step count included, stays as it was, bit for bit. What was rejected never
+    enters the history. So a level that is up for good is skipped for ever: watch
+    ``alarm``, and set ``accepted`` in the state to 0 to learn the new level.
+
+    Wrap the whole chain, the clip included. A clip inside measures the same norm:
+    XLA finds the common sum under ``jit`` if it comes first in the chain.
+
+    | input | result |
+    |---|---|
+    | no spike | exactly the updates of ``inner`` |
+    | spike in the loss or the norm | -0.0 in every leaf, inner state bit-identical |
+    | NaN or inf in either, a norm beyond the dtype | likewise, whatever the history |
+    | fewer than ``minimum_history`` steps accepted | finite steps are never skipped |
+    | a rise of at most ``tolerance`` · mean | never a spike, however even the history |
+    | growth by 1 % a step | followed, from a standstill too |
+    | a drop | never a spike |
+    | the history is all zeros | finite steps are never skipped |
+    | ``alarm_after`` spikes in a row | skipped too; ``alarm`` is raised and stays |
+    | `clipjax.skip_nonfinite` around it, or in it | works; the outer one counts |
+
+    Args:
+        inner: the optimizer to protect.
+        window: how many accepted steps are remembered, at least 2.
+        sigma: how many standard deviations above the mean a spike begins.
+        tolerance: how far above the mean it begins at least, as a fraction of the
+            mean's magnitude; 0 for sigma alone.
+        minimum_history: how many steps must have been accepted before any is judged,
+            from 2 to ``window``; by default half the window.
+        loss: whether to watch the loss besides the norm. It is then passed to update,
+            as ``value=loss``.
+        alarm_after: length of a streak of skipped steps that raises the alarm.
+        axis_name: mesh or pmap axes that leaves are split over, inside ``shard_map``
+            and ``pmap``, so that all devices decide alike. A loss that differs over
+            them is averaged.
+        name: prefix of its metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``. The inner optimizer gets all
+        extra arguments, ``value`` included.
+
+    Raises:
+        TypeError: inner is no gradient transformation, or a number is of a wrong type.
+        ValueError: a number is out of range, or update is not given ``value``.
+
+    Example:
+        >>> import clipjax, optax, jax.numpy as jnp
+        >>> optimizer = clipjax.skip_on_spike(optax.sgd(0.1), minimum_history=2)
+        >>> params = jnp.ones(2)
+        >>> state = optimizer.init(params)
+        >>> for loss in (2.0, 2.1, 9.0):
+        ...     _, state = optimizer.update(jnp.ones(2), state, params, value=loss)
+        ...     print(state.is_spike, state.accepted)
+        False 1
+        False 2
+        True 2
+
+    References:
+        OLMo team, `2 OLMo 2 Furious <https://arxiv.org/abs/2501.00656>`_, 2025, whose
+        code, and that of Levanter and MaxText, use the same window and sigma; but let
+        rejected values into the history, and have no tolerance.
+    """
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner must be a gradient transformation, got {inner!r}")
+    require_integer("window", window, lowest=2)
+    least = max(2, window // 2) if minimum_history is None else minimum_history
+    require_integer("minimum_history", least, lowest=2)
+    if least > window:
+        raise ValueError(f"minimum_history must be at most {window=}, got {least!r}")
+    require_integer("alarm_after", alarm_after, lowest=1)
+    require_number("sigma", sigma, infinite=False)
+    require_number("tolerance", tolerance, infinite=False)
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Any) -> SkipOnSpikeState:
+        dtype = accumulation_dtype(NamedLeaves.of(params))
+        watched = ("loss", "norm") if loss else ("norm",)
+        return SkipOnSpikeState(
+            names={name: ()},
+            skipped_count=jnp.zeros((), jnp.int32),
+            streak=jnp.zeros((), jnp.int32),
+            alarm=jnp.zeros((), bool),
+            is_spike=jnp.zeros((), bool),
+            accepted=jnp.zeros((), jnp.int32),
+            history={key: jnp.zeros(window, dtype) for key in watched},
+            inner_state=inner.init(params),
+        )
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, SkipOnSpikeState]:
+        values = {"norm": _global_norm(updates, axis_name)}
+        if loss:
+            values["loss"] = _loss(extra.get("value"), axis_name)
+        is_spike = jnp.zeros((), bool)
+        for key, past in state.history.items():
+            values[key] = values[key].astype(past.dtype)
+            is_high = _is_high(values[key], past, state.accepted, sigma, tolerance)
+            is_spike |= is_high & (state.accepted >= least)
+            is_spike |= ~jnp.isfinite(values[key])
+
+        new_updates, inner_state = inner.update(
+            updates, state.inner_state, params, **extra
+        )
+        streak = jnp.where(is_spike, optax.safe_increment(state.streak), 0)
+        accepted = optax.safe_increment(state.accepted)
+        position = state.accepted % window
+        new_state = SkipOnSpikeState(
+            names=state.names,
+            skipped_count=state.skipped_count + is_spike.astype(jnp.int32),
+            streak=streak,
+            alarm=state.alarm | (streak >= alarm_after),
+            is_spike=is_spike,
+            accepted=jnp.where(is_spike, state.accepted, accepted),
+            history={
+                key: past.at[position].set(
+                    jnp.where(is_spike, past[position], values[key])
+                )
+                for key, past in state.history.items()
+            },
+            inner_state=jax.tree.map(
+                lambda old, new: keep_if(is_spike, old, new),
+                state.inner_state,
+                inner_state,
+            ),
+        )
+        return (
+            jax.tree.map(lambda update: nothing_if(is_spike, update), new_updates),
+            new_state,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_high(
+    value: jax.Array,
+    past: jax.Array,
+    accepted: jax.Array,
+    sigma: float,
+    tolerance: float,
+) -> jax.Array:
+    """Compares a value with a ring buffer, of which ``accepted`` entries count."""
+    counts = jnp.arange(past.size) < accepted
+    peak = jnp.max(jnp.where(counts, jnp.abs(past), 0))
+    has_scale = peak > 0
+    # At this scale no square overflows.
+    scale = jnp.where(has_scale, peak, 1)
+    past, value = jnp.where(counts, past / scale, 0), value / scale
+    number = jnp.minimum(accepted, past.size).astype(past.dtype)
+    mean = jnp.sum(past) / jnp.maximum(number, 1)
+    squares = jnp.where(counts, jnp.square(past - mean), 0)
+    deviation = jnp.sqrt(jnp.sum(squares) / jnp.maximum(number - 1, 1))
+    rise = jnp.maximum(sigma * deviation, tolerance * jnp.abs(mean))
+    return has_scale & (value - mean > rise)
+
+
+def _global_norm(updates: Any, axis_name: AxisNames) -> jax.Array:
+    """Measures the whole gradient; NaN wherever any entry is NaN or inf."""
+    granularity, leaves = whole(), NamedLeaves.of(updates)
+    names = granularity.names(leaves)
+    measured = measure(l2, granularity, leaves, names, axis_name)
+    norm = measured.norms
+    return jnp.where(measured.nonfinite_leaf < 0, norm, jnp.nan)
+
+
+def _loss(value: Any, axis_name: AxisNames) -> jax.Array:
+    if value is None:
+        raise ValueError(
+            "skip_on_spike needs the loss: call update(updates, state, params, "
+            "value=loss), or build it with loss=False to watch the norm only"
+        )
+    value = jnp.asarray(value)
+    if value.shape != ():
+        raise ValueError(f"value must be a scalar loss, got shape {value.shape}")
+    refuse_local({"value": value}, axis_name)
+    axes = split_axes(value, axis_name)
+    return jax.lax.pmean(value, axes) if axes else value

@@ -1,0 +1,332 @@
+"""Thresholds from running averages of the norms."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .base import require_number
+from .history import Learnt, Memory, reached, require_fraction
+from .window import LEAST_DEVIATION
+
+MODES = ("zscore", "mean", "percentile")
+
+
+@dataclasses.dataclass(frozen=True)
+class Average(Memory):
+    """A multiple of an exponential average, without a bias towards zero."""
+
+    decay: Any
+    multiplier: Any
+
+    def observe(self, memory, norm, seen):
+        """Weighs the norm as the bias correction of Adam would."""
+        return memory + average_weight(self.decay, seen, norm.dtype) * (norm - memory)
+
+    def threshold(self, memory, norm, seen):
+        """Multiplies."""
+        del norm, seen
+        return jnp.asarray(self.multiplier, memory.dtype) * memory
+
+
+def average_weight(decay: Any, seen: jax.Array, dtype: Any) -> jax.Array:
+    """Gives the weight of the next value in a bias-corrected exponential average."""
+    decay = jnp.asarray(decay, dtype)
+    rest = 1 - decay ** (seen + 1).astype(dtype)
+    return jnp.where(seen == 0, 1, (1 - decay) / jnp.where(rest > 0, rest, 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamingQuantile(Memory):
+    """A quantile estimate that moves by a constant ratio, up or down."""
+
+    q: Any
+    rate: Any
+
+    def observe(self, memory, norm, seen):
+        """Takes a geometric step of the quantile's (pinball) loss."""
+        rate, q = (jnp.asarray(x, norm.dtype) for x in (self.rate, self.q))
+        is_below = (norm <= memory).astype(norm.dtype)
+        moved = memory * jnp.exp(rate * (q - is_below))
+        return jnp.where(seen == 0, norm, moved)
+
+    def threshold(self, memory, norm, seen):
+        """Is the estimate."""
+        del norm, seen
+        return memory
+
+
+class Moments(NamedTuple):
+    """Two averages: of norms, and of their squares or squared deviations."""
+
+    mean: jax.Array
+    square: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class ZScore(Memory):
+    """Mean and variance: of all norms during the warm-up, then running averages."""
+
+    z: Any
+    decay: Any
+    warmup: Any
+    mode: str
+    factor: Any
+    epsilon: Any
+
+    def start(self, zeros):
+        """Has moments of nothing."""
+        return Moments(zeros, zeros)
+
+    def observe(self, memory, norm, seen):
+        """Follows Welford, then the order of the paper: variance about the new mean."""
+        dtype = norm.dtype
+        count = (seen + 1).astype(dtype)
+        deviation = norm - memory.mean
+        mean = memory.mean + deviation / count
+        spread = deviation * (norm - mean) - memory.square
+        exact = Moments(mean, memory.square + spread / count)
+        decay = jnp.asarray(self.decay, dtype)
+        mean = decay * memory.mean + (1 - decay) * norm
+        variance = decay * memory.square + (1 - decay) * jnp.square(norm - mean)
+        is_warm = reached(seen, self.warmup)
+        return jax.tree.map(
+            lambda new, old: jnp.where(is_warm, new, old),
+            Moments(mean, variance),
+            exact,
+        )
+
+    def threshold(self, memory, norm, seen):
+        """Gives the length of an outlier; inf for any other norm."""
+        del seen
+        limit, factor, epsilon = (
+            jnp.asarray(x, norm.dtype) for x in (self.z, self.factor, self.epsilon)
+        )
+        mean, deviation = memory.mean, jnp.sqrt(memory.square)
+        deviation = jnp.maximum(deviation, LEAST_DEVIATION * mean)
+        z = (norm - mean) / (deviation + epsilon)
+        target = {
+            "zscore": mean + limit**2 * deviation / jnp.maximum(z, limit),
+            "mean": mean,
+            "percentile": mean + limit * deviation,
+        }[self.mode]
+        is_outlier = norm > target if self.mode == "percentile" else z > limit
+        return jnp.where(is_outlier, factor * target, jnp.inf)
+
+
+@dataclasses.dataclass(frozen=True)
+class MomentRatio(Memory):
+    """The average norm, divided by the root of the average square."""
+
+    mean_decay: Any
+    square_decay: Any
+    epsilon: Any
+
+    def start(self, zeros):
+        """Has moments of nothing."""
+        return Moments(zeros, zeros)
+
+    def observe(self, memory, norm, seen):
+        """Averages both without bias, each with its own decay."""
+        weight = average_weight(self.mean_decay, seen, norm.dtype)
+        mean = memory.mean + weight * (norm - memory.mean)
+        weight = average_weight(self.square_decay, seen, norm.dtype)
+        square = memory.square + weight * (jnp.square(norm) - memory.square)
+        return Moments(mean, square)
+
+    def threshold(self, memory, norm, seen):
+        """Divides."""
+        del norm, seen
+        epsilon = jnp.asarray(self.epsilon, memory.mean.dtype)
+        return memory.mean / (jnp.sqrt(memory.square) + epsilon)
+
+
+def ema(
+    multiplier: Any,
+    *,
+    decay: Any = 0.99,
+    include_current: bool = False,
+    remember: str | None = None,
+    minimum_history: Any = 1,
+    floor: Any = 0.0,
+    cap: Any = math.inf,
+) -> Learnt:
+    """Takes a multiple of the exponential average of the norms.
+
+    Fed with clipped norms, a multiplier of at most 1 makes the threshold sink to zero,
+    each clip lowering the next; fed with raw ones, a single spike lifts it for as long
+    as the average remembers. So clipped norms are remembered if the multiplier is above
+    1, and raw ones otherwise.
+
+    Args:
+        multiplier: what the average is multiplied by.
+        decay: weight of the past in the average, from 0 to 1; the first average is the
+            first norm.
+        include_current: whether today's norm counts for today's threshold.
+        remember: which norm is averaged; see `clipjax.thresholds.Learnt`.
+        minimum_history: how many norms must be known; before, only the cap clips.
+        floor: the least threshold, in the gradient's units.
+        cap: the largest threshold.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or clipped norms are to be remembered
+            with a multiplier of at most 1 and no floor.
+
+    Example:
+        >>> import clipjax
+        >>> clip = clipjax.clip_by(clipjax.thresholds.ema(2.0, decay=0.95, cap=10.0))
+        >>> clip
+        clip_by(whole × l2 × hard × ema)
+    """
+    require_number("multiplier", multiplier, infinite=False)
+    require_fraction("decay", decay)
+    is_number = not isinstance(multiplier, jax.Array) and not isinstance(
+        floor, jax.Array
+    )
+    sinks = is_number and multiplier <= 1 and floor == 0
+    if remember in ("clipped", "target") and sinks:
+        raise ValueError(
+            f"remember must be 'raw' or 'inliers', or floor above 0, with a multiplier "
+            f"of {multiplier!r}: each clip would lower the next threshold"
+        )
+    remember = remember or ("raw" if is_number and multiplier <= 1 else "clipped")
+    memory = Average(decay, multiplier)
+    return Learnt(
+        memory, "ema", include_current, remember, minimum_history, floor=floor, cap=cap
+    )
+
+
+def streaming_quantile(
+    q: Any,
+    rate: Any = 0.05,
+    *,
+    minimum_history: Any = 1,
+    floor: Any = 0.0,
+    cap: Any = math.inf,
+) -> Learnt:
+    """Follows a quantile of the norms with one number of state per block.
+
+    The estimate starts at the first norm. A norm above it lifts it by the factor
+    ``exp(rate·q)``, one below lowers it by ``exp(-rate·(1 - q))``.
+
+    Args:
+        q: the quantile, from 0 to 1: 0.9 clips about one step in ten.
+        rate: how fast the estimate moves, above 0.
+        minimum_history: how many norms must be known; before, only the cap clips.
+        floor: the least threshold, in the gradient's units.
+        cap: the largest threshold.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax
+        >>> clip = clipjax.clip_by(clipjax.thresholds.streaming_quantile(0.9))
+
+    References:
+        Andrew, Thakkar, McMahan, Ramaswamy, `Differentially private learning with
+        adaptive clipping <https://arxiv.org/abs/1905.03871>`_, 2021, without the noise.
+    """
+    require_fraction("q", q)
+    require_number("rate", rate, infinite=False)
+    memory = StreamingQuantile(q, rate)
+    return Learnt(
+        memory,
+        "streaming-quantile",
+        minimum_history=minimum_history,
+        floor=floor,
+        cap=cap,
+    )
+
+
+def zscore(
+    z: Any = 2.5,
+    *,
+    decay: Any = 0.97,
+    warmup: Any = 25,
+    mode: str = "zscore",
+    factor: Any = 1.0,
+    epsilon: Any = 1e-6,
+    remember: str = "target",
+    floor: Any = 0.0,
+    cap: Any = math.inf,
+) -> Learnt:
+    """Clips norms that are outliers among the norms seen so far, by their z-score.
+
+    Mean and variance are those of the first ``warmup`` norms, then exponential
+    averages. The deviation counts as at least a thousandth of the mean.
+
+    Args:
+        z: the z-score above which a norm is an outlier.
+        decay: weight of the past in the averages, from 0 to 1.
+        warmup: how many norms to know before clipping; only the cap clips meanwhile.
+        mode: the length of an outlier: ``zscore`` (mean + z²·deviation / its z-score,
+            less the larger it is), ``mean``, or ``percentile`` (mean + z·deviation).
+        factor: what that length is multiplied by.
+        epsilon: added to the deviation in the z-score.
+        remember: which norm is averaged; see `clipjax.thresholds.Learnt`.
+        floor: the least threshold, in the gradient's units.
+        cap: the largest threshold, for norms that are no outliers as well.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax
+        >>> clip = clipjax.clip_by(clipjax.thresholds.zscore(3.0, cap=1.0))
+        >>> clip
+        clip_by(whole × l2 × hard × zscore)
+    """
+    for name, value in [("z", z), ("factor", factor), ("epsilon", epsilon)]:
+        require_number(name, value, infinite=False)
+    require_number("warmup", warmup, lowest=1, infinite=False)
+    require_fraction("decay", decay)
+    if mode not in MODES:
+        raise ValueError(
+            f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}"
+        )
+    memory = ZScore(z, decay, warmup, mode, factor, epsilon)
+    return Learnt(
+        memory,
+        "zscore",
+        remember=remember,
+        minimum_history=warmup,
+        floor=floor,
+        cap=cap,
+    )
+
+
+def moment_ratio(
+    mean_decay: Any = 0.7, square_decay: Any = 0.9, *, epsilon: Any = 1e-8
+) -> Learnt:
+    """Gives lengths near 1: the average norm over the root of the average square.
+
+    To go with ``rules.normalise``; see `clipjax.gradient_stabilizer`. Today's norm
+    counts. Squares of norms above 1e19 overflow, and the length is then 0.
+
+    Args:
+        mean_decay: weight of the past in the average norm, from 0 to 1.
+        square_decay: weight of the past in the average square, from 0 to 1.
+        epsilon: added to the root.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax
+        >>> source = clipjax.thresholds.moment_ratio()
+        >>> clip = clipjax.clip_by(source, rule=clipjax.rules.normalise)
+    """
+    require_fraction("mean_decay", mean_decay)
+    require_fraction("square_decay", square_decay)
+    require_number("epsilon", epsilon, infinite=False)
+    memory = MomentRatio(mean_decay, square_decay, epsilon)
+    return Learnt(memory, "moment-ratio", include_current=True)

@@ -1,0 +1,150 @@
+"""Thresholds for single entries, learnt from all entries of a leaf or from each."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..granularity import Blocks
+from ..measurement import widen
+from .averages import average_weight
+from .base import Context, Threshold, require_number
+from .history import reached, require_fraction
+
+
+class MaximumState(NamedTuple):
+    """The memory of `AverageMaximum`.
+
+    Attributes:
+        seen: int32 number of maxima other than zero, per leaf.
+        average: their average, per leaf.
+    """
+
+    seen: dict[str, jax.Array]
+    average: dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class AverageMaximum(Threshold):
+    """Brings a leaf's outliers down together, the largest to the average maximum.
+
+    Entries above the average T of the leaf's maxima keep their proportions: they are
+    multiplied by T / max.
+    """
+
+    decay: Any
+    kind = "average-maximum"
+    remembers = True
+
+    def __post_init__(self):
+        """Checks the decay."""
+        require_fraction("gamma3", self.decay)
+
+    def init(self, context: Context) -> MaximumState:
+        """Has seen nothing."""
+        leaves = _by_leaf(context.zeros(), self.kind)
+        return MaximumState(
+            {name: jnp.zeros((), jnp.int32) for name in leaves},
+            {name: jnp.zeros((), leaf.dtype) for name, leaf in leaves.items()},
+        )
+
+    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
+        """Lets today's maximum in, then compares."""
+        del context
+        thresholds, seen, average = {}, dict(state.seen), dict(state.average)
+        for name, sizes in _by_leaf(norms, self.kind).items():
+            largest = jnp.max(sizes, initial=0)
+            enters = largest > 0
+            weight = average_weight(self.decay, seen[name], sizes.dtype)
+            mean = average[name] + weight * (largest - average[name])
+            average[name] = jnp.where(enters, mean, average[name])
+            seen[name] = seen[name] + enters.astype(jnp.int32)
+            scale = average[name] / jnp.where(enters, largest, 1)
+            is_outlier = sizes > average[name]
+            thresholds[name] = jnp.where(is_outlier, scale * sizes, jnp.inf)
+        return thresholds, MaximumState(seen, average)
+
+
+@dataclasses.dataclass(frozen=True)
+class SecondMoment(Threshold):
+    """``√(θ·v)``, for v the optimizer's average of squares before this step.
+
+    It comes as the extra argument ``second_moment``, a tree like the updates. Entries
+    of which nothing is known yet (v = 0) are not clipped.
+    """
+
+    theta: Any
+    start: Any
+    period: Any
+    kind = "second-moment"
+
+    def __post_init__(self):
+        """Checks the numbers."""
+        require_number("theta", self.theta)
+        require_number("start", self.start, infinite=False)
+        if self.period is not None:
+            require_number("period", self.period, lowest=1, infinite=False)
+
+    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
+        """Waits at the start, and after each reset, until v means something."""
+        step = context.count + 1
+        is_ready = reached(step, self.start)
+        if self.period is not None:
+            period = jnp.asarray(self.period).astype(step.dtype)
+            is_ready &= reached(step % period, self.start)
+        moment = context.argument("second_moment", "spam_clip")
+        arrays = context.aligned(moment, "second_moment").arrays
+        theta = jnp.asarray(self.theta, context.dtype)
+        limit = {
+            name: jnp.where(
+                is_ready & (v > 0), jnp.sqrt(theta * v.astype(context.dtype)), jnp.inf
+            )
+            for name, v in arrays.items()
+        }
+        return {name: limit[name] for name in _by_leaf(norms, self.kind)}, state
+
+
+@dataclasses.dataclass(frozen=True)
+class PowerAverage(Threshold):
+    """``(average of |g|^α)^(1/α)``, entry by entry.
+
+    The gradient g comes as the extra argument ``gradient``, since what is clipped by
+    this is a momentum. The average starts at zero, as published, without a correction.
+    """
+
+    decay: Any
+    power: Any
+    kind = "power-average"
+    remembers = True
+
+    def __post_init__(self):
+        """Checks the numbers."""
+        require_fraction("b2", self.decay)
+        require_number("alpha", self.power, lowest=1e-3, infinite=False)
+
+    def init(self, context: Context) -> dict[str, jax.Array]:
+        """Starts at zero."""
+        return dict(_by_leaf(context.zeros(), self.kind))
+
+    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
+        """Lets today's gradient in first."""
+        gradient = context.argument("gradient", "acclip")
+        arrays = context.aligned(gradient, "gradient").arrays
+        cast = functools.partial(jnp.asarray, dtype=context.dtype)
+        decay, power = cast(self.decay), cast(self.power)
+        new = dict(state)
+        for name in _by_leaf(norms, self.kind):
+            size = jnp.abs(widen(arrays[name], context.dtype))
+            new[name] = decay * state[name] + (1 - decay) * size**power
+        return {name: new[name] ** (1 / power) for name in norms}, new
+
+
+def _by_leaf(blocks: Blocks, kind: str) -> Mapping[str, jax.Array]:
+    if not isinstance(blocks, dict):
+        raise ValueError(f"threshold {kind} needs granularity.element()")
+    return blocks

@@ -1,0 +1,183 @@
+"""Thresholds from the largest, the smallest, the first or the previous norms."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+
+from .base import require_number
+from .history import Learnt, Memory, require_fraction, require_steps
+from .window import Quantile
+
+
+@dataclasses.dataclass(frozen=True)
+class Extremum(Memory):
+    """A multiple of the largest or smallest norm so far."""
+
+    largest: bool
+    factor: Any
+
+    def observe(self, memory, norm, seen):
+        """Compares."""
+        pick = jnp.maximum if self.largest else jnp.minimum
+        return jnp.where(seen == 0, norm, pick(memory, norm))
+
+    def threshold(self, memory, norm, seen):
+        """Multiplies."""
+        del norm, seen
+        return jnp.asarray(self.factor, memory.dtype) * memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Previous(Memory):
+    """A multiple of the previous norm, which does not fall faster than allowed."""
+
+    growth: Any
+    slowest: Any
+
+    def observe(self, memory, norm, seen):
+        """Replaces the previous norm."""
+        least = jnp.asarray(self.slowest, norm.dtype) * memory
+        return jnp.where(seen == 0, norm, jnp.maximum(norm, least))
+
+    def threshold(self, memory, norm, seen):
+        """Multiplies."""
+        del norm, seen
+        return jnp.asarray(self.growth, memory.dtype) * memory
+
+
+def running_extremum(
+    largest: bool = True,
+    factor: Any = 1.0,
+    *,
+    include_current: bool = False,
+    remember: str = "raw",
+    minimum_history: Any = 1,
+    floor: Any = 0.0,
+    cap: Any = math.inf,
+) -> Learnt:
+    """Takes a multiple of the largest, or of the smallest, norm so far.
+
+    A single spike lifts the largest norm for good: set a cap, or learn from quantiles.
+
+    Args:
+        largest: False for the smallest.
+        factor: what the extreme norm is multiplied by.
+        include_current: whether today's norm counts for today's threshold.
+        remember: which norm is compared; see `clipjax.thresholds.Learnt`.
+        minimum_history: how many norms must be known; before, only the cap clips.
+        floor: the least threshold, in the gradient's units.
+        cap: the largest threshold.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax
+        >>> source = clipjax.thresholds.running_extremum(False, 2.0, minimum_history=10)
+        >>> clip = clipjax.clip_by(source)
+    """
+    if not isinstance(largest, bool):
+        raise TypeError(f"largest must be True or False, got {largest!r}")
+    require_number("factor", factor, infinite=False)
+    return Learnt(
+        Extremum(largest, factor),
+        "running-extremum",
+        include_current,
+        remember,
+        minimum_history,
+        floor=floor,
+        cap=cap,
+    )
+
+
+def warmup_statistic(
+    steps: int,
+    factor: Any = 1.0,
+    *,
+    quantile: Any = None,
+    floor: Any = 0.0,
+    cap: Any = math.inf,
+) -> Learnt:
+    """Takes the largest of the first norms, or a quantile, and then stays.
+
+    A single spike among the first norms makes their largest useless; a quantile, or a
+    cap, does not mind. A quantile keeps all ``steps`` norms in the state.
+
+    Args:
+        steps: how many norms to observe; only ``cap`` clips meanwhile.
+        factor: what the statistic is multiplied by: by rules of thumb 1 or 1.5 for the
+            largest norm, 0.5 for the quantile 0.99.
+        quantile: from 0 to 1; None for the largest norm.
+        floor: the threshold is at least this, in the gradient's units.
+        cap: the threshold is at most this, from the first step on.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: an argument is negative, NaN, or the cap is below the floor.
+
+    Example:
+        >>> import clipjax
+        >>> source = clipjax.thresholds.warmup_statistic(100, 1.5, floor=0.1, cap=10.0)
+        >>> clip = clipjax.clip_by(source)
+    """
+    require_steps("steps", steps)
+    require_number("factor", factor, infinite=False)
+    if quantile is None:
+        memory: Memory = Extremum(True, factor)
+    else:
+        require_fraction("quantile", quantile)
+        memory = Quantile(steps, quantile, factor)
+    return Learnt(
+        memory,
+        "warmup-statistic",
+        minimum_history=steps,
+        learning_steps=steps,
+        floor=floor,
+        cap=cap,
+    )
+
+
+def relative_to_previous(
+    growth: Any = 1.01,
+    *,
+    slowest_decay: Any = 0.5,
+    floor: Any = 0.0,
+    cap: Any = math.inf,
+) -> Learnt:
+    """Lets a norm grow by a ratio from one step to the next, as it was after the clip.
+
+    Args:
+        growth: the largest ratio of one norm to the one before.
+        slowest_decay: the remembered norm falls by no more than this ratio a step, so
+            that a single tiny gradient does not stop the next ones; 0 to let it.
+        floor: the least threshold, in the gradient's units.
+        cap: the largest threshold, also for the first norm.
+
+    Raises:
+        TypeError: an argument is not a number.
+        ValueError: an argument is out of range, or growth below 1.
+
+    Example:
+        >>> import clipjax
+        >>> clip = clipjax.clip_by(clipjax.thresholds.relative_to_previous(1.01))
+        >>> clip
+        clip_by(whole × l2 × hard × relative-to-previous)
+
+    References:
+        Chen et al., `Fira <https://arxiv.org/abs/2410.01623>`_, 2024, for the
+        norm-growth limiter, which has no limit to the decay.
+    """
+    require_number("growth", growth, lowest=1.0, infinite=False)
+    require_fraction("slowest_decay", slowest_decay)
+    return Learnt(
+        Previous(growth, slowest_decay),
+        "relative-to-previous",
+        remember="clipped",
+        floor=floor,
+        cap=cap,
+    )

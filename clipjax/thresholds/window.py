@@ -1,0 +1,181 @@
+"""Thresholds from a window of the latest norms: quantiles, mean plus deviations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .base import require_number
+from .history import Learnt, Memory, require_fraction, require_steps
+
+# Norms that hardly vary have no standard deviation to speak of: one of a thousandth of
+# the mean keeps rounding and drift from counting as outliers.
+LEAST_DEVIATION = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Window(Memory):
+    """The latest norms, in a ring along a leading axis."""
+
+    size: int
+
+    def __post_init__(self):
+        """Checks the size."""
+        require_steps("window", self.size)
+
+    def start(self, zeros):
+        """Has room for all of them."""
+        return jnp.zeros((self.size, *zeros.shape), zeros.dtype)
+
+    def observe(self, memory, norm, seen):
+        """Overwrites the oldest."""
+        return jnp.where(self._slots(memory) == seen % self.size, norm, memory)
+
+    def is_filled(self, memory, seen):
+        """Tells which slots hold a norm."""
+        return self._slots(memory) < seen
+
+    def _slots(self, memory: jax.Array) -> jax.Array:
+        return jax.lax.broadcasted_iota(jnp.int32, memory.shape, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantile(Window):
+    """A multiple of a quantile, interpolated as NumPy does."""
+
+    q: Any
+    factor: Any
+
+    def threshold(self, memory, norm, seen):
+        """Sorts the norms, unused slots last."""
+        del norm
+        filled = jnp.where(self.is_filled(memory, seen), memory, jnp.inf)
+        ordered = jnp.sort(filled, axis=0)
+        count = jnp.minimum(seen, self.size)
+        q = jnp.asarray(self.q, memory.dtype)
+        position = q * (count - 1).astype(memory.dtype)
+        below = jnp.floor(position).astype(jnp.int32)
+        above = jnp.minimum(below + 1, count - 1)
+        low, high = (
+            jnp.take_along_axis(ordered, index[None], axis=0)[0]
+            for index in (below, above)
+        )
+        share = position - below.astype(memory.dtype)
+        return (low + (high - low) * share) * jnp.asarray(self.factor, memory.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanPlusStd(Window):
+    """The mean, and a number of population standard deviations above it."""
+
+    k: Any
+
+    def threshold(self, memory, norm, seen):
+        """Takes the moments of the norms there are."""
+        del norm
+        is_filled = self.is_filled(memory, seen)
+        count = jnp.minimum(seen, self.size).astype(memory.dtype)
+        mean = jnp.sum(jnp.where(is_filled, memory, 0), axis=0) / count
+        squares = jnp.where(is_filled, jnp.square(memory - mean), 0)
+        deviation = jnp.sqrt(jnp.sum(squares, axis=0) / count)
+        deviation = jnp.maximum(deviation, LEAST_DEVIATION * mean)
+        return mean + jnp.asarray(self.k, memory.dtype) * deviation
+
+
+def quantile(
+    q: Any,
+    window: int = 1000,
+    *,
+    factor: Any = 1.0,
+    include_current: bool = False,
+    remember: str = "raw",
+    minimum_history: Any = 1,
+    floor: Any = 0.0,
+    cap: Any = math.inf,
+) -> Learnt:
+    """Takes a quantile of the latest norms, exactly.
+
+    The state keeps ``window`` norms per block, and each step sorts them.
+
+    Args:
+        q: the quantile, from 0 to 1: 0.9 clips about one step in ten.
+        window: how many norms to keep.
+        factor: what the quantile is multiplied by.
+        include_current: whether today's norm counts for today's threshold.
+        remember: which norm is kept; see `clipjax.thresholds.Learnt`. Clipped norms
+            make the threshold sink: at 0.9 it then clips twice as often.
+        minimum_history: how many norms must be known; before, only the cap clips.
+        floor: the least threshold, in the gradient's units.
+        cap: the largest threshold.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax
+        >>> clip = clipjax.clip_by(clipjax.thresholds.quantile(0.9, window=200))
+        >>> clip
+        clip_by(whole × l2 × hard × quantile)
+    """
+    require_fraction("q", q)
+    require_number("factor", factor, infinite=False)
+    memory = Quantile(window, q, factor)
+    return Learnt(
+        memory,
+        "quantile",
+        include_current,
+        remember,
+        minimum_history,
+        floor=floor,
+        cap=cap,
+    )
+
+
+def mean_plus_std(
+    window: int = 128,
+    k: Any = 3.0,
+    *,
+    include_current: bool = False,
+    remember: str = "raw",
+    minimum_history: Any = 1,
+    floor: Any = 0.0,
+    cap: Any = math.inf,
+) -> Learnt:
+    """Takes the mean of the latest norms plus some standard deviations.
+
+    The deviation is that of the population, and at least a thousandth of the mean.
+
+    Args:
+        window: how many norms to keep.
+        k: the number of standard deviations.
+        include_current: whether today's norm counts for today's threshold.
+        remember: which norm is kept; see `clipjax.thresholds.Learnt`.
+        minimum_history: how many norms must be known; before, only the cap clips.
+        floor: the least threshold, in the gradient's units.
+        cap: the largest threshold.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax
+        >>> source = clipjax.thresholds.mean_plus_std(128, 3.0, minimum_history=64)
+        >>> clip = clipjax.clip_by(source)
+    """
+    require_number("k", k, infinite=False)
+    memory = MeanPlusStd(window, k)
+    return Learnt(
+        memory,
+        "mean-plus-std",
+        include_current,
+        remember,
+        minimum_history,
+        floor=floor,
+        cap=cap,
+    )
