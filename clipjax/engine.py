@@ -186,10 +186,7 @@ class Clipper:
         return Context(
             count=count,
             leaves=leaves,
-            zeros=lambda: jax.tree.map(
-                lambda size: jnp.zeros(size.shape, dtype),
-                self.granularity.sizes(names, leaves),
-            ),
+            zeros=lambda: self.granularity.zeros(names, leaves, dtype),
             table=lambda prefix: self.granularity.table(prefix, names, leaves, dtype),
             measure=measure_tree,
             whole=whole_norm,

@@ -66,12 +66,32 @@ class WithoutDecay:
 
 
 @dataclasses.dataclass(frozen=True)
-class Argument:
-    """A tree that comes as an extra argument."""
+class Surprise:
+    """The gradient, relative to the root of Adam's second moment after this step.
 
-    name: str
-    who: str
+    The gradient and Adam's state come as the extra arguments ``gradient`` and ``adam``.
+    """
+
+    decay: Any
+    epsilon: Any
 
     def __call__(self, context: Context) -> NamedLeaves:
-        """Reads it."""
-        return context.aligned(context.argument(self.name, self.who), self.name)
+        """Corrects the moment for its bias, then divides."""
+        adam = context.argument("adam", "stable_update_clip")
+        gradient = context.argument("gradient", "stable_update_clip")
+        gradients = context.aligned(gradient, "gradient")
+        moments = context.aligned(adam.nu, "moments").arrays
+        cast = functools.partial(jnp.asarray, dtype=context.dtype)
+        correction = 1 - cast(self.decay) ** adam.count.astype(context.dtype)
+        least = cast(self.epsilon) ** 2
+
+        def ratio(leaf: jax.Array, moment: jax.Array) -> jax.Array:
+            unbiased = jnp.real(moment).astype(context.dtype) / correction
+            return widen(leaf, context.dtype) / jnp.sqrt(jnp.maximum(unbiased, least))
+
+        return gradients.replace(
+            {
+                name: ratio(leaf, moments[name])
+                for name, leaf in gradients.arrays.items()
+            }
+        )

@@ -289,3 +289,26 @@ def test_e36_six_sharding_patterns_on_two_axes():
     # The replica groups: over x, over y, over both; and the flat pair of axes.
     main = text.split("ENTRY")[1]
     assert main.count(" all-reduce(") + main.count(" all-reduce-start(") <= 4
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("name", ["quantile", "ema", "zscore", "relative_to_previous"])
+@pytest.mark.parametrize(
+    "part", [granularity.leaf(), granularity.unit(), granularity.element()], ids=repr
+)
+def test_memories_on_a_mesh(kind, name, part):
+    clip = clipjax.clip_by(catalogue.THRESHOLDS[name](), granularity=part)
+    grads = [random_tree(seed, {"w": (3, 8)}, size=10.0**seed) for seed in range(3)]
+
+    def run(grads):
+        update, state = jax.jit(clip.update), jax.jit(clip.init)(grads[0])
+        for grad in grads:
+            updates, state = update(grad, state)
+        return updates, state
+
+    expected = run(grads)
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        where = NamedSharding(mesh, PartitionSpec(None, "model"))
+        found = run([jax.device_put(grad, where) for grad in grads])
+        assert_close(found, expected, rtol=16 * eps(jnp.float32))

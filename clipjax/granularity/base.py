@@ -111,6 +111,11 @@ class Granularity:
             )
         return self.fold(counts, names, lambda parts: sum(parts[1:], parts[0]), leaves)
 
+    def zeros(self, names: tuple[str, ...], leaves: NamedLeaves, dtype: Any) -> Blocks:
+        """Makes zeros in the form of the norms."""
+        sizes = self.sizes(names, leaves)
+        return jax.tree.map(lambda size: jnp.zeros(size.shape, dtype), sizes)
+
     def table(
         self, prefix: Any, names: tuple[str, ...], leaves: NamedLeaves, dtype: Any
     ) -> Blocks:

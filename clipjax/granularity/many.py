@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ..norms import Axes, Norm, linf
 from ..trees import NamedLeaves, per_leaf, resolve
@@ -59,6 +60,14 @@ class Unit(Granularity):
             return values
         return {name: values for name in leaves.arrays}
 
+    def zeros(self, names, leaves, dtype) -> dict[str, jax.Array]:
+        """Makes zeros that lie where the norms will."""
+        del names
+        return {
+            name: _zeros_beside(leaf, self._kept_shape(name, leaf), dtype)
+            for name, leaf in leaves.arrays.items()
+        }
+
     def _from_leaves(self, entries, names, leaves) -> Blocks:
         del names, leaves
         return entries
@@ -97,6 +106,21 @@ class Element(Unit):
         if jnp.iscomplexobj(leaf):
             return super().rescale(leaf, block)
         return jnp.sign(leaf) * block.length
+
+
+def _zeros_beside(leaf: Any, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Makes zeros of a leaf's shape, reduced to 1 along some axes, split as it is."""
+    if not isinstance(leaf, jax.Array):
+        return jnp.zeros(shape, dtype)
+    sharding = jax.typeof(leaf).sharding
+    spec = [
+        part if kept == whole else None
+        for part, kept, whole in zip(sharding.spec, shape, leaf.shape, strict=True)
+    ]
+    if not any(spec):
+        return jnp.zeros(shape, dtype)
+    where = NamedSharding(sharding.mesh, PartitionSpec(*spec))
+    return jnp.zeros(shape, dtype, device=where)
 
 
 def _normalised_axes(chosen: Any, name: str, leaf: Any) -> tuple[int, ...]:

@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from .. import granularity, norms, rules
+from ..compound import CompoundClip, clip_after, clip_before, second_moment
 from ..engine import clip_by
-from ..measured import Argument
-from ..measurement import first_nonfinite_leaf, widen
-from ..report import ClipState
+from ..measured import Surprise
 from ..thresholds.elementwise import AverageMaximum, PowerAverage, SecondMoment
-from ..trees import NamedLeaves
 from .tensorwise import gradient_stabilizer
-
-
-class ClipWithInnerState(NamedTuple):
-    """The state of a clip that works with an optimizer inside.
-
-    Attributes:
-        clip: the clip's own state.
-        inner: the optimizer's, or the momentum's.
-    """
-
-    clip: ClipState
-    inner: Any
-
-
-def _second_moment(state: Any) -> Any:
-    """Finds Adam's average of squares, ``nu``, in an optimizer's state."""
-    found = optax.tree_utils.tree_get(state, "nu")
-    if found is None:
-        raise ValueError(
-            "inner must keep a second moment under the name nu, as optax.adam, "
-            "optax.adamw and optax.scale_by_rms do"
-        )
-    return found
 
 
 def stable_update_clip(
@@ -50,7 +22,7 @@ def stable_update_clip(
     *,
     axis_name: Any = None,
     name: str = "clip",
-) -> optax.GradientTransformationExtraArgs:
+) -> CompoundClip:
     r"""Scales by Adam, and shortens what Adam was not prepared for (StableAdamW).
 
     .. math:: u_l = \frac{\hat m_l}{\sqrt{\hat v_l} + \epsilon} \Big/ \max\Bigl(1,
@@ -99,35 +71,19 @@ def stable_update_clip(
         Wortsman et al., `Stable and low-precision training for large-scale
         vision-language models <https://arxiv.org/abs/2304.13013>`_, 2023, algorithm 2
     """
-    adam = optax.scale_by_adam(b1, b2, eps)
     clip = clip_by(
         threshold,
         granularity=granularity.leaf(),
         norm=norms.rms,
         axis_name=axis_name,
         name=name,
-        measured=Argument("surprise", "stable_update_clip"),
+        measured=Surprise(b2, eps),
     )
-
-    def surprise(gradient: jax.Array, moment: jax.Array, count: jax.Array) -> jax.Array:
-        cast = functools.partial(jnp.asarray, dtype=moment.dtype)
-        unbiased = moment / (1 - cast(b2) ** cast(count))
-        return widen(gradient, moment.dtype) / jnp.sqrt(
-            jnp.maximum(unbiased, cast(eps) ** 2)
-        )
-
-    def update(updates, state, params=None, **extra):
-        del extra
-        steps, inner = adam.update(updates, state.inner, params)
-        ratios = jax.tree.map(
-            lambda gradient, moment: surprise(gradient, moment, inner.count),
-            updates,
-            inner.nu,
-        )
-        clipped, clip_state = clip.update(steps, state.clip, params, surprise=ratios)
-        return clipped, ClipWithInnerState(clip_state, inner)
-
-    return _around(clip, adam, update)
+    return clip_after(
+        optax.scale_by_adam(b1, b2, eps),
+        clip,
+        lambda updates, adam: {"gradient": updates, "adam": adam},
+    )
 
 
 def spam_clip(
@@ -138,7 +94,7 @@ def spam_clip(
     period: Any = None,
     axis_name: Any = None,
     name: str = "clip",
-) -> optax.GradientTransformationExtraArgs:
+) -> CompoundClip:
     r"""Clips every entry by the second moment of the optimizer that follows (SPAM).
 
     .. math:: u_i = \operatorname{sign}(g_i) \min(|g_i|, \sqrt{\theta\, v_i})
@@ -182,25 +138,14 @@ def spam_clip(
     References:
         Huang et al., `SPAM <https://arxiv.org/abs/2501.06842>`_, 2025, algorithm 1
     """
-    if inner is None:
-        inner = optax.scale_by_adam()
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"inner must be a gradient transformation, got {inner!r}")
-    inner = optax.with_extra_args_support(inner)
     source = SecondMoment(theta, 20 if warmup_steps is None else warmup_steps, period)
-    clip = clip_by(
-        source, granularity=granularity.element(), axis_name=axis_name, name=name
+    element = granularity.element()
+    clip = clip_by(source, granularity=element, axis_name=axis_name, name=name)
+    return clip_before(
+        optax.scale_by_adam() if inner is None else inner,
+        clip,
+        lambda _, state: {"second_moment": second_moment(state)},
     )
-
-    def update(updates, state, params=None, **extra):
-        moment = _second_moment(state.inner)
-        clipped, clip_state = clip.update(
-            updates, state.clip, params, second_moment=moment
-        )
-        steps, inner_state = inner.update(clipped, state.inner, params, **extra)
-        return steps, ClipWithInnerState(clip_state, inner_state)
-
-    return _around(clip, inner, update)
 
 
 def stable_spam_clip(
@@ -269,7 +214,7 @@ def acclip(
     *,
     axis_name: Any = None,
     name: str = "clip",
-) -> optax.GradientTransformationExtraArgs:
+) -> CompoundClip:
     r"""Clips the momentum, entry by entry, to the gradient's average size (ACClip).
 
     .. math:: u = m \min\Bigl(1, \frac{\tau}{|m| + \epsilon}\Bigr), \qquad
@@ -313,7 +258,6 @@ def acclip(
         Zhang, Karimireddy, Veit, Kim, Reddi, Kumar, Sra, `Why are adaptive methods good
         for attention models? <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 2
     """
-    momentum = optax.ema(b1, debias=False)
     clip = clip_by(
         PowerAverage(b2, alpha),
         granularity=granularity.element(),
@@ -321,26 +265,5 @@ def acclip(
         axis_name=axis_name,
         name=name,
     )
-
-    def update(updates, state, params=None, **extra):
-        del extra
-        averages, inner = momentum.update(updates, state.inner)
-        clipped, clip_state = clip.update(
-            averages, state.clip, params, gradient=updates
-        )
-        bad = first_nonfinite_leaf(NamedLeaves.of(updates), axis_name) >= 0
-        kept = jax.tree.map(
-            lambda old, new: jnp.where(bad, old, new), state.inner, inner
-        )
-        return clipped, ClipWithInnerState(clip_state, kept)
-
-    return _around(clip, momentum, update)
-
-
-def _around(
-    clip: Any, inner: Any, update: Any
-) -> optax.GradientTransformationExtraArgs:
-    def init(params: Any) -> ClipWithInnerState:
-        return ClipWithInnerState(clip.init(params), inner.init(params))
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    momentum = optax.ema(b1, debias=False)
+    return clip_after(momentum, clip, lambda g, _: {"gradient": g}, holds=True)

@@ -59,13 +59,16 @@ class AverageMaximum(Threshold):
         thresholds, seen, average = {}, dict(state.seen), dict(state.average)
         for name, sizes in _by_leaf(norms, self.kind).items():
             largest = jnp.max(sizes, initial=0)
-            enters = largest > 0
+            # The engine gives infinite entries the largest number; they are no outliers
+            # to bring down, but for the next clip or the guard to see.
+            is_finite = largest < jnp.finfo(sizes.dtype).max
+            enters = (largest > 0) & is_finite
             weight = average_weight(self.decay, seen[name], sizes.dtype)
             mean = average[name] + weight * (largest - average[name])
             average[name] = jnp.where(enters, mean, average[name])
             seen[name] = seen[name] + enters.astype(jnp.int32)
             scale = average[name] / jnp.where(enters, largest, 1)
-            is_outlier = sizes > average[name]
+            is_outlier = (sizes > average[name]) & is_finite
             thresholds[name] = jnp.where(is_outlier, scale * sizes, jnp.inf)
         return thresholds, MaximumState(seen, average)
 

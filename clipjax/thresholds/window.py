@@ -29,15 +29,17 @@ class Window(Memory):
 
     def start(self, zeros):
         """Has room for all of them."""
-        return jnp.zeros((self.size, *zeros.shape), zeros.dtype)
+        # Adding broadcasts, and takes the zeros' sharding over.
+        return jnp.zeros((self.size, *[1] * zeros.ndim), zeros.dtype) + zeros[None]
 
     def observe(self, memory, norm, seen):
         """Overwrites the oldest."""
-        return jnp.where(self._slots(memory) == seen % self.size, norm, memory)
+        oldest = (seen % self.size)[None]
+        return jnp.where(self._slots(memory) == oldest, norm[None], memory)
 
     def is_filled(self, memory, seen):
         """Tells which slots hold a norm."""
-        return self._slots(memory) < seen
+        return self._slots(memory) < seen[None]
 
     def _slots(self, memory: jax.Array) -> jax.Array:
         return jax.lax.broadcasted_iota(jnp.int32, memory.shape, 0)
@@ -80,7 +82,7 @@ class MeanPlusStd(Window):
         is_filled = self.is_filled(memory, seen)
         count = jnp.minimum(seen, self.size).astype(memory.dtype)
         mean = jnp.sum(jnp.where(is_filled, memory, 0), axis=0) / count
-        squares = jnp.where(is_filled, jnp.square(memory - mean), 0)
+        squares = jnp.where(is_filled, jnp.square(memory - mean[None]), 0)
         deviation = jnp.sqrt(jnp.sum(squares, axis=0) / count)
         deviation = jnp.maximum(deviation, LEAST_DEVIATION * mean)
         return mean + jnp.asarray(self.k, memory.dtype) * deviation

@@ -1,0 +1,119 @@
+"""Clips that work hand in hand with an optimizer, whose memory they read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from .engine import Clip, Clipper
+from .measurement import first_nonfinite_leaf
+from .report import ClipState
+from .skip import keep_if
+from .trees import NamedLeaves
+
+Observe = Callable[[Any, Any], Mapping[str, Any]]
+
+
+class CompoundState(NamedTuple):
+    """The state of a clip and an optimizer together.
+
+    Attributes:
+        clip: the clip's own state.
+        inner: the optimizer's, or the momentum's.
+    """
+
+    clip: ClipState
+    inner: Any
+
+
+class CompoundClip(optax.GradientTransformationExtraArgs):
+    """A gradient transformation that prints the coordinates of the clip in it."""
+
+    @property
+    def clipper(self) -> Clipper:
+        """The parts of the clip."""
+        return self.update.__self__.clip.clipper  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        """Prints granularity × norm × rule × threshold."""
+        return f"clip_by({self.clipper.coordinates})"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compound:
+    """A clip before or after an optimizer.
+
+    Attributes:
+        clip: the clip.
+        inner: the optimizer, with support for extra arguments.
+        observe: gives the clip's extra arguments from the incoming updates and the
+            optimizer's state: that before its step where the clip comes first, that
+            after it otherwise.
+        clip_first: whether the clip comes before the optimizer.
+        holds: whether the optimizer's state stays as it is where updates are NaN or
+            inf.
+    """
+
+    clip: Clip
+    inner: optax.GradientTransformationExtraArgs
+    observe: Observe
+    clip_first: bool
+    holds: bool = False
+
+    def init(self, params: Any) -> CompoundState:
+        """Starts both."""
+        return CompoundState(self.clip.init(params), self.inner.init(params))
+
+    def update(
+        self, updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, CompoundState]:
+        """Runs both, in order."""
+        clip_state, inner = state
+        if self.clip_first:
+            seen = self.observe(updates, inner)
+            clipped, clip_state = self.clip.update(updates, clip_state, params, **seen)
+            steps, inner = self.inner.update(clipped, inner, params, **extra)
+        else:
+            moved, inner = self.inner.update(updates, inner, params, **extra)
+            seen = self.observe(updates, inner)
+            steps, clip_state = self.clip.update(moved, clip_state, params, **seen)
+        if self.holds:
+            axis_name = self.clip.clipper.axis_name
+            is_bad = first_nonfinite_leaf(NamedLeaves.of(updates), axis_name) >= 0
+            inner = jax.tree.map(
+                lambda old, new: keep_if(is_bad, old, new), state.inner, inner
+            )
+        return steps, CompoundState(clip_state, inner)
+
+
+def clip_before(inner: Any, clip: Clip, observe: Observe) -> CompoundClip:
+    """Clips what an optimizer gets, by what its state says before the step."""
+    if not isinstance(inner, optax.GradientTransformation):
+        raise TypeError(f"inner must be a gradient transformation, got {inner!r}")
+    inner = optax.with_extra_args_support(inner)
+    compound = Compound(clip, inner, observe, clip_first=True)
+    return CompoundClip(compound.init, compound.update)
+
+
+def clip_after(
+    inner: Any, clip: Clip, observe: Observe, holds: bool = False
+) -> CompoundClip:
+    """Clips what an optimizer gives, by what its state says after the step."""
+    inner = optax.with_extra_args_support(inner)
+    compound = Compound(clip, inner, observe, clip_first=False, holds=holds)
+    return CompoundClip(compound.init, compound.update)
+
+
+def second_moment(state: Any) -> Any:
+    """Finds Adam's average of squares, ``nu``, in an optimizer's state."""
+    found = optax.tree_utils.tree_get(state, "nu")
+    if found is None:
+        raise ValueError(
+            "inner must keep a second moment under the name nu, as optax.adam, "
+            "optax.adamw and optax.scale_by_rms do"
+        )
+    return found
