@@ -34,7 +34,10 @@ autodoc_preserve_defaults = True
 napoleon_attr_annotations = False
 
 myst_enable_extensions = ["dollarmath", "substitution"]
-myst_substitutions = {"methods_table": methods_table.page_table()}
+myst_substitutions = {
+    "methods_table": methods_table.page_table(),
+    "coordinates_table": methods_table.coordinates_table(),
+}
 nb_execution_mode = "off"  # committed with outputs, and executed by the tests
 
 

@@ -103,6 +103,16 @@ def page_table() -> str:
     return as_table(["recipe", "what it does", "coordinates", "reference"], rows)
 
 
+def coordinates_table() -> str:
+    """Makes the table that sorts recipes by the four axes."""
+    rows = [
+        [f"{{py:func}}`~clipjax.{recipe.name}`", *recipe.coordinates.split(" × ")]
+        for recipe in read_recipes()
+    ]
+    axes = ["granularity", "norm", "rule", "threshold"]
+    return as_table(["recipe", *axes], sorted(rows, key=lambda row: row[1:]))
+
+
 def with_table(readme: str) -> str:
     """Puts the table between the two markers."""
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
