@@ -11,7 +11,6 @@ import optax
 
 from .engine import Clip, Clipper
 from .measurement import first_nonfinite_leaf
-from .report import ClipState
 from .skip import keep_if
 from .trees import NamedLeaves
 
@@ -22,11 +21,11 @@ class CompoundState(NamedTuple):
     """The state of a clip and an optimizer together.
 
     Attributes:
-        clip: the clip's own state.
+        clip: the clip's own state, a `clipjax.ClipState`.
         inner: the optimizer's, or the momentum's.
     """
 
-    clip: ClipState
+    clip: Any
     inner: Any
 
 

@@ -1,8 +1,10 @@
 """Parts are values: they print, compare, hash, and refuse what is wrong by name."""
 
+import ast
 import inspect
 import itertools
 import re
+import textwrap
 
 import catalogue
 import jax.numpy as jnp
@@ -52,6 +54,38 @@ def test_every_recipe_is_in_the_catalogue():
         name for name, thing in vars(recipes).items() if inspect.isfunction(thing)
     }
     assert public == set(catalogue.RECIPES | catalogue.COMPOUNDS)
+
+
+# Optax's names ask for a threshold, and so do clips that are nothing without one.
+ASK_FOR_A_THRESHOLD = {
+    "adaptive_grad_clip",
+    "clip_by_block_rms",
+    "clip_by_global_norm",
+    "clip_by_group_norm",
+    "clip_by_leaf_norm",
+    "clip_by_value",
+    "scale_by_l0_l1",
+    "soft_clip_by_global_norm",
+    "torch_clip_grad_norm",
+}
+
+
+@pytest.mark.parametrize("name", catalogue.RECIPES | catalogue.COMPOUNDS)
+def test_recipes_construct_with_their_defaults(name):
+    recipe = getattr(clipjax, name)
+    if name in ASK_FOR_A_THRESHOLD:
+        with pytest.raises(TypeError, match="missing"):
+            recipe()
+    else:
+        assert isinstance(recipe(), optax.GradientTransformation)
+
+
+@pytest.mark.parametrize("name", catalogue.RECIPES | catalogue.COMPOUNDS)
+def test_recipes_only_name_their_coordinates(name):
+    source = textwrap.dedent(inspect.getsource(getattr(clipjax, name)))
+    (function,) = ast.parse(source).body
+    _, *body = function.body
+    assert body[-1].end_lineno - body[0].lineno < 13, "longer than 12 lines"
 
 
 @pytest.mark.parametrize("key", PARTS)

@@ -80,7 +80,7 @@ def adaptive_grad_clip(
 
 
 def larc_clip(
-    learning_rate: Any,
+    learning_rate: Any = None,
     trust_coefficient: Any = 0.02,
     *,
     weight_decay: Any = None,

@@ -8,7 +8,7 @@ from .. import granularity, rules
 from ..engine import Clip, clip_by
 
 
-def cclip(tau: Any, *, name: str = "clip") -> Clip:
+def cclip(tau: Any = 1.0, *, name: str = "clip") -> Clip:
     r"""Clips every entry to a threshold of its own (CClip).
 
     .. math:: u_i = g_i \min(1, \tau_i / |g_i|)
@@ -52,12 +52,14 @@ def cclip(tau: Any, *, name: str = "clip") -> Clip:
     return clip_by(tau, granularity=granularity.element(), name=name)
 
 
-def two_sided_clip(lower: float, upper: float, *, name: str = "clip") -> Clip:
+def two_sided_clip(
+    lower: float = 1e-4, upper: float = 1.0, *, name: str = "clip"
+) -> Clip:
     r"""Brings the magnitude of every entry between two bounds (Bi²Clip).
 
     .. math:: u_i = \operatorname{sign}(g_i) \operatorname{clip}(|g_i|, l, c)
 
-    Coordinates: ``element × l2 × band(lower=0.1) × constant``
+    Coordinates: ``element × l2 × band(lower=0.0001) × constant``
 
     | input | result |
     |---|---|
@@ -105,7 +107,7 @@ def two_sided_clip(lower: float, upper: float, *, name: str = "clip") -> Clip:
 
 
 def delta_clip(
-    max_norm: Any,
+    max_norm: Any = 1.0,
     delta: float | None = None,
     *,
     axis_name: Any = None,

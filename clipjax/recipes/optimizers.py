@@ -79,11 +79,8 @@ def stable_update_clip(
         name=name,
         measured=Surprise(b2, eps),
     )
-    return clip_after(
-        optax.scale_by_adam(b1, b2, eps),
-        clip,
-        lambda updates, adam: {"gradient": updates, "adam": adam},
-    )
+    adam = optax.scale_by_adam(b1, b2, eps)
+    return clip_after(adam, clip, lambda g, adam: {"gradient": g, "adam": adam})
 
 
 def spam_clip(
