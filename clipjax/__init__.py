@@ -35,6 +35,9 @@ from .recipes import quantile_clip as quantile_clip
 from .recipes import scale_by_l0_l1 as scale_by_l0_l1
 from .recipes import soft_clip_by_global_norm as soft_clip_by_global_norm
 from .recipes import spam_clip as spam_clip
+from .recipes import spectral_clamp as spectral_clamp
+from .recipes import spectral_clip as spectral_clip
+from .recipes import spectral_soft_clip as spectral_soft_clip
 from .recipes import stable_spam_clip as stable_spam_clip
 from .recipes import stable_update_clip as stable_update_clip
 from .recipes import torch_clip_grad_norm as torch_clip_grad_norm

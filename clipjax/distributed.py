@@ -45,6 +45,19 @@ def split_axes(leaf: jax.Array, axis_name: AxisNames) -> tuple[Hashable, ...]:
     return tuple(name for name in names if name in varying)
 
 
+def gathered(leaf: jax.Array, kept: int) -> jax.Array:
+    """Gathers all but the first axes on an explicit mesh; elsewhere XLA does."""
+    spec = jax.typeof(leaf).sharding.spec
+    return resharded(leaf, (*spec[:kept], *(None for _ in spec[kept:])))
+
+
+def resharded(leaf: jax.Array, spec: Any) -> jax.Array:
+    """Splits a leaf as told over an explicit mesh."""
+    spec = jax.sharding.PartitionSpec(*spec)
+    is_so = jax.typeof(leaf).sharding.spec == spec
+    return leaf if is_so else jax.sharding.reshard(leaf, spec)
+
+
 def refuse_local(leaves: Mapping[str, jax.Array], axis_name: AxisNames) -> None:
     """Refuses to measure shards as if they were the whole.
 

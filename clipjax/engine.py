@@ -343,10 +343,11 @@ def clip_by(
         )
     if not isinstance(name, str) or not name:
         raise ValueError(f"name must be a string that is not empty, got {name!r}")
-    if measured is not None and granularity.summarised:
+    granularity.check(norm, rule)
+    if measured is not None and (granularity.summarised or not granularity.scales):
         raise ValueError(
-            f"measured must be None with granularity={granularity!r}, whose blocks are "
-            "reported from the updates themselves"
+            f"measured must be None with granularity={granularity!r}, which needs the "
+            "updates themselves"
         )
     source = as_threshold(threshold)
     clipper = Clipper(

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from .distributed import gathered
 from .floats import split
 
 Axes = tuple[int, ...] | None
@@ -266,6 +267,7 @@ class Spectral(Linf):
         rows = math.prod(leaf.shape[i] for i in reduced) // max(columns, 1)
         if rows * columns == 0:
             return jnp.zeros(kept, jnp.real(leaf).dtype)
+        leaf = gathered(leaf, len(stack))
         sigma = self._power_iteration(leaf.reshape((*stack, rows, columns)))
         return sigma.reshape(kept) if axes is not None else sigma
 
@@ -284,7 +286,9 @@ class Spectral(Linf):
             length = jnp.sqrt(jnp.sum(_absolute_square(vector), -2, keepdims=True))
             return vector / safe_scale(length).astype(vector.dtype)
 
-        vector = jax.lax.fori_loop(0, self.iterations, step, start.astype(matrix.dtype))
+        # The first step outside gives the carry the type that the loop leaves it with.
+        vector = step(None, start.astype(matrix.dtype))
+        vector = jax.lax.fori_loop(1, self.iterations, step, vector)
         vector = jax.lax.stop_gradient(vector)
         image = jnp.sum(_absolute_square(matrix @ vector), axis=(-2, -1))
         sigma = _positive_root(image, 2) * scale[..., 0, 0]

@@ -50,6 +50,9 @@ RECIPES = {
     "cclip": lambda: clipjax.cclip(0.2),
     "two_sided_clip": lambda: clipjax.two_sided_clip(1e-4, 1.0),
     "delta_clip": lambda: clipjax.delta_clip(1.0),
+    "spectral_clip": lambda: clipjax.spectral_clip(0.3),
+    "spectral_clamp": lambda: clipjax.spectral_clamp(0.3),
+    "spectral_soft_clip": lambda: clipjax.spectral_soft_clip(0.3),
 }
 
 # Recipes that put a clip and an optimizer's memory together: not all is as with a clip.

@@ -22,3 +22,5 @@ from .many import Element as Element
 from .many import Unit as Unit
 from .many import element as element
 from .many import unit as unit
+from .singular import Singular as Singular
+from .singular import singular as singular

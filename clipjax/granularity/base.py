@@ -44,11 +44,13 @@ class Granularity:
         summarised: blocks are too many to report one by one; `report` has one
             value per leaf instead.
         joins_devices: a block may lie on several devices.
+        scales: updates are multiplied by length / norm, whatever was measured.
     """
 
     kind: str
     summarised: bool = False
     joins_devices: bool = True
+    scales: bool = True
 
     def __repr__(self) -> str:
         """Prints the kind, with the settings that are not the default."""
@@ -66,6 +68,10 @@ class Granularity:
     def axes(self, name: str, leaf: Any) -> Axes:
         """Gives the axes of a leaf that are summed over; None is all of them."""
         del name, leaf
+
+    def check(self, norm: Norm, rule: Rule) -> None:
+        """Refuses parts that do not go together with it."""
+        del norm, rule
 
     def block_norm(self, norm: Norm) -> Norm:
         """Gives the norm to measure a single block with."""

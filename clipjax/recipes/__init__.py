@@ -24,6 +24,9 @@ from .optimizers import stable_update_clip as stable_update_clip
 from .smooth import normalise_by_global_norm as normalise_by_global_norm
 from .smooth import scale_by_l0_l1 as scale_by_l0_l1
 from .smooth import soft_clip_by_global_norm as soft_clip_by_global_norm
+from .spectral import spectral_clamp as spectral_clamp
+from .spectral import spectral_clip as spectral_clip
+from .spectral import spectral_soft_clip as spectral_soft_clip
 from .tensorwise import adagc as adagc
 from .tensorwise import aggc as aggc
 from .tensorwise import gradient_stabilizer as gradient_stabilizer
