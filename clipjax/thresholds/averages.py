@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .base import require_number
-from .history import Learnt, Memory, reached, require_fraction
+from .history import Learnt, Memory, complement, reached, require_fraction
 from .window import LEAST_DEVIATION
 
 MODES = ("zscore", "mean", "percentile")
@@ -35,9 +35,19 @@ class Average(Memory):
 
 def average_weight(decay: Any, seen: jax.Array, dtype: Any) -> jax.Array:
     """Gives the weight of the next value in a bias-corrected exponential average."""
-    decay = jnp.asarray(decay, dtype)
-    rest = 1 - decay ** (seen + 1).astype(dtype)
-    return jnp.where(seen == 0, 1, (1 - decay) / jnp.where(rest > 0, rest, 1))
+    if isinstance(decay, jax.Array):
+        logarithm = jnp.log(decay.astype(dtype))
+    else:
+        logarithm = math.log(decay) if decay > 0 else -math.inf
+    rest = -jnp.expm1((seen + 1).astype(dtype) * logarithm)
+    fresh = complement(decay, dtype)
+    return jnp.where(seen == 0, 1, fresh / jnp.where(rest > 0, rest, 1))
+
+
+def squarable(norm: jax.Array) -> jax.Array:
+    """Limits a norm to what can be squared: an infinite average would stay so."""
+    largest = 2.0 ** (jnp.finfo(norm.dtype).maxexp // 2 - 2)
+    return jnp.minimum(norm, jnp.asarray(largest, norm.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,15 +94,15 @@ class ZScore(Memory):
 
     def observe(self, memory, norm, seen):
         """Follows Welford, then the order of the paper: variance about the new mean."""
-        dtype = norm.dtype
+        dtype, norm = norm.dtype, squarable(norm)
         count = (seen + 1).astype(dtype)
         deviation = norm - memory.mean
         mean = memory.mean + deviation / count
         spread = deviation * (norm - mean) - memory.square
         exact = Moments(mean, memory.square + spread / count)
-        decay = jnp.asarray(self.decay, dtype)
-        mean = decay * memory.mean + (1 - decay) * norm
-        variance = decay * memory.square + (1 - decay) * jnp.square(norm - mean)
+        fresh = complement(self.decay, dtype)
+        mean = memory.mean + fresh * deviation
+        variance = memory.square + fresh * (jnp.square(norm - mean) - memory.square)
         is_warm = reached(seen, self.warmup)
         return jax.tree.map(
             lambda new, old: jnp.where(is_warm, new, old),
@@ -132,6 +142,7 @@ class MomentRatio(Memory):
 
     def observe(self, memory, norm, seen):
         """Averages both without bias, each with its own decay."""
+        norm = squarable(norm)
         weight = average_weight(self.mean_decay, seen, norm.dtype)
         mean = memory.mean + weight * (norm - memory.mean)
         weight = average_weight(self.square_decay, seen, norm.dtype)
@@ -309,7 +320,7 @@ def moment_ratio(
     """Gives lengths near 1: the average norm over the root of the average square.
 
     To go with ``rules.normalise``; see `clipjax.gradient_stabilizer`. Today's norm
-    counts. Squares of norms above 1e19 overflow, and the length is then 0.
+    counts, but as no more than what can be squared, 4.6e18 for float32.
 
     Args:
         mean_decay: weight of the past in the average norm, from 0 to 1.

@@ -14,7 +14,7 @@ from ..granularity import Blocks
 from ..measurement import widen
 from .averages import average_weight
 from .base import Context, Threshold, require_number
-from .history import reached, require_fraction
+from .history import complement, reached, require_fraction
 
 
 class MaximumState(NamedTuple):
@@ -139,11 +139,12 @@ class PowerAverage(Threshold):
         gradient = context.argument("gradient", "acclip")
         arrays = context.aligned(gradient, "gradient").arrays
         cast = functools.partial(jnp.asarray, dtype=context.dtype)
-        decay, power = cast(self.decay), cast(self.power)
+        power = cast(self.power)
+        fresh = complement(self.decay, context.dtype)
         new = dict(state)
         for name in _by_leaf(norms, self.kind):
             size = jnp.abs(widen(arrays[name], context.dtype))
-            new[name] = decay * state[name] + (1 - decay) * size**power
+            new[name] = state[name] + fresh * (size**power - state[name])
         return {name: new[name] ** (1 / power) for name in norms}, new
 
 

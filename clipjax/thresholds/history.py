@@ -175,6 +175,13 @@ def reached(seen: jax.Array, count: Any) -> jax.Array:
     return seen >= jnp.asarray(count).astype(seen.dtype)
 
 
+def complement(decay: Any, dtype: Any) -> jax.Array:
+    """Gives 1 - decay, of a Python number without the rounding of float32."""
+    if isinstance(decay, jax.Array):
+        return 1 - decay.astype(dtype)
+    return jnp.asarray(1 - decay, dtype)
+
+
 def limited(threshold: jax.Array, floor: Any, cap: Any) -> jax.Array:
     """Keeps a threshold between its limits, in its own dtype."""
     cast = functools.partial(jnp.asarray, dtype=threshold.dtype)

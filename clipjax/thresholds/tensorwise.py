@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from ..granularity import Blocks
 from .base import Context, Threshold, require_number
-from .history import reached, require_fraction, require_limits
+from .history import complement, reached, require_fraction, require_limits
 
 MINIMA = ("raw", "clipped")
 
@@ -84,8 +84,8 @@ class AdaptiveTensorwise(Tracking):
         clipped = jnp.minimum(norms, threshold)
         least = norms if self.minimum_of == "raw" else clipped
         least = jnp.where(state.seen == 0, least, jnp.minimum(state.tracked, least))
-        decay = cast(self.decay)
-        average = decay * state.tracked + (1 - decay) * clipped
+        fresh = complement(self.decay, context.dtype)
+        average = state.tracked + fresh * (clipped - state.tracked)
         average = jnp.where(state.seen == 0, clipped, average)
         tracked = jnp.where(is_warming, least, average)
         return threshold, self._next(norms, tracked, state)
@@ -132,7 +132,7 @@ class AdaptiveBand(Tracking):
             # The upper end comes first, as in the reference.
             length = jnp.where(norms > most, length, jnp.maximum(norms, raised))
         length = jnp.where(state.seen == 0, norms, length)
-        decay = cast(self.decay)
-        average = decay * state.tracked + (1 - decay) * length
+        fresh = complement(self.decay, context.dtype)
+        average = state.tracked + fresh * (length - state.tracked)
         tracked = jnp.where(state.seen == 0, length, average)
         return length, self._next(norms, tracked, state)
