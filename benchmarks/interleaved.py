@@ -22,6 +22,7 @@ class Arm:
         carry: what it is called with.
         donates: whether the carry is donated, and replaced by the result.
         bytes_accessed: what XLA counts, both branches of conditionals included.
+        flops: what XLA counts; the body of a scan only once.
         temporary_bytes: the memory that XLA allocates beside arguments and results.
         seconds: one measurement per round.
     """
@@ -31,6 +32,7 @@ class Arm:
     carry: Any
     donates: bool
     bytes_accessed: float
+    flops: float
     temporary_bytes: int
     seconds: list[float] = dataclasses.field(default_factory=list)
 
@@ -49,6 +51,7 @@ def compile_arm(
         carry,
         donate,
         cost["bytes accessed"],
+        cost["flops"],
         memory.temp_size_in_bytes,
     )
 

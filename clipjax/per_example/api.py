@@ -1,0 +1,354 @@
+"""Gradients that are clipped example by example, before they are summed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..norms import l2
+from ..rules import Rule, hard, lengths, ratio
+from ..thresholds.base import require_integer, require_number
+from ..trees import NamedLeaves, is_clippable
+from .batches import in_microbatches
+from .direct import direct
+from .examples import Examples, take_apart
+from .ghost import ghost, plan_of
+from .thresholds import Groups
+
+METHODS = {"auto": ghost, "ghost": ghost, "vmap": direct}
+RELATIONS = {"ADD_OR_REMOVE_ONE": 1.0, "REPLACE_SPECIAL": 1.0, "REPLACE_ONE": 2.0}
+
+
+class AuxiliaryOutput(NamedTuple):
+    """What there is to know of each example; None where it was not asked for.
+
+    Attributes:
+        values: losses, of shape ``[B]``.
+        grad_norms: norms before the clip, of shape ``[B]``, float32.
+        aux: the loss's own auxiliary output, with the examples in front.
+        nonfinite_count: int32 number of examples left out for NaN, inf or overflow.
+    """
+
+    values: Any
+    grad_norms: Any
+    aux: Any
+    nonfinite_count: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class ClippedGrad:
+    """A function from a batch to its clipped gradient; see `clipped_grad`."""
+
+    examples: Examples
+    l2_clip_norm: Any
+    rule: Rule
+    normalize_by: Any
+    return_values: bool
+    return_grad_norms: bool
+    microbatch_size: int | None
+    method: str
+    nan_safe: bool
+    dtype: Any
+
+    def __call__(
+        self, *arguments: Any, is_padding_example: Any = None, **options: Any
+    ) -> Any:
+        """Gives the gradient, and what else was asked for.
+
+        Args:
+            *arguments: those of the loss function.
+            is_padding_example: bool of shape ``[B]``: examples that are not there.
+            **options: keyword arguments of the loss function, the same for all.
+        """
+        mesh = jax.sharding.get_abstract_mesh()
+        run = functools.partial(self._run, **options)
+        if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+            return run(is_padding_example, *arguments)
+        # Sums over examples on several devices: XLA knows how, as in Auto mode.
+        specs = jax.tree.map(
+            lambda param: jax.typeof(param).sharding.spec,
+            self.examples.params(arguments),
+        )
+        whole = jax.sharding.PartitionSpec()
+        places = (specs, whole) if self._gives_more else specs
+        run = jax.sharding.auto_axes(run, out_sharding=places)
+        return run(is_padding_example, *arguments)
+
+    @property
+    def _gives_more(self) -> bool:
+        return self.examples.has_aux or self.return_values or self.return_grad_norms
+
+    def _run(self, is_padding_example: Any, *arguments: Any, **options: Any) -> Any:
+        params = self.examples.params(arguments)
+        batch = self.examples.batch(arguments)
+        loss = self.examples.loss(arguments, options)
+        leaves = NamedLeaves.of(params)
+        groups = Groups.of(self.l2_clip_norm, leaves)
+        size = jax.tree.leaves(batch)[0].shape[0]
+        padding = jnp.zeros(size, bool)
+        if is_padding_example is not None:
+            padding = jnp.asarray(is_padding_example, bool)
+        shown = [batch[i] for i in self.examples.batch_argnums]
+
+        def chunk(rows: Any) -> tuple[Any, Any]:
+            batch, padding, limits = rows
+            found = METHODS[self.method](loss, params, batch)
+            weights, norm, bad = self._weights(groups, found.squares, limits, padding)
+            rows = (found.values, norm, found.aux, bad)
+            return found.weighted_sum(weights), rows
+
+        limits = groups.limits(shown, size)
+        total, rows = in_microbatches(
+            chunk, (batch, padding, limits), size, self.microbatch_size
+        )
+        gradient = jax.tree.map(self._finished, total, params)
+        values, norms, aux, bad = rows
+        if not self._gives_more:
+            return gradient
+        return gradient, AuxiliaryOutput(
+            values if self.return_values else None,
+            norms if self.return_grad_norms else None,
+            aux if self.examples.has_aux else None,
+            jnp.sum(bad, dtype=jnp.int32),
+        )
+
+    def _weights(
+        self,
+        groups: Groups,
+        squares: dict[str, jax.Array],
+        limits: Sequence[jax.Array],
+        padding: jax.Array,
+    ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+        whole = l2.finish(
+            sum(squares.values(), jnp.zeros_like(padding, jnp.float32)), 1
+        )
+        # The sum of an example whose squares overflow cannot be bounded.
+        bad = ~jnp.isfinite(whole) & ~padding
+        weights = {}
+        for names, limit in zip(groups.members, limits, strict=True):
+            norm = l2.finish(sum(squares[name] for name in names), 1)
+            factor = ratio(lengths(self.rule, norm, limit), norm)
+            if self.nan_safe:
+                factor = jnp.where(bad, 0, factor)
+            weights |= dict.fromkeys(names, jnp.where(padding, 0, factor))
+        return weights, whole, bad
+
+    def _finished(self, total: jax.Array, param: Any) -> jax.Array:
+        if not is_clippable(param):
+            return jnp.zeros_like(param)
+        if not (isinstance(self.normalize_by, int | float) and self.normalize_by == 1):
+            total = total / jnp.asarray(self.normalize_by, total.dtype)
+        return total.astype(param.dtype if self.dtype is None else self.dtype)
+
+    def sensitivity(self, neighboring_relation: Any = "ADD_OR_REMOVE_ONE") -> Any:
+        """Gives by how much the L2 norm of the result depends on one example.
+
+        Args:
+            neighboring_relation: ``ADD_OR_REMOVE_ONE``, ``REPLACE_SPECIAL`` or
+                ``REPLACE_ONE``, which doubles it: a name, or a member of
+                ``dp_accounting.NeighboringRelation``.
+
+        Raises:
+            ValueError: the relation is unknown; the rule is not bounded; NaN is let
+                through; or a threshold is a function of the example.
+        """
+        relation = getattr(neighboring_relation, "name", neighboring_relation)
+        if relation not in RELATIONS:
+            raise ValueError(
+                f"neighboring_relation must be one of {', '.join(RELATIONS)}, got "
+                f"{neighboring_relation!r}"
+            )
+        if not self.rule.bounded:
+            raise ValueError(
+                f"rule={self.rule!r} does not bound an example's gradient, so that "
+                "there is no sensitivity"
+            )
+        if not self.nan_safe:
+            raise ValueError("nan_safe must be True for a sensitivity, got False")
+        return RELATIONS[relation] * Groups.bound(self.l2_clip_norm) / self.normalize_by
+
+    def plan(self, *arguments: Any, **options: Any) -> str:
+        """Tells which parameters are measured how, why, and what it takes to hold."""
+        loss = self.examples.loss(arguments, options)
+        params, batch = self.examples.params(arguments), self.examples.batch(arguments)
+        return plan_of(loss, params, batch, always_dense=self.method == "vmap")
+
+
+def clipped_grad(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    l2_clip_norm: Any,
+    rule: Rule = hard,
+    batch_argnums: int | Sequence[int] = 1,
+    keep_batch_dim: bool = True,
+    normalize_by: Any = 1.0,
+    return_values: bool = False,
+    return_grad_norms: bool = False,
+    microbatch_size: int | None = None,
+    method: str = "auto",
+    nan_safe: bool = True,
+    dtype: Any = None,
+    prng_argnum: int | None = None,
+) -> ClippedGrad:
+    r"""Clips the gradient of every example by itself, and sums.
+
+    .. math:: \sum_i g_i \min(1, C / \lVert g_i \rVert_2)
+
+    No model has to change. With the method ``ghost`` no example's gradient is made
+    where a parameter is used in matrix products, convolutions and look-ups only;
+    others, such as biases, are made for every example. ``plan`` tells which are which.
+
+    | input | result |
+    |---|---|
+    | an example's norm ≤ C | its gradient |
+    | an example's norm > C, bounded rule | norm C, to rounding |
+    | NaN, inf or overflow in an example | adds exactly nothing, and is counted |
+    | a padding example | adds exactly nothing |
+    | an empty batch | zeros |
+    | C = 0 | zeros |
+    | C negative or NaN, known now | ValueError |
+    | C negative or NaN, traced | adds nothing |
+    | an integer parameter | zeros |
+
+    The loss sees one example at a time, so that nothing can mix examples: batch
+    statistics are those of one.
+
+    Args:
+        fun: the loss, a scalar, or with has_aux a pair of the loss and a tree.
+        argnums: which arguments to differentiate.
+        has_aux: whether fun gives an auxiliary output.
+        l2_clip_norm: C, in the gradient's units: a number or scalar array, an array of
+            shape ``[B]``, a function of the batch arguments of one example, or a prefix
+            tree of those over the parameters, of which each entry is clipped by itself.
+            None does not clip.
+        rule: the rule, by default ``hard``.
+        batch_argnums: which arguments have the examples along their first axis.
+        keep_batch_dim: whether fun gets an example as a batch of one.
+        normalize_by: what the sum is divided by, above 0.
+        return_values: return the losses as well.
+        return_grad_norms: return the norms before the clip as well.
+        microbatch_size: how many examples to take at a time; None for all.
+        method: ``ghost``, ``vmap``, which makes every example's gradient, or ``auto``.
+        nan_safe: leave out examples with NaN, inf or overflow; otherwise the result is
+            NaN.
+        dtype: of the result; by default each parameter's own.
+        prng_argnum: which argument is a PRNG key, to be split over the examples.
+
+    Returns:
+        A `ClippedGrad`. It takes fun's arguments, and ``is_padding_example=``, and
+        gives the gradient, or if anything else was asked for, a pair with an
+        `AuxiliaryOutput`.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> loss = lambda w, x: jnp.sum(x @ w)
+        >>> grad = clipjax.clipped_grad(loss, l2_clip_norm=1.0)
+        >>> print(grad(jnp.zeros(2), jnp.array([[3.0, 4.0], [0.3, 0.4]])))
+        [0.9 1.2]
+        >>> grad.sensitivity()
+        1.0
+
+    References:
+        Abadi et al., `Deep learning with differential privacy
+        <https://arxiv.org/abs/1607.00133>`_, 2016; Bu, Wang, Zha, Karypis,
+        `Differentially private optimization on large model at small cost
+        <https://arxiv.org/abs/2210.00038>`_, 2023, for book-keeping. Arguments and
+        defaults are those of ``jax_privacy.clipped_grad``.
+    """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a Rule such as rules.hard, got {rule!r}")
+    require_number("normalize_by", normalize_by, lowest=math.ulp(0.0), infinite=False)
+    examples = take_apart(
+        fun, argnums, has_aux, batch_argnums, keep_batch_dim, prng_argnum
+    )
+    _require_method(method, microbatch_size)
+    Groups.check(l2_clip_norm)
+    return ClippedGrad(
+        examples,
+        l2_clip_norm,
+        rule,
+        normalize_by,
+        return_values,
+        return_grad_norms,
+        microbatch_size,
+        method,
+        nan_safe,
+        dtype,
+    )
+
+
+def per_example_grad_norms(
+    fun: Callable[..., Any],
+    argnums: int | Sequence[int] = 0,
+    has_aux: bool = False,
+    *,
+    batch_argnums: int | Sequence[int] = 1,
+    keep_batch_dim: bool = True,
+    microbatch_size: int | None = None,
+    method: str = "auto",
+    prng_argnum: int | None = None,
+    per_leaf: bool = False,
+) -> Callable[..., Any]:
+    """Measures the gradient of every example, for diagnostics and to find outliers.
+
+    Args:
+        fun: the loss; see `clipped_grad`, also for the other arguments.
+        argnums: which arguments to differentiate.
+        has_aux: whether fun gives an auxiliary output, which is dropped.
+        batch_argnums: which arguments have the examples along their first axis.
+        keep_batch_dim: whether fun gets an example as a batch of one.
+        microbatch_size: how many examples to take at a time; None for all.
+        method: ``ghost``, ``vmap`` or ``auto``.
+        prng_argnum: which argument is a PRNG key, to be split over the examples.
+        per_leaf: give the norms of each parameter, in a dictionary by path.
+
+    Returns:
+        A function of fun's arguments that gives L2 norms of shape ``[B]``, float32.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> norms = clipjax.per_example_grad_norms(lambda w, x: jnp.sum(x @ w))
+        >>> print(norms(jnp.zeros(2), jnp.array([[3.0, 4.0], [0.3, 0.4]])))
+        [5.  0.5]
+    """
+    examples = take_apart(
+        fun, argnums, has_aux, batch_argnums, keep_batch_dim, prng_argnum
+    )
+    _require_method(method, microbatch_size)
+
+    def norms(*arguments: Any, **options: Any) -> Any:
+        params, batch = examples.params(arguments), examples.batch(arguments)
+        loss = examples.loss(arguments, options)
+        size = jax.tree.leaves(batch)[0].shape[0]
+        chunk = lambda rows: ((), METHODS[method](loss, params, rows).squares)  # noqa: E731
+        _, squares = in_microbatches(chunk, batch, size, microbatch_size)
+        if per_leaf:
+            return {name: l2.finish(square, 1) for name, square in squares.items()}
+        return l2.finish(sum(squares.values(), jnp.zeros(size)), 1)
+
+    return norms
+
+
+def _require_method(method: str, microbatch_size: int | None) -> None:
+    if method not in METHODS:
+        raise ValueError(
+            f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}"
+        )
+    if microbatch_size is not None:
+        require_integer("microbatch_size", microbatch_size, 1)

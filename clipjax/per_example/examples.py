@@ -1,0 +1,106 @@
+"""Takes the arguments of a loss on a batch apart into single examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """How a loss function's arguments are taken apart into single examples."""
+
+    function: Callable[..., Any]
+    argnums: int | tuple[int, ...]
+    has_aux: bool
+    batch_argnums: tuple[int, ...]
+    keep_batch_dim: bool
+    prng_argnum: int | None
+
+    def params(self, arguments: Sequence[Any]) -> Any:
+        """Gives what is differentiated: one argument, or a tuple of several."""
+        if isinstance(self.argnums, int):
+            return arguments[self.argnums]
+        return tuple(arguments[i] for i in self.argnums)
+
+    def batch(self, arguments: Sequence[Any]) -> dict[int, Any]:
+        """Gives the arguments that have an example per row, keys split."""
+        needed = max(self.batch_argnums)
+        if len(arguments) <= needed:
+            raise ValueError(
+                f"batch_argnums names argument {needed}, got {len(arguments)} arguments"
+            )
+        batch = {i: arguments[i] for i in self.batch_argnums}
+        sizes = {
+            leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(batch)
+        }
+        if len(sizes) != 1 or None in sizes:
+            raise ValueError(
+                "the arguments in batch_argnums must have the examples along the first "
+                f"axis of every leaf, got first axes {sorted(map(str, sizes))}"
+            )
+        if self.prng_argnum is not None:
+            (size,) = sizes
+            batch[self.prng_argnum] = jax.random.split(
+                arguments[self.prng_argnum], size
+            )
+        return batch
+
+    def loss(
+        self, arguments: Sequence[Any], options: Mapping[str, Any]
+    ) -> Callable[[Any, dict[int, Any]], tuple[Any, Any]]:
+        """Makes the loss of one example."""
+
+        def loss(params: Any, example: dict[int, Any]) -> tuple[Any, Any]:
+            filled = list(arguments)
+            for i, value in example.items():
+                keeps = self.keep_batch_dim and i != self.prng_argnum
+                filled[i] = jax.tree.map(lambda x: x[None], value) if keeps else value
+            if isinstance(self.argnums, int):
+                filled[self.argnums] = params
+            else:
+                for i, value in zip(self.argnums, params, strict=True):
+                    filled[i] = value
+            result = self.function(*filled, **options)
+            value, aux = result if self.has_aux else (result, ())
+            if jnp.shape(value) != ():
+                raise ValueError(
+                    "fun must give a scalar loss for one example, got shape "
+                    f"{jnp.shape(value)}"
+                )
+            return value, aux
+
+        return loss
+
+
+def take_apart(
+    function: Any,
+    argnums: int | Sequence[int],
+    has_aux: bool,
+    batch_argnums: int | Sequence[int],
+    keep_batch_dim: bool,
+    prng_argnum: int | None,
+) -> Examples:
+    """Checks which arguments are which."""
+    if not callable(function):
+        raise TypeError(f"fun must be a function, got {function!r}")
+    batched = (batch_argnums,) if isinstance(batch_argnums, int) else batch_argnums
+    chosen = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    used = [*chosen, *batched, *([] if prng_argnum is None else [prng_argnum])]
+    if not batched or len(set(used)) < len(used) or min(used) < 0:
+        raise ValueError(
+            "argnums, batch_argnums and prng_argnum must name different arguments, "
+            f"counted from 0, got {argnums!r}, {batch_argnums!r} and {prng_argnum!r}"
+        )
+    return Examples(
+        function,
+        argnums if isinstance(argnums, int) else chosen,
+        has_aux,
+        tuple(batched),
+        keep_batch_dim,
+        prng_argnum,
+    )

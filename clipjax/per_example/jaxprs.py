@@ -1,0 +1,64 @@
+"""The one place that touches the inside of jaxprs, through ``jax.extend`` only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+
+# Names differ between JAX releases.
+INLINED = ("pjit", "jit", "closed_call", "core_call")
+CHECKPOINTS = ("checkpoint", "remat", "remat2")
+
+
+def is_literal(atom: Any) -> bool:
+    """Tells constants in an equation from variables."""
+    return isinstance(atom, Literal)
+
+
+def run_equation(parent: Any, equation: Any, values: Sequence[Any]) -> list[Any]:
+    """Runs one equation, as a jaxpr of its own: binding it by hand would be brittle."""
+    variables = []
+    arguments = []
+    for atom, value in zip(equation.invars, values, strict=True):
+        if not is_literal(atom) and atom not in variables:
+            variables.append(atom)
+            arguments.append(value)
+    debug_info = parent.debug_info._replace(
+        arg_names=("",) * len(variables), result_paths=("",) * len(equation.outvars)
+    )
+    single = Jaxpr(
+        (),
+        variables,
+        list(equation.outvars),
+        [equation],
+        equation.effects,
+        debug_info=debug_info,
+    )
+    return list(jaxpr_as_fun(ClosedJaxpr(single, ()))(*arguments))
+
+
+def inner_jaxpr(equation: Any) -> tuple[Any, Sequence[Any]]:
+    """Gives the jaxpr that a call, a checkpoint or a scan runs, and its constants."""
+    jaxpr = equation.params["jaxpr"]
+    if isinstance(jaxpr, ClosedJaxpr):
+        return jaxpr.jaxpr, jaxpr.consts
+    return jaxpr, ()
+
+
+def read_all(atoms: Sequence[Any], environment: dict[Any, Any]) -> list[Any]:
+    """Looks up the values of an equation's inputs."""
+    return [atom.val if is_literal(atom) else environment[atom] for atom in atoms]
+
+
+def shape_of(atom: Any) -> tuple[int, ...]:
+    """Gives the shape of a variable."""
+    return tuple(atom.aval.shape)
+
+
+def trace(function: Any, *arguments: Any) -> tuple[Any, Any]:
+    """Traces a function to a closed jaxpr, and gives the structure of its result."""
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
+    return closed, jax.tree.structure(shape)

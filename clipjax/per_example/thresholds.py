@@ -1,0 +1,84 @@
+"""The thresholds of examples: one for all, one for each, and by group of parameters."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ..thresholds.base import require_number
+from ..trees import NamedLeaves
+
+
+def _entries(l2_clip_norm: Any) -> tuple[list[Any], Any]:
+    return jax.tree.flatten(l2_clip_norm, is_leaf=lambda entry: entry is None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """The parameters that are clipped together.
+
+    Attributes:
+        members: the names of the parameters, group by group.
+        norms: the groups' thresholds, as they were given.
+    """
+
+    members: tuple[tuple[str, ...], ...]
+    norms: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, l2_clip_norm: Any, leaves: NamedLeaves) -> Groups:
+        """Reads a prefix tree over the parameters."""
+        entries, structure = _entries(l2_clip_norm)
+        labels = jax.tree.unflatten(structure, range(len(entries)))
+        by_name = leaves.broadcast(labels, "l2_clip_norm")
+        members = [[] for _ in entries]
+        for name in leaves.arrays:
+            members[by_name[name]].append(name)
+        filled = [i for i, names in enumerate(members) if names]
+        return cls(
+            tuple(tuple(members[i]) for i in filled), tuple(entries[i] for i in filled)
+        )
+
+    @staticmethod
+    def check(l2_clip_norm: Any) -> None:
+        """Refuses what is no threshold."""
+        for entry in _entries(l2_clip_norm)[0]:
+            if entry is not None and not callable(entry):
+                require_number("l2_clip_norm", entry)
+
+    @staticmethod
+    def bound(l2_clip_norm: Any) -> Any:
+        """Gives the largest norm that all groups of an example can have together."""
+        norms = []
+        for entry in _entries(l2_clip_norm)[0]:
+            if callable(entry):
+                raise ValueError(
+                    "l2_clip_norm must not be a function for a sensitivity: its "
+                    "largest value is not known"
+                )
+            if entry is None:
+                return math.inf
+            norms.append(jnp.max(entry) if isinstance(entry, jax.Array) else entry)
+        if all(isinstance(norm, int | float) for norm in norms):
+            return math.hypot(*norms)
+        return jnp.sqrt(sum(jnp.square(jnp.asarray(norm)) for norm in norms))
+
+    def limits(self, batch: Sequence[Any], size: int) -> list[jax.Array]:
+        """Gives every example its threshold, group by group."""
+        limits = []
+        for norm in self.norms:
+            if callable(norm):
+                norm = jax.vmap(norm)(*batch)
+            limit = jnp.asarray(jnp.inf if norm is None else norm, jnp.float32)
+            if limit.shape not in ((), (size,)):
+                raise ValueError(
+                    f"l2_clip_norm must be scalars or of shape ({size},), one for each "
+                    f"example, got shape {limit.shape}"
+                )
+            limits.append(jnp.broadcast_to(limit, (size,)))
+        return limits

@@ -1,0 +1,267 @@
+"""Clipping each example by itself: both methods, against one example at a time."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from oracle import eps, flat, norm
+
+import clipjax
+from clipjax import rules
+
+every_method = pytest.mark.parametrize("method", ["ghost", "vmap"])
+BATCH = 6
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+PARAMS = {"first": normal(0, 4, 5), "bias": normal(1, 1, 5), "last": normal(2, 5, 3)}
+INPUTS, TARGETS = normal(3, BATCH, 4), normal(4, BATCH, 3)
+
+
+def loss(params, inputs, targets):
+    hidden = jnp.tanh(inputs @ params["first"] + params["bias"])
+    return jnp.sum((hidden @ params["last"] - targets) ** 2)
+
+
+def singles():
+    """Gives every example's gradient, by itself."""
+    one = jax.jit(jax.grad(loss))
+    return [one(PARAMS, INPUTS[i : i + 1], TARGETS[i : i + 1]) for i in range(BATCH)]
+
+
+def expected(weigh):
+    return sum(weigh(i, norm(g)) * flat(g) for i, g in enumerate(singles()))
+
+
+def make(method, **options):
+    options = {"l2_clip_norm": 1.0, **options}
+    return clipjax.clipped_grad(loss, batch_argnums=(1, 2), method=method, **options)
+
+
+RULES = {
+    "hard": lambda n: min(1.0, 1 / n),
+    "soft": lambda n: 1 / (1 + n),
+    "normalise": lambda n: 1 / n,
+}
+
+
+@every_method
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("mode", ["eager", "jit"])
+def test_rules(method, rule, mode):
+    grad = make(method, rule=getattr(rules, rule), normalize_by=2.0)
+    grad = jax.jit(grad.__call__) if mode == "jit" else grad
+    found = grad(PARAMS, INPUTS, TARGETS)
+    exact = expected(lambda i, n: RULES[rule](n) / 2)
+    np.testing.assert_allclose(flat(found), exact, rtol=1e-5, atol=1e-6)
+
+
+@every_method
+@pytest.mark.parametrize("size", [1, 3, 4, 6, 8, None])
+def test_microbatches(method, size):
+    padding = jnp.arange(BATCH) == 2
+    grad = make(
+        method, microbatch_size=size, return_grad_norms=True, return_values=True
+    )
+    found, extra = jax.jit(grad.__call__)(
+        PARAMS, INPUTS, TARGETS, is_padding_example=padding
+    )
+    exact = expected(lambda i, n: 0 if i == 2 else min(1, 1 / n))
+    np.testing.assert_allclose(flat(found), exact, rtol=1e-5, atol=1e-6)
+    lengths = [norm(gradient) for gradient in singles()]
+    np.testing.assert_allclose(extra.grad_norms, lengths, rtol=1e-5)
+    assert extra.values.shape == (BATCH,) and extra.aux is None
+    assert int(extra.nonfinite_count) == 0
+
+
+@every_method
+def test_j64_two_gradients(method):
+    grad = clipjax.clipped_grad(
+        lambda w, x: jnp.sum(x @ w), l2_clip_norm=1.0, method=method
+    )
+    found = grad(jnp.zeros(2), jnp.array([[3.0, 4.0], [0.3, 0.4]]))
+    np.testing.assert_allclose(found, [0.9, 1.2], rtol=1e-6)
+
+
+@every_method
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e25])
+def test_bad_examples_add_exactly_nothing(method, bad):
+    grad = make(method, return_grad_norms=True)
+    clean, _ = grad(PARAMS, INPUTS, TARGETS, is_padding_example=jnp.arange(BATCH) == 1)
+    found, extra = grad(PARAMS, INPUTS, TARGETS.at[1].set(bad))
+    np.testing.assert_array_equal(flat(found), flat(clean))
+    assert int(extra.nonfinite_count) == 1
+    unsafe = make(method, nan_safe=False)(PARAMS, INPUTS, TARGETS.at[1].set(np.nan))
+    assert np.isnan(flat(unsafe)).any()
+
+
+@every_method
+def test_empty_and_padding_batches(method):
+    grad = make(method, return_values=True)
+    found, extra = grad(PARAMS, INPUTS[:0], TARGETS[:0])
+    assert not flat(found).any() and extra.values.shape == (0,)
+    found, _ = grad(PARAMS, INPUTS, TARGETS, is_padding_example=jnp.ones(BATCH, bool))
+    assert not flat(found).any()
+
+
+@every_method
+def test_thresholds_by_example_and_by_parameter(method):
+    limits = jnp.linspace(0.1, 5.0, BATCH)
+    by_example = expected(lambda i, n: min(1, float(limits[i]) / n))
+    found = make(method, l2_clip_norm=limits)(PARAMS, INPUTS, TARGETS)
+    np.testing.assert_allclose(flat(found), by_example, rtol=1e-5, atol=1e-6)
+    of_example = lambda x, y: jnp.abs(x[0]) + 0 * y[0]  # noqa: E731
+    found = make(method, l2_clip_norm=of_example)(PARAMS, INPUTS, TARGETS)
+    exact = expected(lambda i, n: min(1, abs(float(INPUTS[i, 0])) / n))
+    np.testing.assert_allclose(flat(found), exact, rtol=1e-5, atol=1e-6)
+
+    table = {"first": 0.5, "bias": None, "last": 2.0}
+    grad = make(method, l2_clip_norm=table)
+    found = grad(PARAMS, INPUTS, TARGETS)
+    for name, limit in table.items():
+        exact = sum(
+            g[name] * min(1, (limit or np.inf) / norm(g[name])) for g in singles()
+        )
+        np.testing.assert_allclose(found[name], exact, rtol=1e-5, atol=1e-6)
+    assert grad.sensitivity() == np.inf
+    bounded = make(method, l2_clip_norm={"first": 3.0, "bias": 0.0, "last": 4.0})
+    assert bounded.sensitivity("REPLACE_ONE") == 10.0
+
+
+@every_method
+@pytest.mark.parametrize("limit", [0.0, np.inf])
+def test_limits_of_the_threshold(method, limit):
+    found = make(method, l2_clip_norm=limit)(PARAMS, INPUTS, TARGETS)
+    exact = expected(lambda i, n: 1.0 if limit else 0.0)
+    np.testing.assert_allclose(flat(found), exact, rtol=1e-5, atol=1e-5)
+    for invalid in (-1.0, np.nan):
+        traced = jax.jit(
+            lambda c: make(method, l2_clip_norm=c)(PARAMS, INPUTS, TARGETS)
+        )
+        assert not flat(traced(jnp.float32(invalid))).any()
+
+
+@every_method
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_bound_in_narrow_dtypes(method, dtype):
+    params, inputs, targets = jax.tree.map(
+        lambda x: x.astype(dtype), (PARAMS, INPUTS, TARGETS)
+    )
+    grad = make(method, l2_clip_norm=0.01)
+    for i in range(BATCH):
+        found = grad(params, inputs[i : i + 1], targets[i : i + 1])
+        assert jax.tree.leaves(found)[0].dtype == dtype
+        assert norm(found) <= 0.01 * (1 + eps(dtype))
+    wide = make(method, dtype=jnp.float32)(params, inputs, targets)
+    assert jax.tree.leaves(wide)[0].dtype == jnp.float32
+
+
+@every_method
+def test_aux_keys_and_several_arguments(method):
+    def noisy(weights, batch, key, offset):
+        kept = jax.random.bernoulli(key, 0.5, batch["x"].shape)
+        value = jnp.sum((jnp.where(kept, batch["x"], 0) @ weights + offset) ** 2)
+        return value, {"kept": kept}
+
+    grad = clipjax.clipped_grad(
+        *(noisy, (0, 3), True),
+        l2_clip_norm=np.inf,
+        prng_argnum=2,
+        keep_batch_dim=False,
+        method=method,
+    )
+    key, weights, batch = jax.random.key(7), normal(0, 4), {"x": INPUTS}
+    (found, offset), extra = grad(weights, batch, key, jnp.float32(0.5))
+    keys = jax.random.split(key, BATCH)
+    assert extra.aux["kept"].shape == INPUTS.shape and extra.values is None
+    alone = jax.grad(
+        lambda w, b: sum(
+            noisy(w, {"x": x}, k, b)[0] for x, k in zip(INPUTS, keys, strict=True)
+        ),
+        argnums=(0, 1),
+    )(weights, jnp.float32(0.5))
+    np.testing.assert_allclose(found, alone[0], rtol=1e-5)
+    np.testing.assert_allclose(offset, alone[1], rtol=1e-5)
+
+
+@every_method
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_batch(method, kind):
+    inputs, targets = normal(5, 8, 4), normal(6, 8, 3)
+    grad = make(method)
+    exact = jax.jit(grad.__call__)(PARAMS, inputs, targets)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        place = lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))  # noqa: E731
+        compiled = jax.jit(grad.__call__)
+        found = compiled(PARAMS, place(inputs), place(targets))
+    np.testing.assert_allclose(flat(found), flat(exact), rtol=1e-5, atol=1e-6)
+
+
+def test_norms_alone():
+    norms = clipjax.per_example_grad_norms(loss, batch_argnums=(1, 2))
+    lengths = [norm(gradient) for gradient in singles()]
+    found = jax.jit(norms)(PARAMS, INPUTS, TARGETS)
+    np.testing.assert_allclose(found, lengths, rtol=1e-5)
+    by_leaf = clipjax.per_example_grad_norms(
+        loss, batch_argnums=(1, 2), per_leaf=True, microbatch_size=4
+    )(PARAMS, INPUTS, TARGETS)
+    lengths = [norm(gradient["first"]) for gradient in singles()]
+    np.testing.assert_allclose(by_leaf["first"], lengths, rtol=1e-5)
+
+
+def test_integer_and_absent_parameters():
+    params = {"w": PARAMS["first"], "count": jnp.arange(3), "none": None}
+    value = lambda p, x: jnp.sum((x @ p["w"]) ** 2) + p["count"].astype("f4")[0]  # noqa: E731
+    found = clipjax.clipped_grad(value, l2_clip_norm=1.0)(params, INPUTS)
+    assert found["none"] is None and not np.asarray(found["count"]).any()
+    assert np.asarray(found["w"]).any()
+
+
+def test_plan():
+    text = make("ghost").plan(PARAMS, INPUTS, TARGETS)
+    assert "first: no gradient per example (dot)" in text
+    assert "bias: gradients per example" in text
+    assert "method vmap" in make("vmap").plan(PARAMS, INPUTS, TARGETS)
+
+
+REFUSED = [
+    ({"l2_clip_norm": -1.0}, ValueError, "l2_clip_norm must be"),
+    ({"l2_clip_norm": np.nan}, ValueError, "l2_clip_norm must be"),
+    ({"l2_clip_norm": "1"}, TypeError, "l2_clip_norm must be"),
+    ({"method": "fast"}, ValueError, "method must be one of"),
+    ({"rule": "hard"}, TypeError, "rule must be a Rule"),
+    ({"normalize_by": 0.0}, ValueError, "normalize_by must be"),
+    ({"microbatch_size": 0}, ValueError, "microbatch_size must be"),
+    ({"argnums": 1}, ValueError, "must name different arguments"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), REFUSED)
+def test_what_is_refused(options, error, message):
+    options = {"l2_clip_norm": 1.0, **options}
+    with pytest.raises(error, match=message):
+        clipjax.clipped_grad(loss, **options)
+
+
+def test_what_has_no_sensitivity():
+    for options, message in [
+        ({"rule": rules.floored(0.1)}, "does not bound"),
+        ({"nan_safe": False}, "nan_safe must be True"),
+        ({"l2_clip_norm": lambda x, y: x[0]}, "must not be a function"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make("ghost", **options).sensitivity()
+    with pytest.raises(ValueError, match="neighboring_relation must be one of"):
+        make("ghost").sensitivity("ONE_MORE")
+    assert make("ghost", normalize_by=4.0).sensitivity() == 0.25
+    with pytest.raises(ValueError, match="the examples along the first axis"):
+        make("ghost")(PARAMS, INPUTS, TARGETS[:2])
+    with pytest.raises(ValueError, match="must give a scalar loss"):
+        clipjax.clipped_grad(lambda w, x: x @ w, l2_clip_norm=1.0)(
+            jnp.ones((4, 2)), INPUTS
+        )
