@@ -10,6 +10,7 @@ counts the body of a scan once: the arithmetic of the LSTM says nothing.
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def layer_norm(inputs, gain):
 
 def transformer(batch, length, layers=4, width=256, heads=4, tied=False):
     """A causal transformer over 2,000 words."""
-    params = {"embedding": normal(0, 2000, width)}
+    params: dict[str, Any] = {"embedding": normal(0, 2000, width)}
     if not tied:
         params["out"] = normal(1, width, 2000)
     for layer in range(layers):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from .measurement import widen
+from .thresholds.averages import bias_correction
 from .thresholds.base import Context
 from .trees import NamedLeaves
 
@@ -82,7 +83,7 @@ class Surprise:
         gradients = context.aligned(gradient, "gradient")
         moments = context.aligned(adam.nu, "moments").arrays
         cast = functools.partial(jnp.asarray, dtype=context.dtype)
-        correction = 1 - cast(self.decay) ** adam.count.astype(context.dtype)
+        correction = bias_correction(self.decay, adam.count, context.dtype)
         least = cast(self.epsilon) ** 2
 
         def ratio(leaf: jax.Array, moment: jax.Array) -> jax.Array:

@@ -23,6 +23,7 @@ EXACT = {
     "normalise": lambda n, c: c + 0 * n,
     "band": lambda n, c: np.clip(n, 0.5 * c, c),
     "skip": lambda n, c: np.where(n <= c, n, 0),
+    "floored": lambda n, c: np.maximum(np.minimum(n, c), 0.01 * n),
 }
 every_rule = pytest.mark.parametrize("name", catalogue.RULES)
 
@@ -123,5 +124,6 @@ def test_names():
         "normalise": "normalise",
         "band": "band",
         "skip": "skip",
+        "floored": "floored(fraction=0.01)",
     }
     assert repr(rules.band(0.25)) == "band(lower=0.25)"

@@ -125,14 +125,13 @@ class ClippedGrad:
         limits: Sequence[jax.Array],
         padding: jax.Array,
     ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-        whole = l2.finish(
-            sum(squares.values(), jnp.zeros_like(padding, jnp.float32)), 1
-        )
+        nothing = jnp.zeros_like(padding, jnp.float32)
+        whole = l2.finish(sum(squares.values(), nothing), 1)
         # The sum of an example whose squares overflow cannot be bounded.
         bad = ~jnp.isfinite(whole) & ~padding
         weights = {}
         for names, limit in zip(groups.members, limits, strict=True):
-            norm = l2.finish(sum(squares[name] for name in names), 1)
+            norm = l2.finish(sum((squares[name] for name in names), nothing), 1)
             factor = ratio(lengths(self.rule, norm, limit), norm)
             if self.nan_safe:
                 factor = jnp.where(bad, 0, factor)

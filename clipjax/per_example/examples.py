@@ -35,19 +35,16 @@ class Examples:
                 f"batch_argnums names argument {needed}, got {len(arguments)} arguments"
             )
         batch = {i: arguments[i] for i in self.batch_argnums}
-        sizes = {
-            leaf.shape[0] if leaf.ndim else None for leaf in jax.tree.leaves(batch)
-        }
-        if len(sizes) != 1 or None in sizes:
+        sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
+        if len(sizes) != 1 or () in sizes:
             raise ValueError(
                 "the arguments in batch_argnums must have the examples along the first "
                 f"axis of every leaf, got first axes {sorted(map(str, sizes))}"
             )
         if self.prng_argnum is not None:
-            (size,) = sizes
-            batch[self.prng_argnum] = jax.random.split(
-                arguments[self.prng_argnum], size
-            )
+            ((size,),) = sizes
+            key = arguments[self.prng_argnum]
+            batch[self.prng_argnum] = jax.random.split(key, size)
         return batch
 
     def loss(

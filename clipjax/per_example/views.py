@@ -118,11 +118,12 @@ class Walk:
                 self._scan(equation, inputs, here, lengths)
             else:
                 kind = site_kind(equation, inputs)
-                operand = next(i for i, view in enumerate(inputs) if view)
-                if kind is None or (kind == "lookup" and inputs[operand].levels):
+                operand, view = next(
+                    (i, view) for i, view in enumerate(inputs) if view is not None
+                )
+                if kind is None or (kind == "lookup" and view.levels):
                     self._make_dense(inputs, f"used in {name}")
                     continue
-                view = inputs[operand]
                 self.sites.append(Site(here, kind, equation, view, operand, lengths))
 
     def finish(self, jaxpr: Any, views: dict[Any, View], reason: str) -> None:

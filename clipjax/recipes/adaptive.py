@@ -161,8 +161,8 @@ def clippy(
 ) -> Clip:
     r"""Shortens the step of each leaf until no parameter changes by too much (Clippy).
 
-    .. math:: u = \Delta \min\Bigl(1, \min_i \frac{\lambda_\text{rel} |w_i|
-        + \lambda_\text{abs}}{|\Delta_i|}\Bigr)
+    .. math:: u = \Delta \min\Bigl(1, \min_i \frac{\lambda_\text{rel} \lvert w_i \rvert
+        + \lambda_\text{abs}}{\lvert \Delta_i \rvert}\Bigr)
 
     Coordinates: ``leaf × linf × hard × constant``
 

@@ -11,7 +11,7 @@ from ..engine import Clip, clip_by
 def cclip(tau: Any = 1.0, *, name: str = "clip") -> Clip:
     r"""Clips every entry to a threshold of its own (CClip).
 
-    .. math:: u_i = g_i \min(1, \tau_i / |g_i|)
+    .. math:: u_i = g_i \min(1, \tau_i / \lvert g_i \rvert)
 
     Coordinates: ``element × l2 × hard × constant``
 
@@ -57,7 +57,8 @@ def two_sided_clip(
 ) -> Clip:
     r"""Brings the magnitude of every entry between two bounds (Bi²Clip).
 
-    .. math:: u_i = \operatorname{sign}(g_i) \operatorname{clip}(|g_i|, l, c)
+    .. math::
+        u_i = \operatorname{sign}(g_i) \operatorname{clip}(\lvert g_i \rvert, l, c)
 
     Coordinates: ``element × l2 × band(lower=0.0001) × constant``
 

@@ -94,7 +94,8 @@ def spam_clip(
 ) -> CompoundClip:
     r"""Clips every entry by the second moment of the optimizer that follows (SPAM).
 
-    .. math:: u_i = \operatorname{sign}(g_i) \min(|g_i|, \sqrt{\theta\, v_i})
+    .. math::
+        u_i = \operatorname{sign}(g_i) \min(\lvert g_i \rvert, \sqrt{\theta\, v_i})
 
     Coordinates: ``element × l2 × hard × second-moment``
 
@@ -155,8 +156,10 @@ def stable_spam_clip(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips outlying entries of each tensor, then fixes its norm (Stable-SPAM).
 
-    .. math:: g'_i = g_i \frac{T_l}{\max_j |g_j|} \text{ where } |g_i| > T_l, \qquad
-        T_l = \text{average of } \max_j |g_j|
+    .. math::
+        g'_i = g_i \frac{T_l}{\max_j \lvert g_j \rvert}
+        \text{ where } \lvert g_i \rvert > T_l, \qquad
+        T_l = \text{average of } \max_j \lvert g_j \rvert
 
     Coordinates: ``element × l2 × hard × average-maximum``
 
@@ -214,9 +217,9 @@ def acclip(
 ) -> CompoundClip:
     r"""Clips the momentum, entry by entry, to the gradient's average size (ACClip).
 
-    .. math:: u = m \min\Bigl(1, \frac{\tau}{|m| + \epsilon}\Bigr), \qquad
+    .. math:: u = m \min\Bigl(1, \frac{\tau}{\lvert m \rvert + \epsilon}\Bigr), \qquad
         m = \text{average of } g, \quad
-        \tau^\alpha = \text{average of } |g|^\alpha
+        \tau^\alpha = \text{average of } \lvert g \rvert^\alpha
 
     Coordinates: ``element × l2 × hard(epsilon=1e-05) × power-average``
 

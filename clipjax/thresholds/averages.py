@@ -35,13 +35,18 @@ class Average(Memory):
 
 def average_weight(decay: Any, seen: jax.Array, dtype: Any) -> jax.Array:
     """Gives the weight of the next value in a bias-corrected exponential average."""
+    rest = bias_correction(decay, seen + 1, dtype)
+    fresh = complement(decay, dtype)
+    return jnp.where(seen == 0, 1, fresh / jnp.where(rest > 0, rest, 1))
+
+
+def bias_correction(decay: Any, count: jax.Array, dtype: Any) -> jax.Array:
+    """Gives ``1 - decay^count`` without cancellation."""
     if isinstance(decay, jax.Array):
         logarithm = jnp.log(decay.astype(dtype))
     else:
         logarithm = math.log(decay) if decay > 0 else -math.inf
-    rest = -jnp.expm1((seen + 1).astype(dtype) * logarithm)
-    fresh = complement(decay, dtype)
-    return jnp.where(seen == 0, 1, fresh / jnp.where(rest > 0, rest, 1))
+    return -jnp.expm1(count.astype(dtype) * logarithm)
 
 
 def squarable(norm: jax.Array) -> jax.Array:
