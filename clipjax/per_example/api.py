@@ -253,11 +253,11 @@ def clipped_grad(
     Example:
         >>> import clipjax, jax.numpy as jnp
         >>> loss = lambda w, x: jnp.sum(x @ w)
-        >>> grad = clipjax.clipped_grad(loss, l2_clip_norm=1.0)
-        >>> print(grad(jnp.zeros(2), jnp.array([[3.0, 4.0], [0.3, 0.4]])))
-        [0.9 1.2]
+        >>> grad = clipjax.clipped_grad(loss, l2_clip_norm=2.5)
+        >>> print(grad(jnp.zeros(2), jnp.array([[3.0, 4.0], [0.25, 0.5]])))
+        [1.75 2.5 ]
         >>> grad.sensitivity()
-        1.0
+        2.5
 
     References:
         Abadi et al., `Deep learning with differential privacy
