@@ -73,15 +73,14 @@ def run(source, blocks, grads):
 def measured(kind, grads):
     """Gives the norms that there are, per step and block, in float64."""
     leaves = [np.asarray(grads[name], "f8") for name in sorted(grads)]
+    if kind == "whole":
+        flat = np.concatenate([leaf.reshape(STEPS, -1) for leaf in leaves], axis=1)
+        return np.linalg.norm(flat, axis=1)[:, None]
     reduced = {
-        "whole": None,
         "leaf": [tuple(range(1, leaf.ndim)) for leaf in leaves],
         "unit": [(1,), (1,), ()],
         "element": [()] * len(leaves),
     }[kind]
-    if reduced is None:
-        entries = np.concatenate([leaf.reshape(STEPS, -1) for leaf in leaves], axis=1)
-        return np.linalg.norm(entries, axis=1)[:, None]
     pairs = zip(leaves, reduced, strict=True)
     parts = [np.sqrt(np.sum(leaf**2, axis=axes)) for leaf, axes in pairs]
     return np.concatenate([part.reshape(STEPS, -1) for part in parts], axis=1)

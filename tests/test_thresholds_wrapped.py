@@ -1,4 +1,4 @@
-"""Thresholds that learn inside of scan, vmap, checkpoints and Optax's wrappers."""
+"""Learnt thresholds in scans, checkpoints and wrappers, and what sources refuse."""
 
 import functools
 
@@ -142,3 +142,88 @@ def test_a_window_cannot_be_injected():
     lengths, _ = play(injected(window=9), sizes)
     expected, _ = play(clipjax.autoclip(window=9), sizes)
     np.testing.assert_allclose(lengths, expected, rtol=1e-6)
+
+
+LEARNT = (
+    thresholds.quantile,
+    thresholds.ema,
+    thresholds.mean_plus_std,
+    thresholds.running_extremum,
+)
+WRONG = [
+    (make, {argument: value}, argument)
+    for make in LEARNT
+    for argument, value in [
+        ("include_current", 1),
+        ("remember", "all"),
+        ("minimum_history", -1),
+        ("minimum_history", "1"),
+        ("floor", -0.1),
+        ("floor", np.inf),
+        ("cap", np.nan),
+        ("cap", True),
+    ]
+] + [
+    (make, {argument: value}, argument)
+    for make, arguments in {
+        thresholds.quantile: {"q": 1.1, "window": 2.0, "factor": -1},
+        thresholds.ema: {"multiplier": np.inf, "decay": 1.01},
+        thresholds.streaming_quantile: {"q": -0.1, "rate": "fast", "cap": -1},
+        thresholds.zscore: {"z": -1, "decay": 2, "warmup": 0, "mode": "median"},
+        thresholds.moment_ratio: {"mean_decay": 2, "square_decay": None, "epsilon": -1},
+        thresholds.mean_plus_std: {"window": 0, "k": -1},
+        thresholds.running_extremum: {"largest": 1, "factor": np.nan},
+        thresholds.warmup_statistic: {"steps": 0, "factor": -1, "quantile": 2},
+        thresholds.relative_to_previous: {"growth": 0.99, "slowest_decay": 1.1},
+        thresholds.from_loss: {
+            "threshold": -1,
+            "relaxation": -1,
+            "tolerance": 0,
+            "fast_decay": 1.5,
+            "slow_decay": "0.9",
+            "cap": -1,
+        },
+        thresholds.polyak_cap: {"learning_rate": -1, "lower_bound": np.nan},
+        thresholds.from_smoothness: {"l0": 0, "l1": None},
+        thresholds.estimated_smoothness: {
+            "decay": 2,
+            "minimum_history": 1,
+            "floor": -1,
+            "cap": np.nan,
+            "initial_step": -1,
+        },
+        thresholds.relative_to_learning_rate: {
+            "step": "1",
+            "learning_rate": -1,
+            "proportional": 0,
+        },
+    }.items()
+    for argument, value in arguments.items()
+]
+NEEDED = {
+    thresholds.quantile: {"q": 0.5},
+    thresholds.ema: {"multiplier": 2.0},
+    thresholds.streaming_quantile: {"q": 0.5},
+    thresholds.warmup_statistic: {"steps": 2},
+    thresholds.from_loss: {"threshold": 1.0},
+    thresholds.polyak_cap: {"learning_rate": 1.0},
+    thresholds.from_smoothness: {"l0": 1.0, "l1": 1.0},
+    thresholds.relative_to_learning_rate: {"step": 1.0},
+}
+
+
+@pytest.mark.parametrize(("make", "wrong", "argument"), WRONG)
+def test_what_sources_refuse(make, wrong, argument):
+    shown = "threshold" if argument == "step" else argument
+    with pytest.raises(
+        (TypeError, ValueError), match=rf"{shown} must .*, got "
+    ) as error:
+        make(**(NEEDED.get(make, {}) | wrong))
+    (value,) = wrong.values()
+    assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("make", LEARNT)
+def test_a_cap_below_the_floor_is_refused(make):
+    with pytest.raises(ValueError, match="cap must be a number of at least 2"):
+        make(**NEEDED.get(make, {}), floor=2.0, cap=1.0)

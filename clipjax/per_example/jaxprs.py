@@ -48,6 +48,15 @@ def inner_jaxpr(equation: Any) -> tuple[Any, Sequence[Any]]:
     return jaxpr, ()
 
 
+def scan_counts(equation: Any) -> tuple[int, int]:
+    """Gives how many inputs of a scan are constants, and how many are carried."""
+    settings = equation.params
+    if "num_consts" in settings:
+        return settings["num_consts"], settings["num_carry"]
+    constants, carried, _ = settings["ft_in"].unpack()  # from JAX 0.12 on
+    return len(constants), len(carried)
+
+
 def read_all(atoms: Sequence[Any], environment: dict[Any, Any]) -> list[Any]:
     """Looks up the values of an equation's inputs."""
     return [atom.val if is_literal(atom) else environment[atom] for atom in atoms]

@@ -11,7 +11,13 @@ from typing import Any
 
 import jax
 
-from .jaxprs import CHECKPOINTS, inner_jaxpr, read_all, run_equation
+from .jaxprs import (
+    CHECKPOINTS,
+    inner_jaxpr,
+    read_all,
+    run_equation,
+    scan_counts,
+)
 from .views import Path, Site
 
 Taps = Mapping[Path, Any]
@@ -83,8 +89,8 @@ class Runner:
 def _scan(equation: Any, body: Any, values: list[Any], taps: list[Any]):
     """Runs a scan anew, with taps among what it steps through and gives out."""
     settings = equation.params
-    first = settings["num_consts"]
-    second = first + settings["num_carry"]
+    first, carried = scan_counts(equation)
+    second = first + carried
     constants, carry, stepped = values[:first], values[first:second], values[second:]
 
     def step(carry: list[Any], inputs: tuple[list[Any], list[Any]]):

@@ -22,6 +22,7 @@ from .jaxprs import (
     inner_jaxpr,
     is_literal,
     run_equation,
+    scan_counts,
     shape_of,
 )
 
@@ -169,8 +170,8 @@ class Walk:
 
     def _scan(self, equation, inputs, here, lengths) -> None:
         jaxpr, _ = inner_jaxpr(equation)
-        constants = equation.params["num_consts"]
-        carried = constants + equation.params["num_carry"]
+        constants, count = scan_counts(equation)
+        carried = constants + count
         self._make_dense(inputs[constants:carried], "carried by a scan")
         inside = {}
         for index, (variable, view) in enumerate(
