@@ -65,10 +65,20 @@ def dense_squares(gradient: jax.Array) -> jax.Array:
 
 def dense_sum(gradient: jax.Array, weights: jax.Array) -> jax.Array:
     """Sums gradients with weights, in float32 or wider."""
-    used = (weights != 0).reshape(-1, *[1] * (gradient.ndim - 1))
-    chosen = widened(jnp.where(used, gradient, 0))
-    weights = weights.astype(chosen.dtype)
-    return jnp.tensordot(weights, chosen, 1, precision=HIGHEST)
+    # On CPUs, a product is several times as fast as a sum over the first axis.
+    scaled = weighted(gradient, weights)
+    return jnp.tensordot(jnp.ones_like(weights), scaled, 1, precision=HIGHEST)
+
+
+def weighted(array: jax.Array, weights: jax.Array) -> jax.Array:
+    """Scales by example, in float32 or wider; NaN times a weight of 0 is 0."""
+    # Without axes of one, so that XLA finds what is alike, and makes it once.
+    flat = array.reshape(
+        [size for i, size in enumerate(array.shape) if i == 0 or size > 1]
+    )
+    beside = weights.reshape(-1, *[1] * (flat.ndim - 1))
+    chosen = widened(jnp.where(beside != 0, flat, 0))
+    return (chosen * beside.astype(chosen.dtype)).reshape(array.shape)
 
 
 def widened(array: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .direct import widened
+from .direct import dense_squares, dense_sum, weighted, widened
 from .jaxprs import shape_of
 from .views import Site
 
@@ -43,7 +43,7 @@ class Layout:
     def write(self, product: Product, weights: jax.Array) -> jax.Array:
         """Sums the gradients with weights, arranged as the view."""
         left = jnp.swapaxes(_where(weights, product.left), 0, 1)
-        right = jnp.swapaxes(_weighted(weights, product.right), 0, 1)
+        right = jnp.swapaxes(weighted(product.right, weights), 0, 1)
         total = jnp.einsum(
             "stn,stm->snm",
             widened(left.reshape(left.shape[0], -1, left.shape[-1])),
@@ -120,7 +120,7 @@ class Lookup(Layout):
 
     def write(self, product, weights):
         """Adds up the rows."""
-        right = _weighted(weights, product.right)
+        right = weighted(product.right, weights)
         rows = product.left.reshape(-1)
         table = jnp.zeros(self.site.view.shape, right.dtype)
         return table.at[rows].add(right.reshape(rows.size, -1), mode="drop")
@@ -204,7 +204,7 @@ class Convolution(Layout):
         """Lets the convolution's own transpose sum over the examples."""
         record, cotangent = product.raw
         site = self.site
-        cotangent = _weighted(weights, cotangent)
+        cotangent = weighted(cotangent, weights)
         other = widened(_where(weights, record))
         wide = jnp.zeros((*self.own_lengths, *site.view.shape), other.dtype)
 
@@ -259,9 +259,7 @@ class Product:
         """Sums the gradients with weights, arranged as the view."""
         if self.gradient is None:
             return self.layout.write(self, weights)
-        chosen = _where(weights, self.gradient)
-        total = jnp.einsum("b,bsnm->snm", weights, chosen, precision=HIGHEST)
-        return self.layout.unsort(total)
+        return self.layout.unsort(dense_sum(self.gradient, weights))
 
 
 def product_of(site: Site, record: Any, cotangent: jax.Array) -> Product:
@@ -304,7 +302,7 @@ def squared_norm(product: Product) -> jax.Array:
         return inner(product, product)
     gradient = product.gradient
     gradient = _gradient(product) if gradient is None else gradient
-    return jnp.sum(jnp.square(gradient), axis=(1, 2, 3))
+    return dense_squares(gradient)
 
 
 def _gradient(product: Product) -> jax.Array:
@@ -351,10 +349,6 @@ def _gram(one: jax.Array, two: jax.Array) -> jax.Array:
 def _where(weights: jax.Array, array: jax.Array) -> jax.Array:
     """Selects away examples of weight 0: a product would keep their NaN."""
     return jnp.where(_beside(weights, array) != 0, array, 0)
-
-
-def _weighted(weights: jax.Array, array: jax.Array) -> jax.Array:
-    return widened(_where(weights, array)) * _beside(weights, array)
 
 
 def _beside(weights: jax.Array, array: jax.Array) -> jax.Array:

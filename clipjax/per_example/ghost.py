@@ -162,7 +162,7 @@ def ghost(loss: Any, params: Any, batch: Any) -> PerExample:
         return value, (aux, records)
 
     taps = {
-        site.path: jnp.zeros(site.output_shape, site.equation.outvars[0].aval.dtype)
+        site.tap: jnp.zeros(site.output_shape, site.equation.outvars[0].aval.dtype)
         for site in plan.sites
     }
     dense = {leaf: values[leaf] for leaf in plan.dense}
@@ -171,7 +171,7 @@ def ghost(loss: Any, params: Any, batch: Any) -> PerExample:
         one, in_axes=(None, None, 0)
     )(dense, taps, batch)
     products = [
-        product_of(site, records[site.path], cotangents[site.path])
+        product_of(site, records[site.path], cotangents[site.tap])
         for site in plan.sites
     ]
 

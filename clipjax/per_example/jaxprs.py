@@ -18,6 +18,11 @@ def is_literal(atom: Any) -> bool:
     return isinstance(atom, Literal)
 
 
+def is_variable(atom: Any) -> bool:
+    """Tells variables in an equation from constants."""
+    return not is_literal(atom)
+
+
 def run_equation(parent: Any, equation: Any, values: Sequence[Any]) -> list[Any]:
     """Runs one equation, as a jaxpr of its own: binding it by hand would be brittle."""
     variables = []

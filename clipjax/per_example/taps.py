@@ -1,7 +1,8 @@
 """Runs a jaxpr so that its sites can be read: what goes in, and what comes back.
 
-At each site a tap, an array of zeros, is added to the product. The derivative with
-respect to a tap is what comes back there. What goes in is recorded.
+To the product of each site, or the sum in which it ends, a tap is added, an array of
+zeros. The derivative with respect to it is what comes back there. What goes into the
+product is recorded.
 """
 
 from __future__ import annotations
@@ -49,29 +50,30 @@ class Runner:
             here = (*path, position)
             values = read_all(equation.invars, environment)
             if here in self.sites:
-                (product,) = run_equation(jaxpr, equation, values)
-                results = [product + taps[here].astype(product.dtype)]
+                results = run_equation(jaxpr, equation, values)
                 records[here] = values[self.sites[here].other]
             elif here in self.parents:
                 results, found = self._inside(equation, values, taps, here)
                 records |= found
             else:
                 results = run_equation(jaxpr, equation, values)
+            if here in taps:
+                results = [results[0] + taps[here].astype(results[0].dtype)]
             environment |= dict(zip(equation.outvars, results, strict=True))
         return read_all(jaxpr.outvars, environment), records
 
     def _inside(self, equation: Any, values: list[Any], taps: Taps, here: Path):
         jaxpr, constants = inner_jaxpr(equation)
-        below = {path: tap for path, tap in taps.items() if path[: len(here)] == here}
-        keys = sorted(below)
+        tapped = [path for path in taps if path[: len(here)] == here]
+        read = [path for path in self.sites if path[: len(here)] == here]
 
         def inline(values: list[Any], taps: list[Any]) -> tuple[list[Any], list[Any]]:
             results, records = self.run(
-                jaxpr, constants, values, dict(zip(keys, taps, strict=True)), here
+                jaxpr, constants, values, dict(zip(tapped, taps, strict=True)), here
             )
-            return results, [records[key] for key in keys]
+            return results, [records[path] for path in read]
 
-        ordered = [below[key] for key in keys]
+        ordered = [taps[path] for path in tapped]
         name = equation.primitive.name
         if name == "scan":
             results, records = _scan(equation, inline, values, ordered)
@@ -83,7 +85,7 @@ class Runner:
             )(values, ordered)
         else:
             results, records = inline(values, ordered)
-        return results, dict(zip(keys, records, strict=True))
+        return results, dict(zip(read, records, strict=True))
 
 
 def _scan(equation: Any, body: Any, values: list[Any], taps: list[Any]):

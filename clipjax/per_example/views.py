@@ -21,6 +21,7 @@ from .jaxprs import (
     INLINED,
     inner_jaxpr,
     is_literal,
+    is_variable,
     run_equation,
     scan_counts,
     shape_of,
@@ -65,6 +66,8 @@ class Site:
 
     Attributes:
         path: positions of the equation and of those around it.
+        tap: that of the sum in which its product ends, or the path itself: what comes
+            back is the same for all terms, and is kept once.
         kind: ``dot``, ``lookup`` or ``convolution``.
         equation: the equation.
         view: the parameter's arrangement there.
@@ -73,6 +76,7 @@ class Site:
     """
 
     path: Path
+    tap: Path
     kind: str
     equation: Any
     view: View
@@ -102,6 +106,7 @@ class Walk:
         self, jaxpr: Any, views: dict[Any, View], path: Path, lengths: tuple[int, ...]
     ) -> None:
         """Follows the views through the equations, adding those that they make."""
+        sums = Sums(jaxpr)
         for position, equation in enumerate(jaxpr.eqns):
             inputs = [
                 None if is_literal(atom) else views.get(atom)
@@ -125,7 +130,10 @@ class Walk:
                 if kind is None or (kind == "lookup" and view.levels):
                     self._make_dense(inputs, f"used in {name}")
                     continue
-                self.sites.append(Site(here, kind, equation, view, operand, lengths))
+                tap = (*path, sums.last(position))
+                self.sites.append(
+                    Site(here, tap, kind, equation, view, operand, lengths)
+                )
 
     def finish(self, jaxpr: Any, views: dict[Any, View], reason: str) -> None:
         """Makes dense what a jaxpr gives out as it is."""
@@ -186,6 +194,36 @@ class Walk:
                 )
         self.visit(jaxpr, inside, here, (*lengths, equation.params["length"]))
         self.finish(jaxpr, inside, "given out by a scan")
+
+
+class Sums:
+    """Where the results of a jaxpr's equations are used."""
+
+    def __init__(self, jaxpr: Any):
+        """Looks through all equations."""
+        self.equations = jaxpr.eqns
+        self.users: dict[Any, list[int | None]] = {}
+        for position, equation in enumerate(jaxpr.eqns):
+            for atom in filter(is_variable, equation.invars):
+                self.users.setdefault(atom, []).append(position)
+        for atom in filter(is_variable, jaxpr.outvars):
+            self.users.setdefault(atom, []).append(None)
+
+    def last(self, position: int) -> int:
+        """Gives the last of the sums that an equation's result goes into, alone."""
+        while True:
+            (result,) = self.equations[position].outvars
+            match self.users.get(result):
+                case [int(user)] if self._adds(user, shape_of(result)):
+                    position = user
+                case _:
+                    return position
+
+    def _adds(self, position: int, shape: tuple[int, ...]) -> bool:
+        equation = self.equations[position]
+        return equation.primitive.name == "add" and all(
+            shape_of(atom) == shape for atom in equation.invars
+        )
 
 
 def site_kind(equation: Any, inputs: list[View | None]) -> str | None:
