@@ -17,8 +17,9 @@ import numpy as np
 
 from ..trees import NamedLeaves
 from .direct import PerExample, dense_squares, dense_sum, widened
-from .factors import Product, arranged, inner, product_of, squared_norm
+from .factors import Product, inner, product_of, squared_norm
 from .jaxprs import trace
+from .layouts import layout_of
 from .taps import Runner
 from .views import Site, View, Walk
 
@@ -85,13 +86,10 @@ def _align(
         size = int(np.prod(shapes[leaf]))
         with jax.ensure_compile_time_eval():
             entries = jnp.arange(size, dtype=jnp.int32).reshape(shapes[leaf])
-            found = [
-                arranged(sites[i], sites[i].view.arrange(entries)) for i in positions
+            indices = [
+                np.asarray(layout_of(site).arranged(site.view.arrange(entries)))
+                for site in (sites[i] for i in positions)
             ]
-            if any(index is None for index in found):
-                dense[leaf] = "used more than once, and in a convolution"
-                continue
-            indices = [np.asarray(index) for index in found]
         for (i, one), (j, two) in itertools.combinations(
             zip(positions, indices, strict=True), 2
         ):

@@ -1,0 +1,281 @@
+"""How each kind of site is read as a product of two matrices.
+
+At a site the gradient of one example is, with the parameter arranged as a stack of
+matrices, ``G = leftᵀ right``, with a row per use of the parameter (per token, say). All
+arrays have the example in front: ``left`` is ``[B, S, T, n]`` and ``right``
+``[B, S, T, m]``, for S stacked matrices of shape n × m and T uses.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from .direct import HIGHEST, finite, weighted
+from .jaxprs import shape_of
+from .views import Site
+
+GEOMETRY = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+
+
+class Factors(NamedTuple):
+    """What was read at a site.
+
+    Attributes:
+        left: ``[B, S, T, n]``, cut along the last axis into pieces; for look-ups the
+            rows' positions, ``[B, T]``.
+        right: ``[B, S, T, m]``.
+        record: what went into the site beside the parameter, as it was.
+        cotangent: what came back, as it was.
+    """
+
+    left: tuple[jax.Array, ...]
+    right: jax.Array
+    record: Any
+    cotangent: jax.Array
+
+
+class Layout:
+    """How a kind of site reads its factors, and writes a sum of gradients."""
+
+    def __init__(self, site: Site):
+        """Takes the site apart."""
+        self.site = site
+        depths = range(len(site.lengths))
+        own = [depth in site.view.levels for depth in depths]
+        self.stacked = [1 + depth for depth in depths if own[depth]]
+        self.repeated = [1 + depth for depth in depths if not own[depth]]
+        self.own_lengths = [site.lengths[depth] for depth in depths if own[depth]]
+        self.scans = len(self.own_lengths)
+
+    def read(self, record: Any, cotangent: jax.Array) -> Factors:
+        """Sorts what was read."""
+        raise NotImplementedError
+
+    def write(self, factors: Factors, weights: jax.Array) -> jax.Array:
+        """Sums the gradients with weights, arranged as the view."""
+        (left,) = factors.left
+        left, right = (
+            jnp.swapaxes(part, 0, 1).reshape(part.shape[1], -1, part.shape[-1])
+            for part in (weighted(left, weights), finite(factors.right))
+        )
+        total = jnp.einsum("stn,stm->snm", left, right, precision=HIGHEST)
+        return self.unsort(total)
+
+    def unsort(self, total: jax.Array) -> jax.Array:
+        """Brings ``[S, n, m]`` to the axes of the view, with its scans in front."""
+        raise NotImplementedError
+
+    def arranged(self, array: Any) -> Any:
+        """Brings the view itself to ``[S, n, m]``: which entry is which."""
+        raise NotImplementedError
+
+    def sort(self, array: jax.Array, *groups: tuple[int, ...]) -> jax.Array:
+        """Brings what was read, example and scans in front, to ``[B, S, T, n]``."""
+        scans = len(self.site.lengths)
+        batch, free, last = (tuple(1 + scans + i for i in group) for group in groups)
+        first = ([0], [*self.stacked, *batch], [*self.repeated, *free], last)
+        return _merge(array, first)
+
+
+class Dot(Layout):
+    """A matrix product, of any number of axes."""
+
+    def __init__(self, site: Site):
+        """Reads the dimension numbers of a ``dot_general``."""
+        super().__init__(site)
+        contracting, batch = site.equation.params["dimension_numbers"]
+        ranks = [len(shape_of(atom)) for atom in site.equation.invars]
+        free = [
+            tuple(i for i in range(ranks[k]) if i not in (*contracting[k], *batch[k]))
+            for k in (0, 1)
+        ]
+        mine, other, count = site.operand, site.other, len(batch[0])
+        middle = count + len(free[0])
+        first, second = range(count, middle), range(middle, middle + len(free[1]))
+        from_other, from_view = (first, second) if other == 0 else (second, first)
+        self.other = (tuple(batch[other]), free[other], tuple(contracting[other]))
+        self.output = (tuple(range(count)), tuple(from_other), tuple(from_view))
+        self.view = (tuple(batch[mine]), tuple(contracting[mine]), free[mine])
+
+    def read(self, record, cotangent):
+        """Sorts both."""
+        left = self.sort(record, *self.other)
+        right = self.sort(cotangent, *self.output)
+        return Factors((left,), right, record, cotangent)
+
+    def unsort(self, total):
+        """Undoes the order of the view's axes."""
+        order = [axis for group in self.view for axis in group]
+        shape = [self.site.view.shape[axis] for axis in order]
+        total = total.reshape(*self.own_lengths, *shape)
+        back = [self.scans + order.index(axis) for axis in range(len(order))]
+        return total.transpose(*range(self.scans), *back)
+
+    def arranged(self, array):
+        """Orders the view's axes."""
+        groups = [tuple(self.scans + axis for axis in group) for group in self.view]
+        return _merge(array, [(*range(self.scans), *groups[0]), *groups[1:]])
+
+
+class Lookup(Layout):
+    """Rows of a matrix, by position."""
+
+    def read(self, record, cotangent):
+        """Turns a position that is out of bounds into one of no row."""
+        rows, width = self.site.view.shape
+        left = record.reshape(record.shape[0], -1)
+        right = cotangent.reshape(record.shape[0], 1, -1, width)
+        if "CLIP" in str(self.site.equation.params["mode"]):
+            left = jnp.clip(left, 0, rows - 1)
+        is_row = (left >= 0) & (left < rows)
+        right = jnp.where(is_row[:, None, :, None], right, 0)
+        return Factors((jnp.where(is_row, left, rows),), right, record, cotangent)
+
+    def write(self, factors, weights):
+        """Adds up the rows."""
+        right = weighted(factors.right, weights)
+        rows = factors.left[0].reshape(-1)
+        table = jnp.zeros(self.site.view.shape, right.dtype)
+        return table.at[rows].add(right.reshape(rows.size, -1), mode="drop")
+
+    def arranged(self, array):
+        """Is one matrix already."""
+        return array[None]
+
+
+class Convolution(Layout):
+    """A convolution, read as a matrix product of the patches under the kernel."""
+
+    def __init__(self, site: Site):
+        """Reads the dimension numbers."""
+        super().__init__(site)
+        self.settings = site.equation.params
+        self.numbers = self.settings["dimension_numbers"]
+        self.groups = self.settings["feature_group_count"]
+        spec = self.numbers.rhs_spec
+        self.kernel = [site.view.shape[i] for i in spec[2:]]
+        self.view = (spec[0], *spec[2:], spec[1])
+
+    def read(self, record, cotangent):
+        """Takes the patches; groups of channels are stacked matrices."""
+        scans, spec = 1 + len(self.site.lengths), self.numbers.out_spec
+        sizes = [cotangent.shape[scans + i] for i in spec[2:]]
+        right = self._split(cotangent, spec[1])
+        right = self.sort(right, (spec[1],), _after(spec, 1), (spec[1] + 1,))
+        spec = self.numbers.lhs_spec
+        # Places stand before channels, so that rows of channels are copied whole.
+        last = (spec[1], spec[1] + 2)
+        left = tuple(
+            self.sort(
+                self._split(patches, spec[1] + 1),
+                *((spec[1] + 1,), _after(spec, 2), last),
+            )
+            for patches in self._patches(record, sizes, right.shape[-1])
+        )
+        return Factors(left, right, record, cotangent)
+
+    def _patches(self, record: jax.Array, sizes: list[int], width: int):
+        """Gives what lies under each place of the kernel, before the channels.
+
+        In pieces of several places, about as wide as what comes back: to read that anew
+        for each piece then costs no more than to make the piece, and few are there at
+        a time.
+        """
+        rank = record.ndim
+        first = rank - len(self.numbers.lhs_spec)
+        axes = [first + i for i in self.numbers.lhs_spec[2:]]
+        channel = first + self.numbers.lhs_spec[1]
+        strides, edges, inner, outer = (self.settings[name] for name in GEOMETRY)
+        padding = [(0, 0, 0)] * rank
+        for axis, (low, high), dilation in zip(axes, edges, inner, strict=True):
+            padding[axis] = (low, high, dilation - 1)
+        padded = jax.lax.pad(record, jnp.zeros((), record.dtype), padding)
+        places = []
+        for offsets in itertools.product(*map(range, self.kernel)):
+            cut = [slice(None)] * rank
+            for axis, offset, step, stride, size in zip(
+                axes, offsets, outer, strides, sizes, strict=True
+            ):
+                start = offset * step
+                cut[axis] = slice(start, start + (size - 1) * stride + 1, stride)
+            places.append(padded[tuple(cut)])
+        count = -(-width * self.groups // record.shape[channel])
+        for start in range(0, len(places), count):
+            yield jnp.stack(places[start : start + count], axis=channel)
+
+    def _split(self, array: jax.Array, channel: int) -> jax.Array:
+        """Splits the channels into groups."""
+        axis = 1 + len(self.site.lengths) + channel
+        shape = array.shape
+        return array.reshape(*shape[:axis], self.groups, -1, *shape[axis + 1 :])
+
+    def unsort(self, total):
+        """Joins the groups of channels, and puts the kernel's axes in place."""
+        inputs = self.site.view.shape[self.numbers.rhs_spec[1]]
+        total = total.reshape(*self.own_lengths, self.groups, *self.kernel, inputs, -1)
+        total = jnp.moveaxis(total, -1, self.scans + 1)
+        total = total.reshape(
+            *self.own_lengths, *(self.site.view.shape[axis] for axis in self.view)
+        )
+        back = [self.scans + self.view.index(axis) for axis in range(len(self.view))]
+        return total.transpose(*range(self.scans), *back)
+
+    def arranged(self, array):
+        """Splits off the groups of channels, and brings the outputs to the end."""
+        order = [*range(self.scans), *(self.scans + axis for axis in self.view)]
+        array = array.transpose(order)
+        kernel = array.shape[self.scans + 1 :]
+        array = array.reshape(*self.own_lengths, self.groups, -1, *kernel)
+        array = jnp.moveaxis(array, self.scans + 1, -1)
+        shape = array.shape
+        stack = math.prod(shape[: self.scans + 1])
+        return array.reshape(stack, -1, shape[-1])
+
+    def write(self, factors, weights):
+        """Lets the convolution's own transpose sum over the examples."""
+        site = self.site
+        cotangent = finite(factors.cotangent)
+        other = weighted(factors.record, weights)
+        wide = jnp.zeros((*self.own_lengths, *site.view.shape), other.dtype)
+
+        def convolve(kernel: jax.Array, other: jax.Array) -> jax.Array:
+            return jax.lax.conv_general_dilated(
+                other,
+                kernel,
+                **{name: self.settings[name] for name in GEOMETRY},
+                dimension_numbers=self.numbers,
+                feature_group_count=self.groups,
+                precision=HIGHEST,
+            )
+
+        for depth in reversed(range(len(site.lengths))):
+            kernel_axis = 0 if depth in site.view.levels else None
+            convolve = jax.vmap(convolve, in_axes=(kernel_axis, 0))
+        convolve = jax.vmap(convolve, in_axes=(None, 0))
+        return jax.linear_transpose(lambda kernel: convolve(kernel, other), wide)(
+            cotangent
+        )[0]
+
+
+KINDS = {"dot": Dot, "lookup": Lookup, "convolution": Convolution}
+
+
+def layout_of(site: Site) -> Layout:
+    """Gives the layout of a site's kind."""
+    return KINDS[site.kind](site)
+
+
+def _after(spec: tuple[int, ...], more: int) -> tuple[int, ...]:
+    """Gives the axes of batch and space, with more axes than one for the channels."""
+    return tuple(i + more * (i > spec[1]) for i in (spec[0], *spec[2:]))
+
+
+def _merge(array: Any, groups: Any) -> Any:
+    order = [axis for group in groups for axis in group]
+    shape = [math.prod(array.shape[axis] for axis in group) for group in groups]
+    return array.transpose(order).reshape(shape)
