@@ -61,14 +61,14 @@ def time_arms(arms: list[Arm], rounds: int, *, patience: float = math.inf) -> No
     """Runs all arms once per round, after a round that is not counted.
 
     The order changes from round to round: an arm that frees a lot of memory makes the
-    next one fetch it from the system again. An arm that has run three times, and for
+    next one fetch it from the system again. An arm that has run five times, and for
     more than ``patience`` seconds, takes no part in the rounds that are left.
     """
     order, shuffle = list(arms), random.Random(0).shuffle
     for number in range(rounds + 1):
         shuffle(order)
         for arm in order:
-            if len(arm.seconds) >= 3 and sum(arm.seconds) > patience:
+            if len(arm.seconds) >= 5 and sum(arm.seconds) > patience:
                 continue
             start = time.perf_counter()
             result = jax.block_until_ready(arm.step(arm.carry))

@@ -54,7 +54,7 @@ def vmap_and_optax(loss: Callable[..., Any], *batch: Any) -> Callable[[Any], Any
     def step(params: Any) -> Any:
         gradients = jax.vmap(jax.grad(loss), axes)(params, *batch)
         leaves, structure = jax.tree.flatten(gradients)
-        total, _ = optax.per_example_global_norm_clip(leaves, CLIP_NORM)
+        total: Any = optax.per_example_global_norm_clip(leaves, CLIP_NORM)[0]
         return jax.tree.unflatten(structure, total)
 
     return step

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen
 
 from .inputs import BATCH, normal, tokens
+
+
+def _apply(module: linen.Module, *arguments: Any, **options: Any) -> Any:
+    return module.apply(*arguments, **options)
 
 
 def linen_lstm():
@@ -15,7 +21,7 @@ def linen_lstm():
     params = jax.jit(cell.init)(jax.random.key(0), jnp.ones((1, 5, 3)))
 
     def loss(params, inputs):
-        return jnp.sum(cell.apply(params, inputs[None]) ** 2)
+        return jnp.sum(_apply(cell, params, inputs[None]) ** 2)
 
     return params, loss, normal(5, BATCH, 5, 3)
 
@@ -38,7 +44,7 @@ def linen_attention_with_dropout():
 
     def loss(params, example):
         inputs, key = example
-        outputs = block.apply(params, inputs, False, rngs={"dropout": key})
+        outputs = _apply(block, params, inputs, False, rngs={"dropout": key})
         return jnp.sum(outputs**2)
 
     keys = jax.random.split(jax.random.key(1), BATCH)
@@ -72,7 +78,7 @@ def linen_tied_transformer():
     params = jax.jit(model.init)(jax.random.key(0), words[0])
 
     def loss(params, words):
-        scores = jax.nn.log_softmax(model.apply(params, words))
+        scores = jax.nn.log_softmax(_apply(model, params, words))
         return -jnp.sum(scores[jnp.arange(words.size), words])
 
     return params, loss, words
