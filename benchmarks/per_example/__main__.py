@@ -21,7 +21,7 @@ from benchmarks.interleaved import Arm, compile_arm, paired_ratio, time_arms
 from .models import MODELS, Model
 from .peers import WAYS, plain
 
-ROUNDS, PATIENCE = 9, 8.0
+ROUNDS, PATIENCE = 9, 5.0
 COLUMNS = ("relative to the plain gradient", "time", "memory", "arithmetic", "rounds")
 
 
