@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import statistics
 import time
@@ -56,16 +57,19 @@ def compile_arm(
     )
 
 
-def time_arms(arms: list[Arm], rounds: int) -> None:
+def time_arms(arms: list[Arm], rounds: int, *, patience: float = math.inf) -> None:
     """Runs all arms once per round, after a round that is not counted.
 
     The order changes from round to round: an arm that frees a lot of memory makes the
-    next one fetch it from the system again.
+    next one fetch it from the system again. An arm that has run five times, and for
+    more than ``patience`` seconds, takes no part in the rounds that are left.
     """
     order, shuffle = list(arms), random.Random(0).shuffle
     for number in range(rounds + 1):
         shuffle(order)
         for arm in order:
+            if len(arm.seconds) >= 5 and sum(arm.seconds) > patience:
+                continue
             start = time.perf_counter()
             result = jax.block_until_ready(arm.step(arm.carry))
             if number:
@@ -81,6 +85,6 @@ def median_milliseconds(arm: Arm) -> float:
 
 
 def paired_ratio(arm: Arm, other: Arm) -> float:
-    """Gives the median over the rounds of the ratio within a round."""
-    pairs = zip(arm.seconds, other.seconds, strict=True)
+    """Gives the median of the ratio within a round, over the rounds that both ran."""
+    pairs = zip(arm.seconds, other.seconds, strict=False)
     return statistics.median(one / two for one, two in pairs)

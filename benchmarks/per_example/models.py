@@ -1,25 +1,32 @@
-"""Per-example clipping against the plain gradient of the summed loss.
-
-    python -m benchmarks.per_example [words of a model's name]
-
-prints, for each model, the time of ``clipped_grad`` relative to the plain gradient, as
-the median of rounds in shuffled order, and XLA's temporary memory and arithmetic. XLA
-counts the body of a scan once: the arithmetic of the LSTM says nothing.
-"""
+"""The models of the table of costs: a loss of one example, parameters and a batch."""
 
 from __future__ import annotations
 
-import sys
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen
 
-import clipjax
-from benchmarks.interleaved import compile_arm, paired_ratio, time_arms
-
-ROUNDS = 9
 NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+class Model(NamedTuple):
+    """What is to be differentiated.
+
+    Attributes:
+        loss: of the parameters and one example.
+        params: the parameters.
+        batch: the other arguments of the loss, with the examples in front.
+        unrolled: the same loss without loops, since XLA counts the body of a loop once.
+    """
+
+    loss: Callable[..., Any]
+    params: Any
+    batch: tuple[Any, ...]
+    unrolled: Callable[..., Any] | None = None
 
 
 def normal(seed, *shape):
@@ -41,6 +48,12 @@ def layer_norm(inputs, gain):
     """Normalises the last axis."""
     centred = inputs - inputs.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt(inputs.var(-1, keepdims=True) + 1e-5) * gain
+
+
+def next_word_loss(scores, tokens):
+    """Gives the mean cross-entropy of each word, given those before it."""
+    scores = jax.nn.log_softmax(scores[:-1])
+    return -jnp.mean(jnp.take_along_axis(scores, tokens[1:, None], -1))
 
 
 def transformer(batch, length, layers=4, width=256, heads=4, tied=False):
@@ -75,10 +88,9 @@ def transformer(batch, length, layers=4, width=256, heads=4, tied=False):
             wide = jax.nn.gelu(inputs @ weights["up"] + weights["bias"])
             hidden = hidden + wide @ weights["down"]
         out = params["embedding"].T if tied else params["out"]
-        scores = jax.nn.log_softmax(hidden[:-1] @ out)
-        return -jnp.mean(jnp.take_along_axis(scores, tokens[1:, None], -1))
+        return next_word_loss(hidden @ out, tokens)
 
-    return loss, params, (words(batch, length),)
+    return Model(loss, params, (words(batch, length),))
 
 
 def perceptron(batch, width=512):
@@ -93,7 +105,59 @@ def perceptron(batch, width=512):
             hidden = jax.nn.relu(hidden @ params[weights] + params[bias])
         return -jax.nn.log_softmax(hidden @ params["out"])[label]
 
-    return loss, params, (normal(3, batch, 784), classes(batch))
+    return Model(loss, params, (normal(3, batch, 784), classes(batch)))
+
+
+def single_layer(batch, width=1024):
+    """One square matrix, which a copy for each example would make large."""
+
+    def loss(weights, inputs):
+        return jnp.sum((inputs @ weights) ** 2)
+
+    return Model(loss, normal(0, width, width), (normal(1, batch, width),))
+
+
+class Block(linen.Module):
+    """Attention and two dense layers, all with biases."""
+
+    heads: int
+
+    @linen.compact
+    def __call__(self, hidden, mask):
+        """Adds to the residual stream."""
+        width = hidden.shape[-1]
+        inputs = linen.LayerNorm()(hidden)
+        hidden += linen.MultiHeadDotProductAttention(self.heads)(inputs, mask=mask)
+        wide = linen.gelu(linen.Dense(4 * width)(linen.LayerNorm()(hidden)))
+        return hidden + linen.Dense(width)(wide)
+
+
+class Transformer(linen.Module):
+    """A causal transformer over 2,000 words that reads and writes with one table."""
+
+    layers: int
+    width: int = 256
+    heads: int = 4
+
+    @linen.compact
+    def __call__(self, tokens):
+        """Gives scores of the next word, from a batch of sequences."""
+        embedding = linen.Embed(2000, self.width)
+        hidden, mask = embedding(tokens), linen.make_causal_mask(tokens)
+        for _ in range(self.layers):
+            hidden = Block(self.heads)(hidden, mask)
+        return embedding.attend(linen.LayerNorm()(hidden))
+
+
+def linen_transformer(batch, length, layers=2):
+    """The same of Flax Linen, with tied weights."""
+    model, tokens = Transformer(layers), words(batch, length)
+    params = model.init(jax.random.key(0), tokens[:1])
+
+    def loss(params, tokens):
+        return next_word_loss(model.apply(params, tokens[None])[0], tokens)
+
+    return Model(loss, params, (tokens,))
 
 
 def lstm(batch, length, width=128):
@@ -102,7 +166,7 @@ def lstm(batch, length, width=128):
     params = {name: normal(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
     params["bias"] = jnp.zeros(4 * width)
 
-    def loss(params, inputs, label):
+    def loss(params, inputs, label, unroll=1):
         def step(carry, value):
             hidden, cell = carry
             gates = value @ params["in"] + hidden @ params["hidden"] + params["bias"]
@@ -111,10 +175,11 @@ def lstm(batch, length, width=128):
             return (jax.nn.sigmoid(out) * jnp.tanh(cell), cell), None
 
         start = (jnp.zeros(width), jnp.zeros(width))
-        (hidden, _), _ = jax.lax.scan(step, start, inputs)
+        (hidden, _), _ = jax.lax.scan(step, start, inputs, unroll=unroll)
         return -jax.nn.log_softmax(hidden @ params["out"])[label]
 
-    return loss, params, (normal(3, batch, length, 64), classes(batch))
+    batch = (normal(3, batch, length, 64), classes(batch))
+    return Model(loss, params, batch, functools.partial(loss, unroll=length))
 
 
 def convolutional(batch):
@@ -136,51 +201,16 @@ def convolutional(batch):
         hidden = jax.nn.relu(hidden.reshape(-1) @ params["dense"])
         return -jax.nn.log_softmax(hidden @ params["out"])[label]
 
-    return loss, params, (normal(3, batch, 28, 28, 1), classes(batch))
+    return Model(loss, params, (normal(3, batch, 28, 28, 1), classes(batch)))
 
 
 MODELS = {
     "transformer, 16 x 128 words": lambda: transformer(16, 128),
     "transformer, 64 x 32 words": lambda: transformer(64, 32),
     "tied transformer, 16 x 128 words": lambda: transformer(16, 128, 2, tied=True),
+    "tied Linen transformer, 16 x 128 words": lambda: linen_transformer(16, 128),
     "perceptron, 256 images": lambda: perceptron(256),
+    "1024 x 1024 layer, 256 examples": lambda: single_layer(256),
     "LSTM, 32 x 64 steps": lambda: lstm(32, 64),
     "convolutional net, 64 images": lambda: convolutional(64),
 }
-
-
-def compare(name):
-    """Measures one model, and gives the cells of its row."""
-    loss, params, batch = MODELS[name]()
-    clip = clipjax.clipped_grad(
-        loss,
-        l2_clip_norm=1.0,
-        batch_argnums=tuple(range(1, 1 + len(batch))),
-        keep_batch_dim=False,
-    )
-    axes = (None, *[0] * len(batch))
-    steps = {
-        "plain": jax.grad(lambda params: jnp.sum(jax.vmap(loss, axes)(params, *batch))),
-        "clipped": lambda params: clip(params, *batch),
-    }
-    arms = [compile_arm(key, step, params, donate=False) for key, step in steps.items()]
-    time_arms(arms, ROUNDS)
-    plain, clipped = arms
-    return [
-        f"{paired_ratio(clipped, plain):.2f}",
-        f"{clipped.temporary_bytes / plain.temporary_bytes:.2f}",
-        f"{clipped.flops / plain.flops:.2f}",
-    ]
-
-
-def main():
-    """Prints a table of the models whose names have all the words given."""
-    print("| relative to the plain gradient | time | temporary memory | arithmetic |")
-    print("|---|---|---|---|")
-    for name in MODELS:
-        if all(word in name for word in sys.argv[1:]):
-            print(f"| {' | '.join([name, *compare(name)])} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,143 @@
+"""Per-example clipping at the edges: the cases J65 to J70, and diffusion."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from oracle import flat, norm
+
+import clipjax
+from benchmarks.per_example.models import single_layer
+from benchmarks.per_example.peers import ours, plain
+
+every_method = pytest.mark.parametrize("method", ["ghost", "vmap"])
+PARAMS = {"first": jnp.eye(4, 5), "bias": jnp.ones((1, 5)), "last": jnp.ones((5, 3))}
+INPUTS = jnp.sin(jnp.arange(48.0)).reshape(12, 4)
+C = 1.5
+
+
+def loss(params, inputs):
+    hidden = jnp.tanh(inputs @ params["first"] + params["bias"])
+    return jnp.sum((hidden @ params["last"]) ** 2)
+
+
+def clip(function, **options):
+    return clipjax.clipped_grad(function, **{"l2_clip_norm": C, **options})
+
+
+@every_method
+def test_j65_threshold_and_gradient_of_zero(method):
+    grad = clip(lambda w, x: jnp.sum(x @ w), l2_clip_norm=0.0, method=method)
+    found = grad(jnp.ones(2), jnp.array([[0.0, 0.0], [3.0, 4.0]]))
+    np.testing.assert_array_equal(found, [0.0, 0.0])
+
+
+@every_method
+def test_j66_j67_batches_of_any_size_and_accumulation(method):
+    grad = jax.jit(clip(loss, method=method).__call__)
+    whole = flat(grad(PARAMS, INPUTS))
+    assert norm(whole) > 2 * C
+    by_one = sum(flat(grad(PARAMS, INPUTS[i : i + 1])) for i in range(12))
+    np.testing.assert_allclose(by_one, whole, rtol=1e-5, atol=1e-6)
+    in_two = flat(grad(PARAMS, INPUTS[:6])) + flat(grad(PARAMS, INPUTS[6:]))
+    np.testing.assert_allclose(in_two, whole, rtol=1e-5, atol=1e-6)
+    ragged = jax.jit(clip(loss, method=method, microbatch_size=5).__call__)
+    found = flat(ragged(PARAMS, INPUTS))
+    np.testing.assert_allclose(found, whole, rtol=1e-5, atol=1e-6)
+
+
+def test_j68_memory_of_a_large_layer():
+    layer = single_layer(256)
+    held = {}
+    for way in (plain, ours):
+        step = jax.jit(way(layer.loss, *layer.batch))
+        analysis = step.lower(layer.params).compile().memory_analysis()
+        held[way] = analysis.temp_size_in_bytes
+    assert held[ours] <= 4 * held[plain]
+
+
+def test_j69_sensitivity_of_the_normalised_sum():
+    grad = clip(loss, normalize_by=12.0)
+    one = [grad.sensitivity(name) for name in ("ADD_OR_REMOVE_ONE", "REPLACE_SPECIAL")]
+    assert one == [C / 12] * 2 and grad.sensitivity("REPLACE_ONE") == 2 * C / 12
+    run = jax.jit(grad.__call__)
+    whole = flat(run(PARAMS, INPUTS))
+    less = flat(run(PARAMS, INPUTS, is_padding_example=jnp.arange(12) == 3))
+    other = flat(run(PARAMS, INPUTS.at[3].set(-9.0)))
+    # All examples are longer than C, so that removing one takes all it may.
+    np.testing.assert_allclose(norm(whole - less), C / 12, rtol=1e-5)
+    assert norm(whole - other) <= 2 * C / 12 * (1 + 1e-5)
+
+
+@every_method
+def test_j70_no_example_sees_another(method):
+    def with_batch_statistics(params, inputs):
+        hidden = inputs @ params["first"]
+        hidden = hidden - jnp.mean(hidden, axis=0, keepdims=True)
+        return jnp.sum((jnp.tanh(hidden + params["bias"]) @ params["last"]) ** 2)
+
+    norms = jax.jit(
+        clipjax.per_example_grad_norms(with_batch_statistics, method=method)
+    )
+    changed = INPUTS.at[1:].set(7.0)
+    assert norms(PARAMS, INPUTS)[0] == norms(PARAMS, changed)[0]
+
+
+@every_method
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_one_all_reduce(method, kind):
+    inputs = jnp.concatenate([INPUTS, INPUTS[:4]])
+    grad = clip(loss, method=method)
+    exact = jax.jit(grad.__call__)(PARAMS, inputs)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(inputs, NamedSharding(mesh, PartitionSpec("data")))
+        compiled = jax.jit(grad.__call__).lower(PARAMS, placed).compile()
+        found = compiled(PARAMS, placed)
+    text = compiled.as_text()
+    assert text.count(" all-reduce(") + text.count(" all-reduce-start(") == 1
+    assert not any(name in text for name in (" all-gather(", " all-to-all("))
+    np.testing.assert_allclose(flat(found), flat(exact), rtol=1e-5, atol=1e-6)
+
+
+def velocity_weight(time):
+    return 0.25 + 4.0 * time**2
+
+
+@every_method
+def test_c11_threshold_by_diffusion_time(method):
+    """A1.10: c0/v(t) for the loss alone is c0 for the loss times v(t)."""
+    times = jnp.linspace(0.05, 2.0, 12)
+
+    def unweighted(params, inputs, time):
+        return loss(params, inputs * jnp.cos(time).reshape(1, 1))
+
+    def weighted(params, inputs, time):
+        return velocity_weight(time[0]) * unweighted(params, inputs, time)
+
+    options = {"batch_argnums": (1, 2), "method": method}
+    lengths = clipjax.per_example_grad_norms(weighted, **options)
+    limit = float(jnp.median(lengths(PARAMS, INPUTS, times)))
+    by_time = clip(
+        unweighted,
+        l2_clip_norm=lambda x, time: limit / velocity_weight(time),
+        **options,
+    )
+    constant = clip(weighted, l2_clip_norm=limit, **options)
+    by_time, constant = jax.jit(by_time.__call__), jax.jit(constant.__call__)
+
+    def one(i, grad):
+        return flat(grad(PARAMS, INPUTS[i : i + 1], times[i : i + 1]))
+
+    total, clipped = 0.0, 0
+    for i, weight in enumerate(np.asarray(velocity_weight(times))):
+        then_weighted = weight * one(i, by_time)
+        difference = then_weighted - one(i, constant)
+        assert norm(difference) <= 1e-5 * norm(then_weighted)
+        assert norm(then_weighted) <= limit * (1 + 1e-5)
+        clipped += norm(then_weighted) > limit * (1 - 1e-5)
+        total = total + then_weighted
+    assert 6 <= clipped < 12
+    found = flat(constant(PARAMS, INPUTS, times))
+    assert norm(found - total) <= 1e-5 * norm(total)

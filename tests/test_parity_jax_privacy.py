@@ -1,0 +1,79 @@
+"""Per-example clipping gives what jax_privacy 2.0.0 gives, argument for argument."""
+
+import functools
+import importlib.util
+import inspect
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import clipjax
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+STORED = json.loads((GOLDEN / "jax_privacy.json").read_text())
+NOT_TAKEN = {"rescale_to_unit_norm", "pre_clipping_transform", "spmd_axis_name"}
+ADDED = {"rule", "method"}
+
+
+@functools.cache
+def script():
+    spec = importlib.util.spec_from_file_location("made", GOLDEN / STORED["script"])
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_provenance():
+    assert STORED["jax_privacy"] == "2.0.0"
+    assert [case["case"] for case in STORED["cases"]] == list(script().CASES)
+
+
+def test_signature():
+    theirs = STORED["parameters"]
+    ours = inspect.signature(clipjax.clipped_grad).parameters
+    assert set(theirs) - set(ours) == NOT_TAKEN
+    assert set(ours) - set(theirs) == ADDED
+    for name in set(theirs) & set(ours):
+        is_required = ours[name].default is inspect.Parameter.empty
+        default = "required" if is_required else ours[name].default
+        assert default == theirs[name]["default"], name
+        assert ours[name].kind.name == theirs[name]["kind"], name
+    positional = [n for n, p in theirs.items() if p["kind"] != "KEYWORD_ONLY"]
+    assert list(ours)[: len(positional)] == positional
+    docs = (GOLDEN.parents[1] / "docs" / "per_example.md").read_text()
+    assert all(f"`{name}`" in docs for name in NOT_TAKEN | ADDED)
+
+
+def describe(case):
+    return " ".join(f"{name}={value}" for name, value in case["case"].items())
+
+
+@pytest.mark.parametrize("method", ["ghost", "vmap"])
+@pytest.mark.parametrize("case", STORED["cases"], ids=describe)
+def test_results(case, method):
+    make = functools.partial(clipjax.clipped_grad, method=method)
+    with jax.numpy_rank_promotion("allow"):
+        grad, found = script().run(make, case["case"])
+    found = script().stored(found)
+    # Counted by clipjax alone.
+    found.pop("[1].nonfinite_count", None)
+    assert set(found) == set(case["found"])
+    rtol = 1e-2 if case["case"].get("narrow") else 1e-5
+    for path, theirs in case["found"].items():
+        ours = found[path]
+        if "aux" in path and case["case"].get("keep_batch_dim", True):
+            # An axis of one that the loss leaves is dropped by jax_privacy alone.
+            ours["shape"] = [size for size in ours["shape"] if size != 1]
+        assert (ours["dtype"], ours["shape"]) == (theirs["dtype"], theirs["shape"]), (
+            path
+        )
+        entries = [np.array(leaf["entries"], float) for leaf in (ours, theirs)]
+        np.testing.assert_allclose(*entries, rtol=rtol, atol=1e-6, err_msg=path)
+    if not case["case"].get("nan_safe", True):
+        return
+    assert grad.sensitivity() == case["default_sensitivity"]
+    for relation, value in case["sensitivity"].items():
+        assert grad.sensitivity(relation) == value
