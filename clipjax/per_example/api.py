@@ -41,7 +41,7 @@ class AuxiliaryOutput(NamedTuple):
     nonfinite_count: Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # hashable, with arrays among the fields
 class ClippedGrad:
     """A function from a batch to its clipped gradient; see `clipped_grad`."""
 

@@ -53,7 +53,7 @@ def make_plan(jaxpr: Any, names: tuple[str, ...], params: list[jax.Array]) -> Pl
     while True:
         walk = Walk()
         views = {
-            variable: View(leaf, lambda value: value, (), shapes[leaf])
+            variable: (View(leaf, lambda value: value, (), shapes[leaf]),)
             for leaf, variable in enumerate(jaxpr.invars[: len(names)])
             if leaf not in dense
         }

@@ -104,9 +104,28 @@ class Dot(Layout):
 
     def read(self, record, cotangent):
         """Sorts both."""
+        if self.site.view.place is not None:
+            record, cotangent = self._part(record, cotangent, *self.site.view.place)
         left = self.sort(record, *self.other)
         right = self.sort(cotangent, *self.output)
         return Factors((left,), right, record, cotangent)
+
+    def _part(self, record: Any, cotangent: jax.Array, axis: int, start: int):
+        """Takes what belongs to a parameter that is joined to others."""
+        stop = start + self.site.view.shape[axis]
+        batch, contracted, free = self.view
+
+        def cut(array: jax.Array, axes: tuple[int, ...], position: int) -> jax.Array:
+            along = 1 + len(self.site.lengths) + axes[position]
+            return jax.lax.slice_in_dim(array, start, stop, axis=along)
+
+        if axis in contracted:
+            return cut(record, self.other[2], contracted.index(axis)), cotangent
+        if axis in free:
+            return record, cut(cotangent, self.output[2], free.index(axis))
+        position = batch.index(axis)
+        record = cut(record, self.other[0], position)
+        return record, cut(cotangent, self.output[0], position)
 
     def unsort(self, total):
         """Undoes the order of the view's axes."""
@@ -123,11 +142,12 @@ class Dot(Layout):
 
 
 class Lookup(Layout):
-    """Rows of a matrix, by position."""
+    """Rows of an array, by position."""
 
     def read(self, record, cotangent):
         """Turns a position that is out of bounds into one of no row."""
-        rows, width = self.site.view.shape
+        rows, *rest = self.site.view.shape
+        width = math.prod(rest)
         left = record.reshape(record.shape[0], -1)
         right = cotangent.reshape(record.shape[0], 1, -1, width)
         if "CLIP" in str(self.site.equation.params["mode"]):
@@ -141,11 +161,12 @@ class Lookup(Layout):
         right = weighted(factors.right, weights)
         rows = factors.left[0].reshape(-1)
         table = jnp.zeros(self.site.view.shape, right.dtype)
-        return table.at[rows].add(right.reshape(rows.size, -1), mode="drop")
+        right = right.reshape(rows.size, *table.shape[1:])
+        return table.at[rows].add(right, mode="drop")
 
     def arranged(self, array):
-        """Is one matrix already."""
-        return array[None]
+        """Has a row for each index."""
+        return array.reshape(1, array.shape[0], -1)
 
 
 class Convolution(Layout):

@@ -10,6 +10,7 @@ dense: its gradient is made for every example.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,7 @@ REARRANGING = (
     "copy",
     "rev",
 )
+KEEPS_SHAPE = ("convert_element_type", "copy")
 Path = tuple[int, ...]
 
 
@@ -51,13 +53,26 @@ class View:
         arrange: gives the array from the parameter, with the axes of the scans that
             step through it in front.
         levels: the scans that step through it, by depth.
-        shape: of the variable, without those axes.
+        shape: of the array, without those axes.
+        place: where the array is but a part of the variable, joined to others: along
+            which axis, and from where.
     """
 
     leaf: int
     arrange: Callable[[Any], Any]
     levels: tuple[int, ...]
     shape: tuple[int, ...]
+    place: tuple[int, int] | None = None
+
+    def then(self, step: Callable[[Any], Any], **changes: Any) -> View:
+        """Arranges once more."""
+        for _ in self.levels:
+            step = jax.vmap(step)
+        arrange = lambda leaf: step(self.arrange(leaf))  # noqa: E731
+        return dataclasses.replace(self, arrange=arrange, **changes)
+
+
+Views = tuple[View, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +110,10 @@ class Site:
 
 
 class Walk:
-    """One pass over a jaxpr, with some parameters taken as views."""
+    """One pass over a jaxpr, with some parameters taken as views.
+
+    A variable has one view, or one for each of the parameters joined in it, or none.
+    """
 
     def __init__(self):
         """Has found nothing yet."""
@@ -103,97 +121,107 @@ class Walk:
         self.dense: dict[int, str] = {}
 
     def visit(
-        self, jaxpr: Any, views: dict[Any, View], path: Path, lengths: tuple[int, ...]
+        self, jaxpr: Any, views: dict[Any, Views], path: Path, lengths: tuple[int, ...]
     ) -> None:
         """Follows the views through the equations, adding those that they make."""
         sums = Sums(jaxpr)
         for position, equation in enumerate(jaxpr.eqns):
-            inputs = [
-                None if is_literal(atom) else views.get(atom)
-                for atom in equation.invars
-            ]
+            inputs = [_views_of(atom, views) for atom in equation.invars]
             if not any(inputs):
                 continue
             here = (*path, position)
             name = equation.primitive.name
             if name in REARRANGING:
                 self._rearrange(jaxpr, equation, inputs, views)
+            elif name == "concatenate":
+                self._join(equation, inputs, views)
             elif name in INLINED or name in CHECKPOINTS:
                 self._call(equation, inputs, views, here, lengths)
             elif name == "scan":
                 self._scan(equation, inputs, here, lengths)
-            else:
-                kind = site_kind(equation, inputs)
-                operand, view = next(
-                    (i, view) for i, view in enumerate(inputs) if view is not None
-                )
-                if kind is None or (kind == "lookup" and view.levels):
-                    self._make_dense(inputs, f"used in {name}")
-                    continue
+            elif kind := site_kind(equation, inputs):
+                operand = 0 if inputs[0] else 1
                 tap = (*path, sums.last(position))
-                self.sites.append(
+                self.sites += [
                     Site(here, tap, kind, equation, view, operand, lengths)
-                )
+                    for view in inputs[operand]
+                ]
+            else:
+                self._make_dense(inputs, f"used in {name}")
 
-    def finish(self, jaxpr: Any, views: dict[Any, View], reason: str) -> None:
+    def finish(self, jaxpr: Any, views: dict[Any, Views], reason: str) -> None:
         """Makes dense what a jaxpr gives out as it is."""
-        outputs = [None if is_literal(v) else views.get(v) for v in jaxpr.outvars]
-        self._make_dense(outputs, reason)
+        self._make_dense([_views_of(atom, views) for atom in jaxpr.outvars], reason)
 
-    def _make_dense(self, views: list[View | None], reason: str) -> None:
-        for view in views:
-            if view is not None:
-                self.dense.setdefault(view.leaf, reason)
+    def _make_dense(self, views: list[Views], reason: str) -> None:
+        for view in itertools.chain(*views):
+            self.dense.setdefault(view.leaf, reason)
 
     def _rearrange(self, jaxpr, equation, inputs, views) -> None:
-        view = inputs[0]
+        name = equation.primitive.name
         sizes = [math.prod(shape_of(atom)) for atom in equation.outvars]
-        if equation.primitive.name == "broadcast_in_dim" and sizes != [
-            math.prod(view.shape)
+        if name == "broadcast_in_dim" and sizes != [
+            math.prod(shape_of(equation.invars[0]))
         ]:
             self._make_dense(inputs, "repeated by broadcasting")
             return
-
+        for view in inputs[0]:
+            if view.place is not None and name not in KEEPS_SHAPE:
+                self._make_dense(inputs, f"joined to others before {name}")
+                return
         for index, variable in enumerate(equation.outvars):
 
-            def arrange(leaf: Any, index: int = index) -> Any:
-                step = lambda value: run_equation(jaxpr, equation, [value])[index]  # noqa: E731
-                for _ in view.levels:
-                    step = jax.vmap(step)
-                return step(view.arrange(leaf))
+            def step(value: Any, index: int = index) -> Any:
+                return run_equation(jaxpr, equation, [value])[index]
 
-            views[variable] = View(view.leaf, arrange, view.levels, shape_of(variable))
+            shape = shape_of(variable)
+            views[variable] = tuple(
+                view.then(step, shape=shape)
+                if view.place is None
+                else view.then(lambda part: part.astype(variable.aval.dtype))  # noqa: B023
+                for view in inputs[0]
+            )
+
+    def _join(self, equation, inputs, views) -> None:
+        axis, start, joined = equation.params["dimension"], 0, []
+        for atom, parts in zip(equation.invars, inputs, strict=True):
+            for view in parts:
+                if view.place is not None:
+                    self._make_dense([parts], "joined to others twice")
+                joined.append(dataclasses.replace(view, place=(axis, start)))
+            start += shape_of(atom)[axis]
+        views[equation.outvars[0]] = tuple(joined)
 
     def _call(self, equation, inputs, views, here, lengths) -> None:
         jaxpr, _ = inner_jaxpr(equation)
-        inside = {
-            variable: view
-            for variable, view in zip(jaxpr.invars, inputs, strict=True)
-            if view
-        }
+        inside = dict(zip(jaxpr.invars, inputs, strict=True))
         self.visit(jaxpr, inside, here, lengths)
         for outer, inner in zip(equation.outvars, jaxpr.outvars, strict=True):
-            if not is_literal(inner) and inner in inside:
-                views[outer] = inside[inner]
+            views[outer] = _views_of(inner, inside)
 
     def _scan(self, equation, inputs, here, lengths) -> None:
         jaxpr, _ = inner_jaxpr(equation)
         constants, count = scan_counts(equation)
         carried = constants + count
         self._make_dense(inputs[constants:carried], "carried by a scan")
-        inside = {}
-        for index, (variable, view) in enumerate(
-            zip(jaxpr.invars, inputs, strict=True)
+        inside = dict(zip(jaxpr.invars[:constants], inputs, strict=False))
+        for variable, views in zip(
+            jaxpr.invars[carried:], inputs[carried:], strict=True
         ):
-            if view and index < constants:
-                inside[variable] = view
-            elif view and index >= carried:
-                levels = (*view.levels, len(lengths))
-                inside[variable] = dataclasses.replace(
-                    view, levels=levels, shape=view.shape[1:]
+            if any(view.place is not None for view in views):
+                self._make_dense([views], "joined to others before a scan")
+            inside[variable] = tuple(
+                dataclasses.replace(
+                    view, levels=(*view.levels, len(lengths)), shape=view.shape[1:]
                 )
+                for view in views
+            )
         self.visit(jaxpr, inside, here, (*lengths, equation.params["length"]))
         self.finish(jaxpr, inside, "given out by a scan")
+
+
+def _views_of(atom: Any, views: dict[Any, Views]) -> Views:
+    return () if is_literal(atom) else views.get(atom, ())
 
 
 class Sums:
@@ -226,28 +254,32 @@ class Sums:
         )
 
 
-def site_kind(equation: Any, inputs: list[View | None]) -> str | None:
+def site_kind(equation: Any, inputs: list[Views]) -> str | None:
     """Tells what kind of site an equation is, or None."""
-    if sum(view is not None for view in inputs) != 1:
+    if sum(map(bool, inputs)) != 1:
         return None
-    if equation.primitive.name == "dot_general":
+    name = equation.primitive.name
+    if name == "dot_general":
         return "dot"
-    if equation.primitive.name == "conv_general_dilated" and inputs[1] is not None:
+    (first, *_) = (view for views in inputs for view in views)
+    if first.place is not None:
+        return None
+    if name == "conv_general_dilated" and inputs[1]:
         return "convolution" if equation.params["batch_group_count"] == 1 else None
-    if equation.primitive.name == "gather" and inputs[0] is not None:
-        return "lookup" if _is_lookup(equation, inputs[0]) else None
+    if name == "gather" and inputs[0] and not first.levels:
+        return "lookup" if _is_lookup(equation, first) else None
     return None
 
 
 def _is_lookup(equation: Any, view: View) -> bool:
-    """Tells whether a gather takes whole rows of a matrix, by one index each."""
+    """Tells whether a gather takes whole rows, by one index each."""
     numbers = equation.params["dimension_numbers"]
-    rank = len(shape_of(equation.outvars[0]))
+    rank, axes = len(shape_of(equation.outvars[0])), len(view.shape) - 1
     return (
-        len(view.shape) == 2
+        axes > 0
         and tuple(numbers.start_index_map) == (0,)
         and tuple(numbers.collapsed_slice_dims) == (0,)
-        and tuple(numbers.offset_dims) == (rank - 1,)
+        and tuple(numbers.offset_dims) == tuple(range(rank - axes, rank))
         and not numbers.operand_batching_dims
-        and tuple(equation.params["slice_sizes"]) == (1, view.shape[1])
+        and tuple(equation.params["slice_sizes"]) == (1, *view.shape[1:])
     )
