@@ -8,6 +8,7 @@ from . import rules as rules
 from . import thresholds as thresholds
 from .engine import clip_by as clip_by
 from .feedback import error_feedback as error_feedback
+from .loss_scaling import unscale as unscale
 from .metrics import direction_cosine as direction_cosine
 from .metrics import leaf_norms as leaf_norms
 from .metrics import metrics as metrics
