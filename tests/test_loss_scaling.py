@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax.training.dynamic_scale import DynamicScale
+from loss_scale import next_scale
 from oracle import assert_same_bits, bits, eps, kinds, norm
 
 import clipjax
@@ -114,14 +115,6 @@ def test_a_missing_scale_is_asked_for():
         clipjax.unscale().update(GRADS, optax.EmptyState())
 
 
-def next_scale(scale, good_steps, skipped, interval=2):
-    """A plain dynamic scale: halves after an overflow, doubles after good steps."""
-    good_steps = jnp.where(skipped, 0, good_steps + 1)
-    grows = good_steps == interval
-    scale = scale * jnp.where(skipped, 0.5, jnp.where(grows, 2.0, 1.0))
-    return scale, jnp.where(grows, 0, good_steps)
-
-
 ADAPTIVE = {
     "zclip": functools.partial(clipjax.zclip, warmup_steps=2),
     "ema": lambda: clipjax.clip_by(clipjax.thresholds.ema(1.5)),
@@ -141,7 +134,7 @@ def test_f45_an_overflow_is_skipped_and_leaves_the_statistics_alone(
         scaled = (grads * scale).astype(jnp.float16)
         updates, state = optimizer.update(scaled, state, params, loss_scale=scale)
         params = optax.apply_updates(params, updates)
-        scale, good_steps = next_scale(scale, good_steps, state[1].streak > 0)
+        scale, good_steps = next_scale(scale, good_steps, state[1].streak > 0, 2)
         return params, state, scale, good_steps
 
     carry = (params, optimizer.init(params), jnp.float32(2**15), jnp.int32(0))
