@@ -37,7 +37,7 @@ ORDERS = {
 
 @functools.cache
 def accuracies(dtype, order, first_scale, interval):
-    """Trains one MLP per seed; gives accuracies, skipped steps and last scales."""
+    """Trains one MLP per seed; gives accuracies and skipped steps."""
     optimizer = ORDERS[order]()
 
     def build(key):
@@ -66,15 +66,15 @@ def accuracies(dtype, order, first_scale, interval):
             return (params, state, scale, good_steps), None
 
         carry = (params, optimizer.init(params), jnp.float32(first_scale), jnp.int32(0))
-        (params, state, scale, _), _ = jax.lax.scan(step, carry, jnp.arange(STEPS))
+        (params, state, *_), _ = jax.lax.scan(step, carry, jnp.arange(STEPS))
         scores = task.evaluate(nnx.merge(graph, params, rest), task.held_out)
-        return scores["accuracy"], optax.tree.get(state, "skipped_count"), scale
+        return scores["accuracy"], optax.tree.get(state, "skipped_count")
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        found = jax.jit(jax.vmap(train))(jnp.arange(SEEDS))
-    accuracy, skipped, scale = (np.asarray(row, np.float64) for row in found)
+        accuracy, skipped = jax.jit(jax.vmap(train))(jnp.arange(SEEDS))
+    accuracy = np.asarray(accuracy, np.float64)
     print(f"{dtype}, {order}: {accuracy.mean():.3f} ± {accuracy.std(ddof=1):.3f}")
-    return accuracy, skipped, scale
+    return accuracy, np.asarray(skipped)
 
 
 RIGHT, WRONG = ORDERS
@@ -87,8 +87,8 @@ def single():
 
 def test_float16_trains_as_float32_does(single):
     # The scale starts too large, so that the check has something to do.
-    half, skipped, scale = accuracies("float16", RIGHT, 2.0**38, 100)
-    assert np.all(skipped > 0) and np.all(scale < 2.0**38)
+    half, skipped = accuracies("float16", RIGHT, 2.0**40, 100)
+    assert np.all(skipped >= 2)
     # Twice the standard error of the difference, and five of the 1,000 images.
     noise = np.sqrt((half.var(ddof=1) + single.var(ddof=1)) / SEEDS)
     assert single.mean() > 0.8
@@ -96,11 +96,11 @@ def test_float16_trains_as_float32_does(single):
 
 
 def test_float16_without_a_scale_does_not_train(single):
-    half, skipped, _ = accuracies("float16", RIGHT, 1.0, NEVER)
+    half, skipped = accuracies("float16", RIGHT, 1.0, NEVER)
     assert np.all(skipped == 0)
     assert half.max() < single.min() / 2
 
 
 def test_float16_in_the_wrong_order_does_not_train(single):
-    half, _, _ = accuracies("float16", WRONG, 2.0**38, 100)
+    half, _ = accuracies("float16", WRONG, 2.0**40, 100)
     assert half.max() < single.min() / 2
