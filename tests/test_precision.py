@@ -26,7 +26,11 @@ NARROW = [
 ]
 BELOW_SIXTEEN_BITS = NARROW[2:]
 # A step of each kind of memory: outliers, zeros, subnormals of the narrow dtypes.
-STEPS = np.random.default_rng(0).standard_normal((3, 2, 3)) * [[[1.0]], [[4.0]], [[0.2]]]
+STEPS = np.random.default_rng(0).standard_normal((3, 2, 3)) * [
+    [[1.0]],
+    [[4.0]],
+    [[0.2]],
+]
 
 
 def half_ulp(values, dtype):
