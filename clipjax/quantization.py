@@ -73,7 +73,7 @@ def quantization_report(
         ...     report = clipjax.quantization_report(tree, jnp.int8, reference=grads)
         ...     print(f"{report['w'].cosine:.3f} {report['w'].nonzero_fraction:.3f}")
         1.000 0.001
-        0.713 1.000
+        0.711 1.000
     """
     format_limits(dtype)
     leaves = NamedLeaves.of(tree)

@@ -35,7 +35,6 @@ ORDERS = {
 }
 
 
-@functools.cache
 def accuracies(dtype, order, first_scale, interval):
     """Trains one MLP per seed; gives accuracies and skipped steps."""
     optimizer = ORDERS[order]()
@@ -80,12 +79,8 @@ def accuracies(dtype, order, first_scale, interval):
 RIGHT, WRONG = ORDERS
 
 
-@pytest.fixture(scope="module")
-def single():
-    return accuracies("float32", RIGHT, 1.0, NEVER)[0]
-
-
-def test_float16_trains_as_float32_does(single):
+def test_float16_trains_as_float32_does():
+    single, _ = accuracies("float32", RIGHT, 1.0, NEVER)
     # The scale starts too large, so that the check has something to do.
     half, skipped = accuracies("float16", RIGHT, 2.0**40, 100)
     assert np.all(skipped >= 2)
@@ -95,12 +90,11 @@ def test_float16_trains_as_float32_does(single):
     assert abs(half.mean() - single.mean()) <= 2 * noise + 0.005
 
 
-def test_float16_without_a_scale_does_not_train(single):
-    half, skipped = accuracies("float16", RIGHT, 1.0, NEVER)
-    assert np.all(skipped == 0)
-    assert half.max() < single.min() / 2
-
-
-def test_float16_in_the_wrong_order_does_not_train(single):
-    half, _ = accuracies("float16", WRONG, 2.0**40, 100)
-    assert half.max() < single.min() / 2
+@pytest.mark.parametrize(
+    ("order", "first_scale", "interval"), [(RIGHT, 1.0, NEVER), (WRONG, 2.0**40, 100)]
+)
+def test_without_a_scale_or_in_the_wrong_order_it_stays_at_chance(
+    order, first_scale, interval
+):
+    half, _ = accuracies("float16", order, first_scale, interval)
+    assert half.max() < 0.3  # of ten classes
