@@ -8,6 +8,7 @@ from . import rules as rules
 from . import thresholds as thresholds
 from .engine import clip_by as clip_by
 from .feedback import error_feedback as error_feedback
+from .loss_scaling import unscale as unscale
 from .metrics import direction_cosine as direction_cosine
 from .metrics import leaf_norms as leaf_norms
 from .metrics import metrics as metrics
@@ -17,6 +18,8 @@ from .per_example import ClippedGrad as ClippedGrad
 from .per_example import clipped_grad as clipped_grad
 from .per_example import per_example_grad_norms as per_example_grad_norms
 from .projection import project_onto_ball as project_onto_ball
+from .quantization import QuantizationReport as QuantizationReport
+from .quantization import quantization_report as quantization_report
 from .recipes import acclip as acclip
 from .recipes import adagc as adagc
 from .recipes import adaptive_grad_clip as adaptive_grad_clip
@@ -36,6 +39,7 @@ from .recipes import larc_clip as larc_clip
 from .recipes import norm_growth_limiter as norm_growth_limiter
 from .recipes import normalise_by_global_norm as normalise_by_global_norm
 from .recipes import quantile_clip as quantile_clip
+from .recipes import quantization_clip as quantization_clip
 from .recipes import scale_by_l0_l1 as scale_by_l0_l1
 from .recipes import soft_clip_by_global_norm as soft_clip_by_global_norm
 from .recipes import spam_clip as spam_clip

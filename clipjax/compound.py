@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from .engine import Clip, Clipper
@@ -65,12 +66,14 @@ class Compound:
 
     def init(self, params: Any) -> CompoundState:
         """Starts both."""
+        _refuse_eight_bits(params)
         return CompoundState(self.clip.init(params), self.inner.init(params))
 
     def update(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, CompoundState]:
         """Runs both, in order."""
+        _refuse_eight_bits(updates)
         clip_state, inner = state
         if self.clip_first:
             seen = self.observe(updates, inner)
@@ -105,6 +108,17 @@ def clip_after(
     inner = optax.with_extra_args_support(inner)
     compound = Compound(clip, inner, observe, clip_first=False, holds=holds)
     return CompoundClip(compound.init, compound.update)
+
+
+def _refuse_eight_bits(tree: Any) -> None:
+    """Refuses leaves in whose dtype an optimizer's averages come out as 0 or NaN."""
+    for name, leaf in NamedLeaves.of(tree).arrays.items():
+        if jnp.finfo(leaf.dtype).bits < 16:
+            raise TypeError(
+                f"{name or 'the update'} has dtype {leaf.dtype}, too narrow for the "
+                "moments that this clip keeps: cast it, or put clipjax.unscale(1.0) "
+                "before, and keep parameters in float32"
+            )
 
 
 def second_moment(state: Any) -> Any:

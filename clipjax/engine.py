@@ -194,6 +194,7 @@ class Clipper:
             params=params,
             extra=extra or {},
             dtype=dtype,
+            axis_name=self.axis_name,
         )
 
     @staticmethod

@@ -1,6 +1,8 @@
-"""Powers of two and short mantissas, read off a float's bits: exact by construction."""
+"""Powers of two, short mantissas and the limits of formats: exact by construction."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,3 +40,30 @@ def split(value: jax.Array, dropped: int) -> tuple[jax.Array, jax.Array]:
     mask = jnp.asarray(every_bit - ((1 << dropped) - 1), integer)
     high = jax.lax.bitcast_convert_type(bits & mask, value.dtype)
     return high, value - high
+
+
+def format_limits(dtype: Any) -> tuple[float, float]:
+    """Gives the largest number of a narrow format, and the smallest above zero.
+
+    Args:
+        dtype: a signed integer or floating format of at most 16 bits. Integers are
+            taken to be symmetric: the lowest number of int8 is -127.
+
+    Raises:
+        TypeError: dtype is none of those.
+    """
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is not None and jnp.issubdtype(known, jnp.signedinteger):
+        if jnp.iinfo(known).bits <= 16:
+            return float(jnp.iinfo(known).max), 1.0
+    elif known is not None and jnp.issubdtype(known, jnp.floating):
+        info = jnp.finfo(known)
+        if info.bits <= 16 and known != jnp.float8_e8m0fnu:
+            return float(info.max), float(info.smallest_subnormal)
+    raise TypeError(
+        "dtype must be a signed integer or floating dtype of at most 16 bits, such as "
+        f"jnp.int8 or jnp.float8_e4m3fn, got {dtype!r}"
+    )

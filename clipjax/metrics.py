@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from .granularity import Leaf
-from .measurement import measure
+from .measurement import measure, widen
 from .norms import Norm, l2
 from .report import ClipState
 from .skip import SkipNonfiniteState
@@ -162,9 +162,8 @@ def direction_cosine(before: Any, after: Any) -> jax.Array:
     lengths = [jnp.stack(list(values.values())) for values in norms]
     totals = [l2.combine(values, jnp.ones_like(values)) for values in lengths]
     for name, leaf in first.arrays.items():
-        one = leaf.astype(jnp.result_type(leaf.dtype, jnp.float32)) / totals[0]
-        two = second.arrays[name]
-        two = two.astype(jnp.result_type(two.dtype, jnp.float32)) / totals[1]
+        one = widen(leaf, totals[0].dtype) / totals[0]
+        two = widen(second.arrays[name], totals[1].dtype) / totals[1]
         products.append(jnp.sum(jnp.real(one * jnp.conj(two))))
     return sum(products[1:], products[0])
 

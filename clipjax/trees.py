@@ -52,7 +52,14 @@ class NamedLeaves:
             if name in arrays:  # keys such as 0 and "0" read alike
                 name = jax.tree_util.keystr(path)
             is_struct = isinstance(leaf, jax.ShapeDtypeStruct)
-            arrays[name] = leaf if is_struct else jnp.asarray(leaf)
+            array = leaf if is_struct else jnp.asarray(leaf)
+            if array.dtype == jnp.float8_e8m0fnu:
+                raise TypeError(
+                    f"{name or 'the update'} has dtype float8_e8m0fnu, which has "
+                    "neither a sign nor a zero: leave such scales out, as with "
+                    "optax.masked, or cast them"
+                )
+            arrays[name] = array
             positions[name] = position
         return cls(arrays, [leaf for _, leaf in with_path], treedef, positions)
 

@@ -48,6 +48,7 @@ RECIPES = {
     "larc_clip": lambda: clipjax.larc_clip(0.1),
     "clippy": lambda: clipjax.clippy(),
     "cclip": lambda: clipjax.cclip(0.2),
+    "quantization_clip": lambda: clipjax.quantization_clip(jnp.int8, 64.0),
     "two_sided_clip": lambda: clipjax.two_sided_clip(1e-4, 1.0),
     "delta_clip": lambda: clipjax.delta_clip(1.0),
     "spectral_clip": lambda: clipjax.spectral_clip(0.3),

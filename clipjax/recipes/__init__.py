@@ -11,6 +11,7 @@ from .classic import clip_by_value as clip_by_value
 from .classic import torch_clip_grad_norm as torch_clip_grad_norm
 from .elementwise import cclip as cclip
 from .elementwise import delta_clip as delta_clip
+from .elementwise import quantization_clip as quantization_clip
 from .elementwise import two_sided_clip as two_sided_clip
 from .history import autoclip as autoclip
 from .history import clip_update_by_history as clip_update_by_history

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import granularity, rules
+import jax.numpy as jnp
+
+from .. import granularity, rules, thresholds
 from ..engine import Clip, clip_by
 
 
@@ -158,3 +160,71 @@ def delta_clip(
     """
     rule = rules.floored(1e-3 if delta is None else delta)
     return clip_by(max_norm, rule=rule, axis_name=axis_name, name=name)
+
+
+def quantization_clip(
+    dtype: Any = jnp.int8,
+    steps: Any = 4.0,
+    *,
+    axis_name: Any = None,
+    name: str = "clip",
+) -> Clip:
+    r"""Clips outliers that a quantizer to a narrow format would lose the others for.
+
+    .. math::
+        u_i = g_i \min\Bigl(1, \frac{c_l}{\lvert g_i \rvert}\Bigr), \qquad
+        c_l = \frac{m_l}{k} \cdot \frac{q_\text{max}}{q_\text{min}}, \quad
+        m_l = \exp \operatorname{mean} \log \lvert g \rvert
+
+    Coordinates: ``element × l2 × hard × quantization-range``
+
+    A quantizer that maps the largest entry of a leaf to the largest number of its
+    format rounds to zero what is smaller than it by a factor of more than 254 for int8,
+    or 458,752 for float8_e4m3fn. This clips only as far as typical entries need it to
+    keep k steps from zero: Gaussian entries not at all, with 8 bits.
+
+    It is a choice for the many against the few largest, which carry most of the norm:
+    see both in `clipjax.quantization_report`, before and after. The range is clipjax's
+    own choice; the references give the formats and the quantizer.
+
+    | input | result |
+    |---|---|
+    | no entry above c | bit-identical |
+    | an outlier above 31.75 m, with int8 and k = 4 | cut to 31.75 m |
+    | a leaf of zeros | zeros |
+    | ±inf | ±c (±inf if the leaf has no finite entry); counted as non-finite |
+    | NaN | NaN, in that entry only |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        dtype: the format to quantize to: a signed integer or floating dtype of at most
+            16 bits. The result keeps the gradient's own dtype.
+        steps: k, the smallest positive numbers of the format that the geometric mean
+            of a leaf's entries keeps from zero, above 0.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: dtype is no such format, or steps no number.
+        ValueError: steps is not above 0, or infinite.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.quantization_clip(jnp.int8)
+        >>> grads = jnp.append(jnp.full(999, 0.1), 1000.0)
+        >>> updates, _ = clip.update(grads, None)
+        >>> print(f"{updates[0]:.1f} {updates[-1]:.1f}")
+        0.1 3.2
+
+    References:
+        Krishnamoorthi, `Quantizing deep convolutional networks for efficient inference
+        <https://arxiv.org/abs/1806.08342>`_, 2018; Micikevicius et al., `FP8 formats
+        for deep learning <https://arxiv.org/abs/2209.05433>`_, 2022
+    """
+    source = thresholds.quantization_range(dtype, steps)
+    element = granularity.element()
+    return clip_by(source, granularity=element, axis_name=axis_name, name=name)

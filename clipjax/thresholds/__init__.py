@@ -19,6 +19,7 @@ from .history import Learnt as Learnt
 from .loss import from_loss as from_loss
 from .loss import polyak_cap as polyak_cap
 from .presets import rule_of_thumb as rule_of_thumb
+from .quantization import quantization_range as quantization_range
 from .relative import relative_to_learning_rate as relative_to_learning_rate
 from .relative import relative_to_params as relative_to_params
 from .smoothness import estimated_smoothness as estimated_smoothness

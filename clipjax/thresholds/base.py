@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..distributed import AxisNames
 from ..granularity import Blocks
 from ..trees import NamedLeaves
 
@@ -32,6 +33,7 @@ class Context:
         params: the parameters, or None.
         extra: the extra arguments of the update: ``value``, ``learning_rate``, ….
         dtype: the norms' dtype.
+        axis_name: mesh or pmap axes that leaves are split over.
     """
 
     count: jax.Array
@@ -44,6 +46,7 @@ class Context:
     params: Any
     extra: Mapping[str, Any]
     dtype: Any
+    axis_name: AxisNames
 
     def parameters(self, who: str) -> NamedLeaves:
         """Gives the parameters' leaves, or says who needs them."""

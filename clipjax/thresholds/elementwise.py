@@ -103,11 +103,13 @@ class SecondMoment(Threshold):
         moment = context.argument("second_moment", "spam_clip")
         arrays = context.aligned(moment, "second_moment").arrays
         theta = jnp.asarray(self.theta, context.dtype)
+        # Of complex entries the average of |g|² is kept in a complex array.
+        squares = {name: jnp.real(v) for name, v in arrays.items()}
         limit = {
             name: jnp.where(
                 is_ready & (v > 0), jnp.sqrt(theta * v.astype(context.dtype)), jnp.inf
             )
-            for name, v in arrays.items()
+            for name, v in squares.items()
         }
         return {name: limit[name] for name in _by_leaf(norms, self.kind)}, state
 

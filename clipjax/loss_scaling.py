@@ -1,0 +1,95 @@
+"""Undoes loss scaling, ahead of the check for overflow and of the clip."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .measurement import accumulation_dtype, widen
+from .thresholds.base import require_number
+from .trees import NamedLeaves
+
+
+def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
+    r"""Divides gradients by the factor that their loss was multiplied by.
+
+    .. math:: u = g / s, \qquad g = \nabla (s \cdot \text{loss})
+
+    It goes first, so that whatever follows sees the gradient in its true units:
+    ``chain(unscale(), skip_nonfinite(chain(clip, optimizer)))``. The result is in
+    float32, in which what the scale has kept from underflow survives the division.
+    Keep the parameters in float32 as well, or Optax's optimizers change the dtype of
+    their memories at the first step.
+
+    | input | result |
+    |---|---|
+    | float16, bfloat16, float8, float32 leaves | float32 |
+    | float64 and complex leaves | their own precision; complex64 at least |
+    | NaN or inf, from an overflow of the scaled gradient | NaN or inf |
+    | scale 1 | the same values, in float32 |
+    | scale below 1.18e-38, NaN or inf, known now | ValueError |
+    | scale not above 0, NaN or inf, traced | NaN in all leaves, for the check to see |
+    | integer, float0, PRNG-key, None leaves | as they came |
+
+    Args:
+        loss_scale: the factor s, a number or array above 0, where it does not change.
+            Without it, ``update`` takes it as the extra argument ``loss_scale``.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs`` without a state.
+
+    Raises:
+        TypeError: loss_scale is no number.
+        ValueError: loss_scale is out of range, or update is not given one.
+
+    Example:
+        >>> import clipjax, optax, jax.numpy as jnp
+        >>> chain = optax.chain(clipjax.unscale(), clipjax.clip_by_global_norm(1.0))
+        >>> scaled = jnp.array([0.3, 0.4], jnp.float16) * 2**14
+        >>> updates, _ = chain.update(scaled, chain.init(scaled), loss_scale=2.0**14)
+        >>> print(f"{updates[0]:.3f} {updates[1]:.3f}", updates.dtype)
+        0.300 0.400 float32
+
+    References:
+        Micikevicius et al., `Mixed precision training
+        <https://arxiv.org/abs/1710.03740>`_, 2018, section 3.2
+    """
+    if loss_scale is not None:
+        _require_scale(loss_scale)
+
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, Any]:
+        del params
+        scale = extra.get("loss_scale") if loss_scale is None else loss_scale
+        if scale is None:
+            raise ValueError(
+                "unscale needs loss_scale: call update(updates, state, params, "
+                "loss_scale=...), or give unscale(loss_scale) a constant"
+            )
+        _require_scale(scale)
+        return NamedLeaves.of(updates).map(lambda g: _divided(g, scale)).tree(), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _require_scale(scale: Any) -> None:
+    # Below the smallest normal number XLA would take it for zero.
+    smallest = float(jnp.finfo(jnp.float32).tiny)
+    require_number("loss_scale", scale, lowest=smallest, infinite=False)
+
+
+def _divided(leaf: jax.Array, scale: Any) -> jax.Array:
+    dtype = accumulation_dtype(NamedLeaves.of(leaf))
+    scale = jnp.asarray(scale, dtype)
+    # A negative scale would turn the gradient round, an infinite one make it zero.
+    scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, jnp.nan)
+    wide = widen(leaf, dtype)
+    return wide / scale.astype(wide.dtype)

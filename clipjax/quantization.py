@@ -1,0 +1,123 @@
+"""What a quantizer would make of a tree: how much of it is left."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from .distributed import gathered
+from .floats import format_limits
+from .measurement import accumulation_dtype, widen
+from .metrics import direction_cosine
+from .norms import safe_scale
+from .trees import NamedLeaves
+
+
+class QuantizationReport(NamedTuple):
+    """How well a leaf survives a quantizer, by two measures that can disagree.
+
+    Attributes:
+        cosine: of the angle between the quantized leaf and the reference, which large
+            entries decide; NaN where either is zero.
+        nonzero_fraction: how many of the reference's entries other than zero are not
+            zero after it, from 0 to 1; every entry counts alike. NaN if there are none.
+        occupied_fraction: how many of the format's finite numbers occur, from 0 to 1.
+    """
+
+    cosine: Float[Array, ""]
+    nonzero_fraction: Float[Array, ""]
+    occupied_fraction: Float[Array, ""]
+
+
+def quantization_report(
+    tree: Any, dtype: Any = jnp.int8, *, reference: Any = None
+) -> dict[str, QuantizationReport]:
+    r"""Measures what is left of a tree that is quantized leaf by leaf.
+
+    .. math:: q = \operatorname{round}\Bigl(
+        x \, \frac{q_\text{max}}{\max \lvert x \rvert} \Bigr)
+
+    The quantizer has one scale per leaf, and rounds to the nearest number of the
+    format. A clip before it makes that scale smaller. It reads nothing from the
+    device, and works under ``jit``.
+
+    | input | result |
+    |---|---|
+    | a leaf of zeros | cosine and nonzero_fraction NaN |
+    | NaN or inf in a leaf | cosine NaN |
+    | integer, float0, PRNG-key, None leaves | left out |
+
+    Args:
+        tree: gradients, updates or parameters: what is quantized, of real leaves.
+        dtype: the format: a signed integer or floating dtype of at most 16 bits.
+            Integers are symmetric: int8 has the 255 numbers from -127 to 127.
+        reference: what the result is compared with, a tree of the same structure, such
+            as the gradient before a clip; None for the tree itself.
+
+    Returns:
+        A dictionary from the leaf's path to its report, of float32 scalars (float64
+        for float64 leaves).
+
+    Raises:
+        TypeError: dtype is no such format, or a leaf is complex.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> grads = {"w": jnp.append(jnp.full(999, 0.1), 1000.0)}
+        >>> clipped, _ = clipjax.quantization_clip(jnp.int8).update(grads, None)
+        >>> for tree in (grads, clipped):
+        ...     report = clipjax.quantization_report(tree, jnp.int8, reference=grads)
+        ...     print(f"{report['w'].cosine:.3f} {report['w'].nonzero_fraction:.3f}")
+        1.000 0.001
+        0.711 1.000
+    """
+    format_limits(dtype)
+    leaves = NamedLeaves.of(tree)
+    originals = leaves if reference is None else NamedLeaves.of(reference)
+    return {
+        name: _compared(name, leaf, originals.arrays[name], jnp.dtype(dtype))
+        for name, leaf in leaves.arrays.items()
+    }
+
+
+def _compared(
+    name: str, leaf: jax.Array, original: jax.Array, dtype: Any
+) -> QuantizationReport:
+    if jnp.iscomplexobj(leaf):
+        raise TypeError(f"tree must have real leaves, got {leaf.dtype} in {name!r}")
+    quantized = _quantized(leaf, dtype)
+    dtype_of_result = quantized.dtype
+    was_nonzero = original != 0
+    stays = jnp.sum(was_nonzero & (quantized != 0)).astype(dtype_of_result)
+    # As one vector, so that equal numbers come to lie side by side.
+    ordered = jnp.sort(gathered(quantized, 0).reshape(-1))
+    occupied = jnp.sum(ordered[1:] != ordered[:-1]) + min(ordered.size, 1)
+    return QuantizationReport(
+        direction_cosine(quantized, original),
+        stays / jnp.sum(was_nonzero).astype(dtype_of_result),
+        occupied.astype(dtype_of_result) / _number_of_levels(dtype),
+    )
+
+
+def _quantized(leaf: jax.Array, dtype: Any) -> jax.Array:
+    """Rounds to the numbers of a format, given in the accumulation dtype."""
+    wide = widen(leaf, accumulation_dtype(NamedLeaves.of(leaf)))
+    largest, _ = format_limits(dtype)
+    peak = safe_scale(jnp.max(jnp.abs(wide), initial=0))
+    scaled = jnp.clip(wide / peak * largest, -largest, largest)
+    if jnp.issubdtype(dtype, jnp.integer):
+        return jnp.round(scaled)
+    return scaled.astype(dtype).astype(wide.dtype)
+
+
+def _number_of_levels(dtype: Any) -> int:
+    if jnp.issubdtype(dtype, jnp.integer):
+        return 2 * int(jnp.iinfo(dtype).max) + 1
+    bits = jnp.finfo(dtype).bits
+    codes = np.arange(2**bits).astype(np.uint16 if bits == 16 else np.uint8)
+    numbers = codes.view(dtype).astype(np.float32)
+    return len(np.unique(numbers[np.isfinite(numbers)]))

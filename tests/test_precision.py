@@ -1,0 +1,239 @@
+"""Every dtype: what is measured, what comes out, and what is refused."""
+
+import catalogue
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import optax
+import pytest
+from oracle import assert_same_bits, bits, eps, hard_clip, kinds, norm, wide
+
+import clipjax
+from clipjax import granularity, norms
+
+NARROW = [
+    "float16",
+    "bfloat16",
+    "float8_e3m4",
+    "float8_e4m3",
+    "float8_e4m3b11fnuz",
+    "float8_e4m3fn",
+    "float8_e4m3fnuz",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
+    "float4_e2m1fn",
+]
+BELOW_SIXTEEN_BITS = NARROW[2:]
+# A step of each kind of memory: outliers, zeros, subnormals of the narrow dtypes.
+STEPS = np.random.default_rng(0).standard_normal((3, 2, 3)) * [
+    [[1.0]],
+    [[4.0]],
+    [[0.2]],
+]
+
+
+def half_ulp(values, dtype):
+    """Gives half the distance to the next number of a dtype, subnormals included."""
+    info = jnp.finfo(dtype)
+    size = np.maximum(np.abs(wide(values)), float(info.tiny))
+    return float(info.eps) * 2.0 ** np.floor(np.log2(size)) / 2
+
+
+def in_scan(clip, steps, params):
+    """Gives all updates of a run under jit and scan, and the kinds of its states."""
+
+    def step(state, grads):
+        updates, state = clip.update(grads, state, params)
+        return state, updates
+
+    state = clip.init(params)
+    after, updates = jax.jit(lambda: jax.lax.scan(step, state, steps))()
+    assert kinds(after) == kinds(state)
+    return updates
+
+
+# One of each granularity, kind of threshold and way to rescale; the others share these.
+REPRESENTATIVE = [
+    "clip_by_value",
+    "clip_by_global_norm",
+    "adaptive_grad_clip",
+    "zclip",
+    "gradient_stabilizer",
+    "spectral_clip",
+    "scale_by_l0_l1",
+]
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_every_narrow_dtype_is_the_wide_result_rounded_once(name):
+    # One tree with a leaf of each dtype, so that one compilation tries them all.
+    steps = {dtype: jnp.asarray(STEPS, dtype) for dtype in NARROW}
+    steps["complex64"] = jnp.asarray(STEPS + 1j, "complex64")
+    widened = {
+        dtype: leaf if dtype == "complex64" else leaf.astype(jnp.float32)
+        for dtype, leaf in steps.items()
+    }
+    params = {dtype: jnp.ones((2, 3)) for dtype in steps}
+    clip = catalogue.RECIPES[name]()
+    updates = in_scan(clip, steps, params)
+    exact = in_scan(clip, widened, params)
+    assert kinds(updates) == kinds(steps)
+    roundings = 2 if f"recipe-{name}" == catalogue.CHAIN else 1
+    for dtype in NARROW:
+        error = np.abs(wide(updates[dtype]) - wide(exact[dtype]))
+        allowed = roundings * half_ulp(exact[dtype], dtype) * (1 + 1e-3)
+        assert np.all(error <= allowed), dtype
+    np.testing.assert_allclose(updates["complex64"], exact["complex64"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("key", [key for key in catalogue.CLIPS if "table" not in key])
+def test_narrow_dtypes_and_states_are_kept(key):
+    grads = {dtype: jnp.ones((2, 3), dtype) for dtype in BELOW_SIXTEEN_BITS}
+    for params in (grads, {dtype: jnp.ones((2, 3)) for dtype in grads}):
+        state = catalogue.clip(key).init(params)
+        updates, after = jax.eval_shape(
+            catalogue.clip(key).update, grads, state, params
+        )
+        assert kinds(updates) == kinds(grads)
+        assert kinds(after) == kinds(state)
+
+
+PARTS = {
+    "whole": {},
+    "leaf": {"granularity": granularity.leaf(), "norm": norms.rms},
+    "element": {"granularity": granularity.element()},
+}
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_numpy_in_float64_agrees(dtype):
+    steps = jnp.asarray(STEPS, dtype)
+    for part, settings in PARTS.items():
+        clip = clipjax.clip_by(0.5, **settings)
+        updates, state = jax.jit(clip.update)(steps, None)
+        if part == "element":
+            exact = np.clip(wide(steps), -0.5, 0.5)
+        else:
+            p = {"whole": 2, "leaf": "rms"}[part]
+            exact = hard_clip(steps, 0.5, p)
+            assert float(state.info.norm) == pytest.approx(norm(steps, p), rel=3e-7)
+        error = np.abs(wide(updates) - exact)
+        assert np.all(error <= half_ulp(exact, dtype) * (1 + 1e-3)), part
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_every_bit_pattern_below_the_threshold_is_kept(dtype):
+    # All finite numbers of the dtype, or a sample of those of 16 bits, up to where the
+    # norm of all of them leaves float32.
+    size = jnp.finfo(dtype).bits
+    codes = np.arange(0, 2**size, 7 if size == 16 else 1)
+    codes = codes.astype(np.uint16 if size == 16 else np.uint8)
+    numbers = codes.view(getattr(ml_dtypes, dtype, dtype))
+    grads = jnp.asarray(numbers[np.abs(numbers.astype(np.float32)) < 1e30])
+    for clip in (
+        clipjax.clip_by_global_norm(1e35),
+        clipjax.clip_by_value(float(jnp.finfo(dtype).max)),
+    ):
+        updates, state = jax.jit(clip.update)(grads, None)
+        assert bits(updates) == bits(grads)
+        assert int(state.info.nonfinite_count) == 0
+
+
+@pytest.mark.parametrize("dtype", BELOW_SIXTEEN_BITS)
+def test_the_largest_numbers_are_clipped_without_overflow(dtype):
+    # Formats without an infinity would turn an overflow into NaN.
+    largest = float(jnp.finfo(dtype).max)
+    grads = jnp.full(1000, -largest, dtype)
+    updates, state = clipjax.clip_by_global_norm(largest).update(grads, None)
+    assert float(state.info.norm) == pytest.approx(largest * 1000**0.5, rel=3e-7)
+    expected = wide(jnp.asarray(-largest / 1000**0.5, dtype))
+    np.testing.assert_array_equal(wide(updates), expected)
+
+
+HAVE_NAN = [dtype for dtype in BELOW_SIXTEEN_BITS if dtype != "float4_e2m1fn"]
+
+
+@pytest.mark.parametrize("dtype", HAVE_NAN)
+def test_nan_in_eight_bits(dtype):
+    grads = {"good": jnp.ones(2, dtype), "w": jnp.asarray([1.0, np.nan], dtype)}
+    updates, state = clipjax.clip_by_global_norm(1.0).update(grads, None)
+    assert np.all(np.isnan(wide(updates["good"])))
+    assert clipjax.nonfinite_path(state, grads) == "w"
+    optimizer = clipjax.skip_nonfinite(clipjax.clip_by_global_norm(1.0))
+    updates, state = optimizer.update(grads, optimizer.init(grads))
+    # -0.0 where the dtype has it; in others its bits would be NaN.
+    assert_same_bits(updates, jax.tree.map(lambda g: jnp.full_like(g, -0.0), grads))
+    assert norm(updates) == 0 and int(state.skipped_count) == 1
+
+
+def test_a_format_without_sign_and_zero_is_refused():
+    scales = {"w": jnp.ones(2), "scale": jnp.ones(2, jnp.float8_e8m0fnu)}
+    clip = clipjax.clip_by_global_norm(1.0)
+    for run in (clip.init, lambda grads: clip.update(grads, None)):
+        with pytest.raises(TypeError, match="^scale has dtype float8_e8m0fnu"):
+            run(scales)
+    masked = optax.masked(clip, {"w": True, "scale": False})
+    updates, _ = masked.update(scales, masked.init(scales))
+    assert bits(updates["scale"]) == bits(scales["scale"])
+
+
+@pytest.mark.parametrize("name", catalogue.COMPOUNDS)
+def test_optimizers_in_eight_bits_are_refused(name):
+    # Adam's average of squares would be 0 in them, and its step 0 / 0.
+    compound = catalogue.COMPOUNDS[name]()
+    grads = {"w": jnp.ones((2, 2), jnp.float8_e4m3fn)}
+    if name == "stable_spam_clip":  # two clips, with no optimizer in them
+        updates, _ = compound.update(grads, compound.init(grads))
+        assert np.all(np.isfinite(wide(updates["w"])))
+        return
+    with pytest.raises(TypeError, match="w has dtype float8_e4m3fn, too narrow"):
+        compound.init(grads)
+    with pytest.raises(TypeError, match="w has dtype float8_e4m3fn, too narrow"):
+        compound.update(grads, compound.init({"w": jnp.ones((2, 2))}))
+
+
+def test_the_second_moment_of_complex_entries_is_real():
+    grads = {"z": jnp.asarray([3 + 4j, 0.3 - 0.4j], "complex64")}
+    clip = clipjax.spam_clip(optax.scale_by_rms(), theta=4.0, warmup_steps=1)
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = clip.update(grads, clip.init(grads))
+        _, after = clip.update(jax.tree.map(lambda g: 100 * g, grads), state)
+    # √(θ · (1 - 0.9) · |g|²), of which the largest entry sets the measured norm.
+    expected = np.sqrt(4 * 0.1) * np.abs(wide(grads["z"]))
+    assert float(after.clip.info.clipped_norm) == pytest.approx(
+        np.linalg.norm(expected), rel=1e-5
+    )
+
+
+def test_direction_cosine_of_eight_bits():
+    grads = jnp.asarray([3.0, 4.0], jnp.float8_e5m2)
+    found = clipjax.direction_cosine(grads, jnp.asarray([4.0, 3.0], jnp.float4_e2m1fn))
+    assert float(found) == pytest.approx(24 / 25, rel=4 * eps(jnp.float32))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_complex128_is_measured_and_scaled_in_double_precision(part):
+    with jax.enable_x64(True):
+        grads = {"z": jnp.asarray(STEPS + 1j * STEPS[::-1] * (1 + 1e-9))}
+        assert grads["z"].dtype == "complex128"
+        updates, state = clipjax.clip_by(0.5, **PARTS[part]).update(grads, None)
+        exact = hard_clip(grads, 0.5, "rms" if part == "leaf" else 2)
+        if part == "element":
+            size = np.abs(grads["z"])
+            exact = {"z": wide(grads["z"]) * np.minimum(1, 0.5 / size)}
+        assert state.info.norm.dtype == jnp.float64
+        np.testing.assert_allclose(updates["z"], exact["z"], rtol=1e-15)
+
+
+@pytest.mark.parametrize("key", [key for key in catalogue.CLIPS if "table" not in key])
+def test_complex128_beside_half_precision(key):
+    with jax.enable_x64(True):
+        grads = {"z": jnp.ones((2, 3), "complex128"), "h": jnp.ones(2, "float16")}
+        params = {"z": jnp.ones((2, 3), "complex128"), "h": jnp.ones(2, "float16")}
+        state = catalogue.CLIPS[key]().init(params)
+        updates, after = jax.eval_shape(
+            catalogue.CLIPS[key]().update, grads, state, params
+        )
+        assert kinds(updates) == kinds(grads)
+        assert kinds(after) == kinds(state)
