@@ -222,11 +222,32 @@ def test_integer_and_absent_parameters():
     assert np.asarray(found["w"]).any()
 
 
+def test_a_python_number_is_a_parameter():
+    value = lambda p, x: 0.5 * jnp.mean((x - p) ** 2)  # noqa: E731
+    grad = clipjax.clipped_grad(value, l2_clip_norm=np.inf)
+    batch = jnp.array([0.0, 7.0, -2.0])
+    assert grad(3.0, batch) == jax.jit(grad)(3.0, batch) == 4.0
+
+
+def test_jit_takes_it_whatever_the_threshold_is():
+    for limit in (1.0, jnp.ones(BATCH), {"first": 1.0, "bias": None, "last": 2.0}):
+        grad = make("ghost", l2_clip_norm=limit)
+        found = jax.jit(grad)(PARAMS, INPUTS, TARGETS)
+        np.testing.assert_allclose(
+            flat(found), flat(grad(PARAMS, INPUTS, TARGETS)), rtol=1e-5, atol=1e-6
+        )
+
+
 def test_plan():
     text = make("ghost").plan(PARAMS, INPUTS, TARGETS)
-    assert "first: no gradient per example (dot)" in text
-    assert "bias: gradients per example" in text
-    assert "method vmap" in make("vmap").plan(PARAMS, INPUTS, TARGETS)
+    assert text.splitlines()[:2] == [
+        "bias: gradients per example (used in add), 0.000114 MiB",
+        "first: dot by Gram matrices, 0.000206 MiB",
+    ]
+    assert text.count("MiB") == 4
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), PARAMS)
+    assert make("ghost").plan(shapes, INPUTS, TARGETS) == text
+    assert "the method vmap" in make("vmap").plan(PARAMS, INPUTS, TARGETS)
 
 
 REFUSED = [

@@ -10,8 +10,9 @@ from oracle import flat
 from benchmarks.per_example.exactness import measure
 from benchmarks.per_example.kinds import KINDS
 from benchmarks.per_example.kinds.inputs import BATCH
-from clipjax.per_example.ghost import ghost, make_plan
+from clipjax.per_example.ghost import ghost
 from clipjax.per_example.jaxprs import trace
+from clipjax.per_example.plan import make_plan
 from clipjax.trees import NamedLeaves
 
 
@@ -36,6 +37,9 @@ def test_exactness(kind):
         ("scanned_layers_with_remat", {"bias"}),
         ("slices", set()),
         ("used_transposed", set()),
+        ("joined_kernels", {"bias"}),
+        ("experts_looked_up", set()),
+        ("convolutions_with_one_kernel", set()),
         ("scaled_repeated_and_bare", {"w", "s", "decay"}),
     ],
 )

@@ -18,7 +18,7 @@ from ..trees import NamedLeaves, is_clippable
 from .batches import in_microbatches
 from .direct import direct
 from .examples import Examples, take_apart
-from .ghost import ghost, plan_of
+from .ghost import describe, ghost
 from .thresholds import Groups
 
 METHODS = {"auto": ghost, "ghost": ghost, "vmap": direct}
@@ -31,7 +31,8 @@ class AuxiliaryOutput(NamedTuple):
     Attributes:
         values: losses, of shape ``[B]``.
         grad_norms: norms before the clip, of shape ``[B]``, float32.
-        aux: the loss's own auxiliary output, with the examples in front.
+        aux: the loss's own auxiliary output, with the examples in front, and with
+            ``keep_batch_dim`` without the axis of one that each has for its batch.
         nonfinite_count: int32 number of examples left out for NaN, inf or overflow.
     """
 
@@ -173,10 +174,21 @@ class ClippedGrad:
         return RELATIONS[relation] * Groups.bound(self.l2_clip_norm) / self.normalize_by
 
     def plan(self, *arguments: Any, **options: Any) -> str:
-        """Tells which parameters are measured how, why, and what it takes to hold."""
+        """Tells which parameters are measured how, why, and what it takes to hold.
+
+        Args:
+            *arguments: those of the loss function, or ``ShapeDtypeStruct``.
+            **options: keyword arguments of the loss function.
+
+        Returns:
+            A line for each parameter, and one for all. A parameter has gradients per
+            example; or it is used in products alone, and its norm is found from them.
+            The memory is that of what is kept until the norms are known, for the whole
+            batch, whatever ``microbatch_size`` is; XLA may need less.
+        """
         loss = self.examples.loss(arguments, options)
         params, batch = self.examples.params(arguments), self.examples.batch(arguments)
-        return plan_of(loss, params, batch, always_dense=self.method == "vmap")
+        return describe(loss, params, batch, always_dense=self.method == "vmap")
 
 
 def clipped_grad(

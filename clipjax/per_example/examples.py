@@ -24,8 +24,13 @@ class Examples:
     def params(self, arguments: Sequence[Any]) -> Any:
         """Gives what is differentiated: one argument, or a tuple of several."""
         if isinstance(self.argnums, int):
-            return arguments[self.argnums]
-        return tuple(arguments[i] for i in self.argnums)
+            params = arguments[self.argnums]
+        else:
+            params = tuple(arguments[i] for i in self.argnums)
+        is_number = lambda leaf: isinstance(leaf, float | complex)  # noqa: E731
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(leaf) if is_number(leaf) else leaf, params
+        )
 
     def batch(self, arguments: Sequence[Any]) -> dict[int, Any]:
         """Gives the arguments that have an example per row, keys split."""
@@ -69,9 +74,15 @@ class Examples:
                     "fun must give a scalar loss for one example, got shape "
                     f"{jnp.shape(value)}"
                 )
+            if self.keep_batch_dim:
+                aux = jax.tree.map(_without_batch_axis, aux)
             return value, aux
 
         return loss
+
+
+def _without_batch_axis(array: Any) -> Any:
+    return array[0] if jnp.shape(array)[:1] == (1,) else array
 
 
 def take_apart(

@@ -44,6 +44,21 @@ class Product:
         """Whether ``left`` holds rows that were looked up."""
         return isinstance(self.layout, Lookup)
 
+    @property
+    def form(self) -> str:
+        """How the norm is found."""
+        if self.is_lookup:
+            return "by equal rows"
+        if self.gradient:
+            return "from gradients made for norm and sum"
+        return "by Gram matrices" if self.uses_gram else "from gradients made for norm"
+
+    @property
+    def uses_gram(self) -> bool:
+        """Whether the factors' Gram matrices are smaller than the gradient."""
+        uses, rows, columns = _sizes(self.factors)
+        return 2 * uses * uses < rows * columns
+
     def weighted(self, weights: jax.Array) -> jax.Array:
         """Sums the gradients with weights, arranged as the view."""
         if not self.gradient:
@@ -87,10 +102,7 @@ def squared_norm(product: Product) -> jax.Array:
     factors = product.factors
     if product.squares is not None:
         return product.squares
-    if product.is_lookup:
-        return inner(product, product)
-    uses, rows, columns = _sizes(factors)
-    if 2 * uses * uses < rows * columns:
+    if product.is_lookup or product.uses_gram:
         return inner(product, product)
     pieces = (_gradient(piece, factors.right) for piece in factors.left)
     return _sum(map(dense_squares, pieces))

@@ -7,99 +7,37 @@ weighted sum over the examples needs the gradient itself.
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..trees import NamedLeaves
 from .direct import PerExample, dense_squares, dense_sum, widened
 from .factors import Product, inner, product_of, squared_norm
 from .jaxprs import trace
-from .layouts import layout_of
+from .plan import Plan, make_plan
 from .taps import Runner
-from .views import Site, View, Walk
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """How each parameter is measured.
+class Pass(NamedTuple):
+    """What one backward pass tells.
 
     Attributes:
-        names: the parameters.
-        sites: where those are used that need no gradient per example.
-        dense: why the others do, by position.
-        pairs: for two sites of one parameter whose entries meet, whether the second is
-            arranged as the first, transposed.
+        plan: how each parameter is measured.
+        losses: of shape ``[B]``.
+        aux: auxiliary outputs, with the examples in front.
+        gradients: those of dense parameters, by position, with the examples in front.
+        products: one for each site of the plan.
     """
 
-    names: tuple[str, ...]
-    sites: tuple[Site, ...]
-    dense: dict[int, str]
-    pairs: dict[tuple[int, int], bool]
-
-
-def make_plan(jaxpr: Any, names: tuple[str, ...], params: list[jax.Array]) -> Plan:
-    """Follows the parameters through the loss, until nothing more turns out dense."""
-    shapes = [leaf.shape for leaf in params]
-    dense = {
-        position: "complex"
-        for position, leaf in enumerate(params)
-        if jnp.iscomplexobj(leaf)
-    }
-    while True:
-        walk = Walk()
-        views = {
-            variable: (View(leaf, lambda value: value, (), shapes[leaf]),)
-            for leaf, variable in enumerate(jaxpr.invars[: len(names)])
-            if leaf not in dense
-        }
-        walk.visit(jaxpr, views, (), ())
-        walk.finish(jaxpr, views, "returned by the loss")
-        found = dict(walk.dense)
-        used = {site.view.leaf for site in walk.sites}
-        for leaf in range(len(names)):
-            if leaf not in used | set(dense) | set(found):
-                found[leaf] = "not used"
-        pairs = {}
-        if not found:
-            pairs, found = _align(walk.sites, shapes)
-        if not found:
-            return Plan(names, tuple(walk.sites), dense, pairs)
-        dense |= found
-
-
-def _align(
-    sites: list[Site], shapes: list[tuple[int, ...]]
-) -> tuple[dict[tuple[int, int], bool], dict[int, str]]:
-    """Compares, entry by entry, the arrangements of parameters with several sites."""
-    pairs, dense = {}, {}
-    by_leaf: dict[int, list[int]] = {}
-    for position, site in enumerate(sites):
-        by_leaf.setdefault(site.view.leaf, []).append(position)
-    for leaf, positions in by_leaf.items():
-        if len(positions) == 1:
-            continue
-        size = int(np.prod(shapes[leaf]))
-        with jax.ensure_compile_time_eval():
-            entries = jnp.arange(size, dtype=jnp.int32).reshape(shapes[leaf])
-            indices = [
-                np.asarray(layout_of(site).arranged(site.view.arrange(entries)))
-                for site in (sites[i] for i in positions)
-            ]
-        for (i, one), (j, two) in itertools.combinations(
-            zip(positions, indices, strict=True), 2
-        ):
-            if one.shape == two.shape and np.array_equal(one, two):
-                pairs[i, j] = False
-            elif np.array_equal(one, np.swapaxes(two, 1, 2)):
-                pairs[i, j] = True
-            elif np.intersect1d(one, two).size:
-                dense[leaf] = "used in arrangements that overlap but do not align"
-    return pairs, dense
+    plan: Plan
+    losses: jax.Array
+    aux: Any
+    gradients: Mapping[int, jax.Array]
+    products: list[Product]
 
 
 def _trace(loss: Any, leaves: NamedLeaves, batch: Any) -> tuple[Any, Any]:
@@ -116,34 +54,8 @@ def _trace(loss: Any, leaves: NamedLeaves, batch: Any) -> tuple[Any, Any]:
     return trace(flat_loss, list(leaves.arrays.values()), example)
 
 
-def plan_of(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> str:
-    """Says in a line for each parameter how it is measured, and what that holds."""
-    leaves = NamedLeaves.of(params)
-    names = tuple(leaves.arrays)
-    size = jax.tree.leaves(batch)[0].shape[0]
-    closed, _ = _trace(loss, leaves, batch)
-    plan = make_plan(closed.jaxpr, names, list(leaves.arrays.values()))
-    lines = []
-    for leaf, (name, array) in enumerate(leaves.arrays.items()):
-        kinds = [site.kind for site in plan.sites if site.view.leaf == leaf]
-        if kinds and not always_dense:
-            lines.append(f"{name}: no gradient per example ({', '.join(kinds)})")
-            continue
-        held = size * array.size * array.dtype.itemsize / 2**20
-        reason = plan.dense.get(leaf, "the method vmap")
-        lines.append(f"{name}: gradients per example, {held:.3g} MiB ({reason})")
-    return "\n".join(lines)
-
-
-def ghost(loss: Any, params: Any, batch: Any) -> PerExample:
-    """Measures every example's gradient, and sums with weights, without making them.
-
-    Args:
-        loss: gives from the parameters and one example its loss and an auxiliary tree.
-        params: the parameters.
-        batch: a tree whose leaves have the examples along their first axis.
-    """
-    leaves = NamedLeaves.of(params)
+def backward(loss: Any, leaves: NamedLeaves, batch: Any) -> Pass:
+    """Runs the loss forward and backward, and keeps what meets at the sites."""
     names = tuple(leaves.arrays)
     values = list(leaves.arrays.values())
     closed, structure = _trace(loss, leaves, batch)
@@ -173,22 +85,74 @@ def ghost(loss: Any, params: Any, batch: Any) -> PerExample:
         for site in plan.sites
     ]
 
+    return Pass(plan, losses, aux, gradients, products)
+
+
+def ghost(loss: Any, params: Any, batch: Any) -> PerExample:
+    """Measures every example's gradient, and sums with weights, without making them.
+
+    Args:
+        loss: gives from the parameters and one example its loss and an auxiliary tree.
+        params: the parameters.
+        batch: a tree whose leaves have the examples along their first axis.
+    """
+    leaves = NamedLeaves.of(params)
+    found = backward(loss, leaves, batch)
+
     def weighted_sum(weights: dict[str, jax.Array]) -> Any:
         sums = {}
-        for leaf, name in enumerate(names):
+        for leaf, (name, array) in enumerate(leaves.arrays.items()):
             weight = weights[name]
-            if leaf in gradients:
-                sums[name] = dense_sum(gradients[leaf], weight)
+            if leaf in found.gradients:
+                sums[name] = dense_sum(found.gradients[leaf], weight)
             else:
-                mine = [p for p in products if p.site.view.leaf == leaf]
-                sums[name] = _site_sum(mine, values[leaf], weight)
+                mine = [p for p in found.products if p.site.view.leaf == leaf]
+                sums[name] = _site_sum(mine, array, weight)
         return leaves.replace(sums).tree()
 
-    return PerExample(_squares(plan, products, gradients), losses, aux, weighted_sum)
+    squares = _squares(found.plan, found.products, found.gradients)
+    return PerExample(squares, found.losses, found.aux, weighted_sum)
+
+
+def describe(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> str:
+    """Says for each parameter how it is measured, and what is held for that."""
+    leaves = NamedLeaves.of(params)
+    held: dict[int, int] = {}
+    forms: dict[int, str] = {}
+    rows = jax.tree.leaves(batch)[0].shape[0]
+
+    def read(batch: Any) -> None:
+        found = backward(loss, leaves, batch)
+        for leaf, reason in found.plan.dense.items():
+            forms[leaf] = f"gradients per example ({reason})"
+        taken = set()
+        for product in found.products:
+            leaf = product.site.view.leaf
+            form = f"{product.site.kind} {product.form}"
+            forms[leaf] = f"{forms[leaf]}, {form}" if leaf in forms else form
+            # Sites share what goes in, and sums what comes back.
+            for array in (product.factors.record, product.factors.cotangent):
+                if id(array) not in taken:
+                    taken.add(id(array))
+                    held[leaf] = held.get(leaf, 0) + _bytes(array)
+            held[leaf] = held.get(leaf, 0) + sum(map(_bytes, product.gradient))
+
+    if not always_dense:
+        jax.eval_shape(read, batch)
+    lines = []
+    for leaf, (name, array) in enumerate(leaves.arrays.items()):
+        form = forms.get(leaf, "gradients per example (the method vmap)")
+        held.setdefault(leaf, rows * _bytes(array))
+        lines.append(f"{name}: {form}, {held[leaf] / 2**20:.3g} MiB")
+    return "\n".join([*lines, f"held at once: {sum(held.values()) / 2**20:.3g} MiB"])
+
+
+def _bytes(array: Any) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
 def _squares(
-    plan: Plan, products: list[Product], gradients: dict[int, jax.Array]
+    plan: Plan, products: list[Product], gradients: Mapping[int, jax.Array]
 ) -> dict[str, jax.Array]:
     squares = {leaf: dense_squares(gradient) for leaf, gradient in gradients.items()}
     for product in products:

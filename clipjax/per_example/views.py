@@ -13,9 +13,11 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from .jaxprs import (
     CHECKPOINTS,
@@ -40,7 +42,6 @@ REARRANGING = (
     "copy",
     "rev",
 )
-KEEPS_SHAPE = ("convert_element_type", "copy")
 Path = tuple[int, ...]
 
 
@@ -133,7 +134,7 @@ class Walk:
             name = equation.primitive.name
             if name in REARRANGING:
                 self._rearrange(jaxpr, equation, inputs, views)
-            elif name == "concatenate":
+            elif name in ("concatenate", "stack"):
                 self._join(equation, inputs, views)
             elif name in INLINED or name in CHECKPOINTS:
                 self._call(equation, inputs, views, here, lengths)
@@ -165,31 +166,49 @@ class Walk:
         ]:
             self._make_dense(inputs, "repeated by broadcasting")
             return
-        for view in inputs[0]:
-            if view.place is not None and name not in KEEPS_SHAPE:
-                self._make_dense(inputs, f"joined to others before {name}")
-                return
+        if any(view.place for view in inputs[0]):
+            self._rearrange_parts(equation, inputs, views)
+            return
         for index, variable in enumerate(equation.outvars):
 
             def step(value: Any, index: int = index) -> Any:
                 return run_equation(jaxpr, equation, [value])[index]
 
-            shape = shape_of(variable)
             views[variable] = tuple(
-                view.then(step, shape=shape)
-                if view.place is None
-                else view.then(lambda part: part.astype(variable.aval.dtype))  # noqa: B023
-                for view in inputs[0]
+                view.then(step, shape=shape_of(variable)) for view in inputs[0]
             )
 
+    def _rearrange_parts(self, equation, inputs, views) -> None:
+        name, (variable, *_) = equation.primitive.name, equation.outvars
+        if name == "transpose":
+            order = equation.params["permutation"]
+            views[variable] = tuple(
+                view.then(
+                    lambda part: part.transpose(order),
+                    shape=tuple(view.shape[axis] for axis in order),
+                    place=(order.index(view.place[0]), view.place[1]),
+                )
+                for view in inputs[0]
+            )
+        elif name in ("convert_element_type", "copy"):
+            cast = lambda part: part.astype(variable.aval.dtype)  # noqa: E731
+            views[variable] = tuple(view.then(cast) for view in inputs[0])
+        else:
+            self._make_dense(inputs, f"joined to others before {name}")
+
     def _join(self, equation, inputs, views) -> None:
-        axis, start, joined = equation.params["dimension"], 0, []
+        is_stack = equation.primitive.name == "stack"
+        axis = equation.params["axis" if is_stack else "dimension"]
+        start, joined = 0, []
         for atom, parts in zip(equation.invars, inputs, strict=True):
+            if any(view.place for view in parts):
+                self._make_dense([parts], "joined to others twice")
             for view in parts:
-                if view.place is not None:
-                    self._make_dense([parts], "joined to others twice")
+                if is_stack:
+                    shape = (*view.shape[:axis], 1, *view.shape[axis:])
+                    view = view.then(partial(jnp.expand_dims, axis=axis), shape=shape)
                 joined.append(dataclasses.replace(view, place=(axis, start)))
-            start += shape_of(atom)[axis]
+            start += 1 if is_stack else shape_of(atom)[axis]
         views[equation.outvars[0]] = tuple(joined)
 
     def _call(self, equation, inputs, views, here, lengths) -> None:

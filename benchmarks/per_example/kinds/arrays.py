@@ -193,6 +193,30 @@ def custom_derivative():
     return normals({"first": (5, 4), "last": (4, 2)}), loss, normal(5, BATCH, 7, 5)
 
 
+def joined_kernels():
+    """Kernels joined along the outputs, the inputs, and as a stack."""
+
+    def loss(params, inputs):
+        wide = jnp.concatenate([params["a"], params["b"].T], 1).astype(jnp.float32)
+        hidden = jnp.tanh(inputs @ wide + params["bias"])
+        hidden = jnp.tanh(hidden @ jnp.concatenate([params["b"], params["c"]]))
+        stacked = jnp.stack([params["d"], params["e"]])
+        return jnp.sum(jnp.einsum("td,idf->itf", hidden, stacked) ** 2)
+
+    shapes = {"a": (5, 3), "b": (2, 5), "c": (3, 5), "d": (5, 4), "e": (5, 4)}
+    return normals(shapes | {"bias": (5,)}), loss, normal(5, BATCH, 7, 5)
+
+
+def experts_looked_up():
+    """A kernel for each word, by its index."""
+
+    def loss(params, words):
+        hidden = jnp.tanh(jnp.einsum("tdf,d->tf", params["expert"][words], jnp.ones(5)))
+        return jnp.sum(hidden**2)
+
+    return normals({"expert": (11, 5, 4)}), loss, tokens()
+
+
 def scaled_repeated_and_bare():
     """Uses other than in products: by a factor, an activation, a penalty."""
 
@@ -223,5 +247,7 @@ KINDS = [
     frozen_integer_and_absent,
     auxiliary_output,
     custom_derivative,
+    joined_kernels,
+    experts_looked_up,
     scaled_repeated_and_bare,
 ]

@@ -77,4 +77,32 @@ def convolution_in_a_scan():
     return {"k": normal(1, 3, 2, 3)}, loss, normal(5, BATCH, 6, 5, 2)
 
 
-KINDS = [*map(_convolution, OPTIONS), convolutions_in_a_row, convolution_in_a_scan]
+def convolutions_with_one_kernel():
+    """One after the other, beside each other, and in a product as well."""
+
+    def loss(params, images):
+        convolve = jax.lax.conv_general_dilated
+        one, two = (
+            convolve(
+                *(jnp.tanh(image)[None], params["k"], (1, 1), "SAME"),
+                feature_group_count=2,
+                dimension_numbers=NHWC,
+            )
+            for image in images
+        )
+        both = convolve(
+            *(jnp.tanh(one * two), params["point"], (1, 1), "SAME"),
+            dimension_numbers=NHWC,
+        )
+        return jnp.sum((jnp.tanh(both) @ params["point"][0, 0].T) ** 2)
+
+    params = {"k": normal(0, 3, 3, 2, 4), "point": normal(1, 1, 1, 4, 4)}
+    return params, loss, normal(5, BATCH, 2, 5, 5, 4)
+
+
+KINDS = [
+    *map(_convolution, OPTIONS),
+    convolutions_in_a_row,
+    convolution_in_a_scan,
+    convolutions_with_one_kernel,
+]
