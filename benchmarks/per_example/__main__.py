@@ -31,17 +31,18 @@ def arithmetic(name: str, arm: Arm, model: Model) -> float | None:
         return None
     if model.unrolled is None:
         return arm.flops
-    step = {"plain": plain, **WAYS}[name](model.unrolled, *model.batch)
+    step = {"plain": plain, **WAYS}[name](model.unrolled, len(model.batch))
     # Not compiled, which takes a minute.
-    cost = jax.jit(step).lower(model.params).cost_analysis()
+    cost = jax.jit(step).lower((model.params, *model.batch)).cost_analysis()
     return None if cost is None else cost["flops"]
 
 
 def compare(model: Model) -> dict[str, list[str]]:
     """Measures one model, and gives the cells of its rows."""
+    arguments = (model.params, *model.batch)
     arms = {
         name: compile_arm(
-            name, way(model.loss, *model.batch), model.params, donate=False
+            name, way(model.loss, len(model.batch)), arguments, donate=False
         )
         for name, way in {"plain": plain, **WAYS}.items()
     }

@@ -1,4 +1,8 @@
-"""The ways to clip example by example in JAX, with one signature."""
+"""The ways to clip example by example in JAX, with one signature.
+
+Each makes, from a loss and how many arguments its batch has, a step from the parameters
+and the batch to a gradient.
+"""
 
 from __future__ import annotations
 
@@ -15,45 +19,48 @@ import clipjax
 CLIP_NORM = 1.0
 
 
-def plain(loss: Callable[..., Any], *batch: Any) -> Callable[[Any], Any]:
+Loss = Callable[..., Any]
+Step = Callable[[tuple[Any, ...]], Any]
+
+
+def plain(loss: Loss, arity: int) -> Step:
     """The gradient of the summed loss, unclipped."""
-    axes = (None, *[0] * len(batch))
-    return jax.grad(lambda params: jnp.sum(jax.vmap(loss, axes)(params, *batch)))
+    many = jax.vmap(loss, (None, *[0] * arity))
+    grad = jax.grad(lambda params, *batch: jnp.sum(many(params, *batch)))
+    return lambda arguments: grad(*arguments)
 
 
-def ours(loss: Callable[..., Any], *batch: Any) -> Callable[[Any], Any]:
+def ours(loss: Loss, arity: int) -> Step:
     """By clipjax."""
-    positions = tuple(range(1, 1 + len(batch)))
     clip = clipjax.clipped_grad(
-        loss, l2_clip_norm=CLIP_NORM, batch_argnums=positions, keep_batch_dim=False
+        loss,
+        l2_clip_norm=CLIP_NORM,
+        batch_argnums=tuple(range(1, 1 + arity)),
+        keep_batch_dim=False,
     )
-    return lambda params: clip(params, *batch)
+    return lambda arguments: clip(*arguments)
 
 
-def jax_privacy(
-    loss: Callable[..., Any], *batch: Any, microbatch_size: int | None = None
-) -> Callable[[Any], Any]:
+def jax_privacy(loss: Loss, arity: int, microbatch_size: int | None = None) -> Step:
     """By jax_privacy."""
     from jax_privacy import clipping  # pyright: ignore[reportMissingImports]
 
-    positions = tuple(range(1, 1 + len(batch)))
     clip = clipping.clipped_grad(
         loss,
         l2_clip_norm=CLIP_NORM,
-        batch_argnums=positions,
+        batch_argnums=tuple(range(1, 1 + arity)),
         keep_batch_dim=False,
         microbatch_size=microbatch_size,
     )
-    return lambda params: clip(params, *batch)
+    return lambda arguments: clip(*arguments)
 
 
-def vmap_and_optax(loss: Callable[..., Any], *batch: Any) -> Callable[[Any], Any]:
+def vmap_and_optax(loss: Loss, arity: int) -> Step:
     """By the function that Optax's DP-SGD clips with."""
-    axes = (None, *[0] * len(batch))
+    many = jax.vmap(jax.grad(loss), (None, *[0] * arity))
 
-    def step(params: Any) -> Any:
-        gradients = jax.vmap(jax.grad(loss), axes)(params, *batch)
-        leaves, structure = jax.tree.flatten(gradients)
+    def step(arguments: tuple[Any, ...]) -> Any:
+        leaves, structure = jax.tree.flatten(many(*arguments))
         total: Any = optax.per_example_global_norm_clip(leaves, CLIP_NORM)[0]
         return jax.tree.unflatten(structure, total)
 
