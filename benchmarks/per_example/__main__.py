@@ -66,17 +66,17 @@ def main():
     """Prints a table of the models whose names have all the words given."""
     print(f"| {' | '.join(COLUMNS)} |")
     print("|---" * len(COLUMNS) + "|")
-    times = {}
+    summary = {}
     for name, make in MODELS.items():
         if not all(word in name for word in sys.argv[1:]):
             continue
         rows = compare(make())
-        times[name] = [cells[0] for cells in rows.values()]
+        summary[name] = [f"{cells[0]} ({cells[1]})" for cells in rows.values()]
         for way, cells in rows.items():
             print(f"| {' | '.join([f'{name}: {way}', *cells])} |", flush=True)
-    print(f"\n| time relative to the plain gradient | {' | '.join(WAYS)} |")
+    print(f"\n| time (memory), the plain gradient being 1 | {' | '.join(WAYS)} |")
     print("|---" * (1 + len(WAYS)) + "|")
-    for name, cells in times.items():
+    for name, cells in summary.items():
         print(f"| {' | '.join([name, *cells])} |")
 
 
