@@ -121,8 +121,8 @@ def describe(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> 
     forms: dict[int, str] = {}
     rows = jax.tree.leaves(batch)[0].shape[0]
 
-    def read(batch: Any) -> None:
-        found = backward(loss, leaves, batch)
+    def read(arrays: dict[str, jax.Array], batch: Any) -> None:
+        found = backward(loss, leaves.replace(arrays), batch)
         for leaf, reason in found.plan.dense.items():
             forms[leaf] = f"gradients per example ({reason})"
         taken = set()
@@ -138,7 +138,7 @@ def describe(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> 
             held[leaf] = held.get(leaf, 0) + sum(map(_bytes, product.gradient))
 
     if not always_dense:
-        jax.eval_shape(read, batch)
+        jax.eval_shape(read, leaves.arrays, batch)
     lines = []
     for leaf, (name, array) in enumerate(leaves.arrays.items()):
         form = forms.get(leaf, "gradients per example (the method vmap)")
