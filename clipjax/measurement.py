@@ -9,16 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .distributed import (
-    AxisNames,
-    reduce_over_devices,
-    refuse_local,
-    shard_counts,
-    split_axes,
-)
+from .distributed import Split, reduce_over_devices, shard_counts
 from .floats import reciprocal_power_of_two
 from .granularity import Blocks, Granularity
-from .norms import Norm, linf, safe_scale
+from .norms import Norm, l2, linf, safe_scale
 from .trees import NamedLeaves
 
 
@@ -60,7 +54,7 @@ def measure(
     granularity: Granularity,
     leaves: NamedLeaves,
     names: tuple[str, ...],
-    axis_name: AxisNames = None,
+    split: Split,
 ) -> Measurement:
     """Measures the blocks of a tree.
 
@@ -69,17 +63,11 @@ def measure(
         granularity: which entries form a block.
         leaves: the tree.
         names: the blocks' names, from ``granularity.names``.
-        axis_name: mesh axes over which leaves are split, inside ``shard_map`` and
-            ``pmap``.
-
-    Raises:
-        ValueError: leaves are split over axes and ``axis_name`` is not given.
+        split: the axes over which each leaf is split, inside ``shard_map`` and
+            ``pmap``; see `clipjax.distributed.split_over`.
     """
     dtype = accumulation_dtype(leaves)
     arrays = leaves.arrays
-    refuse_local(arrays, axis_name)
-    joined = axis_name if granularity.joins_devices else ()
-    split = {name: split_axes(leaf, joined) for name, leaf in arrays.items()}
 
     def partials(norm: Norm, powers: Mapping[str, jax.Array] | None = None):
         sums = {}
@@ -92,13 +80,16 @@ def measure(
                 wide = widen(jax.lax.optimization_barrier(leaf), dtype)
                 wide = wide * powers[name].astype(wide.dtype)
             sums[name] = norm.accumulate(wide, granularity.axes(name, leaf))
+        if not granularity.joins_devices:
+            return sums
         return reduce_over_devices(sums, split, norm.collective)
 
     def fold(norm: Norm, sums: Mapping[str, jax.Array]) -> Blocks:
         blocks = granularity.fold(sums, names, norm.merge, leaves)
         return jax.tree.map(lambda block: block.astype(dtype), blocks)
 
-    sizes = granularity.sizes(names, leaves, shard_counts(arrays, joined))
+    shards = shard_counts(split) if granularity.joins_devices else None
+    sizes = granularity.sizes(names, leaves, shards)
     sums = partials(norm)
     totals = fold(norm, sums)
 
@@ -121,31 +112,39 @@ def measure(
             peak,
             power,
         )
-        return Measurement(norms, _first_nonfinite(peaks))
+        return Measurement(norms, _first_nonfinite(linf, peaks))
 
     if not norm.needs_rescaling:
         norms = jax.tree.map(norm.finish, totals, sizes)
-        return Measurement(norms, _first_nonfinite(sums))
-    in_range = jax.tree.map(
-        lambda total, size: jnp.all(norm.in_range(total) | (size == 0)), totals, sizes
+        return Measurement(norms, _first_nonfinite(norm, sums))
+    out_of_range = jax.tree.map(
+        lambda total, size: ~norm.in_range(total) & (size > 0), totals, sizes
     )
-    flags = jax.tree.leaves(in_range)
-    return branch(jnp.all(jnp.stack(flags)) if flags else True, plainly, rescaled)
+    return branch(count(out_of_range) == 0, plainly, rescaled)
 
 
-def first_nonfinite_leaf(leaves: NamedLeaves, axis_name: AxisNames) -> jax.Array:
-    """Gives the position of the first leaf with NaN or inf on any device, or -1."""
+def count(flags: Blocks) -> jax.Array:
+    """Counts flags as a float32: one all-reduce can join that with other sums."""
+    counts = [jnp.sum(flag, dtype=jnp.float32) for flag in jax.tree.leaves(flags)]
+    return sum(counts[1:], counts[0]) if counts else jnp.float32(0)
+
+
+def first_nonfinite_leaf(
+    leaves: NamedLeaves, split: Split, norm: Norm = l2
+) -> jax.Array:
+    """Gives the position of the first leaf with NaN or inf on any device, or -1.
+
+    Flags are joined as the sums of ``norm`` are, so that one all-reduce can join both.
+    """
     flags = {
-        name: (~jnp.all(jnp.isfinite(leaf))).astype(jnp.float32)
-        for name, leaf in leaves.arrays.items()
+        name: norm.tally(~jnp.isfinite(leaf)) for name, leaf in leaves.arrays.items()
     }
-    split = {name: split_axes(leaf, axis_name) for name, leaf in leaves.arrays.items()}
-    flags = reduce_over_devices(flags, split, jax.lax.pmax)
+    flags = reduce_over_devices(flags, split, norm.collective)
     return _first([flag > 0 for flag in flags.values()])
 
 
-def _first_nonfinite(values: Mapping[str, jax.Array]) -> jax.Array:
-    return _first([~jnp.all(jnp.isfinite(value)) for value in values.values()])
+def _first_nonfinite(norm: Norm, values: Mapping[str, jax.Array]) -> jax.Array:
+    return _first([norm.tally(~jnp.isfinite(value)) > 0 for value in values.values()])
 
 
 def _first(flags: list[jax.Array]) -> jax.Array:

@@ -50,6 +50,10 @@ class Norm:
         """Joins the sums of several devices."""
         return jax.lax.psum(partial, axis_names)
 
+    def tally(self, flags: jax.Array) -> jax.Array:
+        """Gives zero if no flag is raised, as a sum that `collective` joins."""
+        return jnp.sum(flags, dtype=jnp.float32)
+
     def finish(self, total: jax.Array, size: int | jax.Array) -> jax.Array:
         """Turns a sum over ``size`` entries into the norm."""
         raise NotImplementedError
@@ -220,6 +224,10 @@ class Linf(Norm):
         """Takes the largest over the devices; the reduction itself would drop NaN."""
         partial = jnp.where(jnp.isnan(partial), jnp.inf, partial)
         return jax.lax.pmax(partial, axis_names)
+
+    def tally(self, flags: jax.Array) -> jax.Array:
+        """Takes the largest, as of magnitudes."""
+        return jnp.max(flags.astype(jnp.float32), initial=0)
 
     def finish(self, total: jax.Array, size: int | jax.Array) -> jax.Array:
         """Is the norm already."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from .distributed import AxisNames
+from .distributed import AxisNames, split_over
 from .measurement import first_nonfinite_leaf, narrow
 from .thresholds.base import require_integer
 from .trees import NamedLeaves, is_clippable
@@ -98,7 +98,9 @@ def skip_nonfinite(
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, SkipNonfiniteState]:
-        leaf = first_nonfinite_leaf(NamedLeaves.of(updates), axis_name)
+        leaves = NamedLeaves.of(updates)
+        split = split_over(leaves, axis_name, params)
+        leaf = first_nonfinite_leaf(leaves, split)
         is_bad = leaf >= 0
         new_updates, inner_state = inner.update(
             updates, state.inner_state, params, **extra

@@ -29,6 +29,8 @@ class Context:
         whole: gives the norm of the whole from the norms of its blocks.
         aligned: reads from another tree, of the given name, the leaves that the
             updates have.
+        largest: gives of one number a leaf the largest over the devices that the leaf
+            is split over.
         params: the parameters, or None.
         extra: the extra arguments of the update: ``value``, ``learning_rate``, ….
         dtype: the norms' dtype.
@@ -41,6 +43,7 @@ class Context:
     measure: Callable[[NamedLeaves], Blocks]
     whole: Callable[[Blocks], jax.Array]
     aligned: Callable[[Any, str], NamedLeaves]
+    largest: Callable[[Mapping[str, jax.Array]], Mapping[str, jax.Array]]
     params: Any
     extra: Mapping[str, Any]
     dtype: Any
