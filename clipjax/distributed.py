@@ -120,12 +120,12 @@ def _is_local(leaf: str, axes: Iterable[Hashable]) -> str:
 
 def _is_unreduced(leaf: str, axes: Iterable[Hashable], axis_name: AxisNames) -> str:
     axes = _listed(axes)
-    whole = "its parameter does not" if axis_name is None else f"{axis_name=} does not"
+    why = "and its parameter does not" if axis_name is None else f"not in {axis_name=}"
     return (
-        f"{leaf or 'the update'} differs over the mesh axes {axes} and {whole}, so "
-        "that it looks like one worker's gradient, not yet reduced: pass "
-        f"jax.lax.pmean(grads, {axes}) to clip the mean, or clip each worker's with "
-        f"clipjax.per_worker(clip, {axes})"
+        f"{leaf or 'the update'} differs over the mesh axes {axes}, {why}: it looks "
+        "like one worker's gradient, not yet reduced. Pass jax.lax.pmean(grads, "
+        f"{axes}) to clip the mean, or clip each worker's by clipjax.per_worker(clip, "
+        f"{axes})"
     )
 
 
@@ -178,7 +178,9 @@ def reduce_over_devices(
         axes: the mesh axes each leaf is split over.
         collective: ``jax.lax.psum`` or ``jax.lax.pmax``.
     """
-    first = next(iter(partials.values()), None)
+    if not partials:
+        return {}
+    first = next(iter(partials.values()))
     reduced = {leaf: beside(partial, first) for leaf, partial in partials.items()}
     # A dict keeps the order: every process must issue the same collectives in turn.
     for names in dict.fromkeys(axes[leaf] for leaf in partials if axes[leaf]):

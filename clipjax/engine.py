@@ -310,6 +310,8 @@ def clip_by(
     | NaN or inf in the gradient | see `guards`; memories frozen, counted |
     | finite entries with a norm beyond the dtype | treated as non-finite |
     | integer, float0, PRNG-key, None leaves | as they came, and not measured |
+    | ``shard_map``, a gradient that is not reduced over workers | ValueError |
+    | ``pmap`` or ``check_vma=False``, no ``axis_name`` | ValueError |
 
     Args:
         threshold: the allowed norm, in the gradient's units: a number, an array, an
@@ -320,10 +322,12 @@ def clip_by(
         norm: how a block is measured; by default ``l2``.
         rule: norm and threshold to length; by default ``hard``.
         nonfinite: what to do about NaN and inf; by default ``propagate``.
-        axis_name: the mesh or pmap axes that leaves are split over, inside
-            ``shard_map`` and ``pmap``; () to clip on each device by itself. Not needed
-            under ``jit``. With ``unit()``, leaves may be split only along the axes that
-            a unit spans.
+        axis_name: the mesh or pmap axes that leaves are split over. Not needed under
+            ``jit``, nor in ``shard_map`` if params are passed to update: leaves are
+            split as their parameters are, by their types. Needed otherwise in
+            ``shard_map`` and always in ``pmap``; () to clip on each device by itself.
+            With ``unit()``, leaves may be split there only along the axes that a unit
+            spans.
         name: prefix of the clip's metrics.
         measured: gives the leaves to measure where they are not the updates' own, from
             a `clipjax.thresholds.Context`; the updates are then scaled as those norms

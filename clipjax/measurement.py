@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -66,6 +67,26 @@ def measure(
         split: the axes over which each leaf is split, inside ``shard_map`` and
             ``pmap``; see `clipjax.distributed.split_over`.
     """
+
+    def by(norm: Norm, arrays: dict[str, jax.Array]) -> Measurement:
+        return _measure(norm, granularity, leaves.replace(arrays), names, split)
+
+    own = functools.partial(by, norm)
+    if norm.derivative is None:
+        return own(leaves.arrays)
+    other = functools.partial(by, norm.derivative)
+    own = jax.custom_jvp(own)
+    own.defjvp(lambda at, along: (own(*at), jax.jvp(other, at, along)[1]))
+    return own(leaves.arrays)
+
+
+def _measure(
+    norm: Norm,
+    granularity: Granularity,
+    leaves: NamedLeaves,
+    names: tuple[str, ...],
+    split: Split,
+) -> Measurement:
     dtype = accumulation_dtype(leaves)
     arrays = leaves.arrays
 
@@ -79,10 +100,13 @@ def measure(
                 # for its two uses; it would be allocated even if this never runs.
                 wide = widen(jax.lax.optimization_barrier(leaf), dtype)
                 wide = wide * powers[name].astype(wide.dtype)
-            sums[name] = norm.accumulate(wide, granularity.axes(name, leaf))
-        if not granularity.joins_devices:
-            return sums
-        return reduce_over_devices(sums, split, norm.collective)
+            with norm.precision():
+                sums[name] = norm.accumulate(wide, granularity.axes(name, leaf))
+        with norm.precision():
+            if granularity.joins_devices:
+                sums = reduce_over_devices(sums, split, norm.collective)
+            sums = {name: norm.settle(total) for name, total in sums.items()}
+        return {name: total.astype(dtype) for name, total in sums.items()}
 
     def fold(norm: Norm, sums: Mapping[str, jax.Array]) -> Blocks:
         blocks = granularity.fold(sums, names, norm.merge, leaves)
@@ -90,11 +114,11 @@ def measure(
 
     shards = shard_counts(split) if granularity.joins_devices else None
     sizes = granularity.sizes(names, leaves, shards)
-    sums = partials(norm)
-    totals = fold(norm, sums)
 
     def plainly() -> Measurement:
-        return Measurement(jax.tree.map(norm.finish, totals, sizes), jnp.int32(-1))
+        # None is bad here; in shard_map, both branches must vary over the same axes.
+        nonfinite_leaf = -1 - bad.astype(jnp.int32)
+        return Measurement(jax.tree.map(norm.finish, totals, sizes), nonfinite_leaf)
 
     def rescaled() -> Measurement:
         peaks = partials(linf)
@@ -114,13 +138,18 @@ def measure(
         )
         return Measurement(norms, _first_nonfinite(linf, peaks))
 
+    if norm.at_scale:
+        return rescaled()
+    sums = partials(norm)
+    totals = fold(norm, sums)
     if not norm.needs_rescaling:
         norms = jax.tree.map(norm.finish, totals, sizes)
         return Measurement(norms, _first_nonfinite(norm, sums))
     out_of_range = jax.tree.map(
         lambda total, size: ~norm.in_range(total) & (size > 0), totals, sizes
     )
-    return branch(count(out_of_range) == 0, plainly, rescaled)
+    bad = count(out_of_range)
+    return branch(bad == 0, plainly, rescaled)
 
 
 def count(flags: Blocks) -> jax.Array:
