@@ -113,8 +113,8 @@ def _is_local(leaf: str, axes: Iterable[Hashable]) -> str:
     axes = _listed(axes)
     return (
         f"{leaf or 'the update'} differs over the mesh axes {axes}, so that its norm "
-        "would be that of one shard: pass params to update if they are split alike, or "
-        f"axis_name={axes}, or axis_name=() for a clip on each device by itself"
+        f"would be that of one shard: pass axis_name={axes}, or params to update if "
+        "they are split alike, or axis_name=() for a clip on each device by itself"
     )
 
 

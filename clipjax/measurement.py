@@ -13,7 +13,7 @@ from jax.core import Tracer
 from .distributed import Split, reduce_over_devices, shard_counts
 from .floats import reciprocal_power_of_two
 from .granularity import Blocks, Granularity
-from .norms import Norm, l2, linf, safe_scale
+from .norms import Axes, Linf, Norm, l2, linf, safe_scale
 from .trees import NamedLeaves
 
 
@@ -80,6 +80,15 @@ def measure(
     return own(leaves.arrays)
 
 
+class _Peak(Linf):
+    """Finds a scale: that of NaN does not matter, so that no flags are needed."""
+
+    def accumulate(self, leaf: jax.Array, axes: Axes) -> jax.Array:
+        """Takes the largest magnitude."""
+        keep = axes is not None
+        return jnp.max(jnp.abs(leaf), axis=axes, keepdims=keep, initial=0)
+
+
 def _measure(
     norm: Norm,
     granularity: Granularity,
@@ -121,22 +130,22 @@ def _measure(
         return Measurement(jax.tree.map(norm.finish, totals, sizes), nonfinite_leaf)
 
     def rescaled() -> Measurement:
-        peaks = partials(linf)
-        peak = fold(linf, peaks)
+        peak = fold(linf, partials(_Peak()))
         power = jax.tree.map(
             lambda peak: reciprocal_power_of_two(safe_scale(peak)), peak
         )
         totals = fold(norm, partials(norm, granularity.spread(power, names, leaves)))
         norms = jax.tree.map(
-            lambda total, size, peak, power: jnp.where(
-                jnp.isfinite(peak), norm.finish(total, size) / power, peak
+            lambda length, peak, power: jnp.where(
+                jnp.isfinite(peak),
+                length / power,
+                jnp.where(jnp.isnan(length), length, peak),
             ),
-            totals,
-            sizes,
+            jax.tree.map(norm.finish, totals, sizes),
             peak,
             power,
         )
-        return Measurement(norms, _first_nonfinite(linf, peaks))
+        return Measurement(norms, first_nonfinite_leaf(leaves, split))
 
     if norm.at_scale:
         return rescaled()
@@ -144,7 +153,8 @@ def _measure(
     totals = fold(norm, sums)
     if not norm.needs_rescaling:
         norms = jax.tree.map(norm.finish, totals, sizes)
-        return Measurement(norms, _first_nonfinite(norm, sums))
+        flags = [norm.tally(total) != 0 for total in sums.values()]
+        return Measurement(norms, _first(flags))
     out_of_range = jax.tree.map(
         lambda total, size: ~norm.in_range(total) & (size > 0), totals, sizes
     )
@@ -165,15 +175,9 @@ def first_nonfinite_leaf(
 
     Flags are joined as the sums of ``norm`` are, so that one all-reduce can join both.
     """
-    flags = {
-        name: norm.tally(~jnp.isfinite(leaf)) for name, leaf in leaves.arrays.items()
-    }
+    flags = {name: norm.tally(leaf) for name, leaf in leaves.arrays.items()}
     flags = reduce_over_devices(flags, split, norm.collective)
-    return _first([flag > 0 for flag in flags.values()])
-
-
-def _first_nonfinite(norm: Norm, values: Mapping[str, jax.Array]) -> jax.Array:
-    return _first([norm.tally(~jnp.isfinite(value)) > 0 for value in values.values()])
+    return _first([flag != 0 for flag in flags.values()])
 
 
 def _first(flags: list[jax.Array]) -> jax.Array:

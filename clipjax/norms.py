@@ -63,9 +63,10 @@ class Norm:
         """Turns a leaf's sum, now over all devices, into a float."""
         return total
 
-    def tally(self, flags: jax.Array) -> jax.Array:
-        """Gives zero if no flag is raised, as a sum that `collective` joins."""
-        return jnp.sum(flags, dtype=jnp.float32)
+    def tally(self, leaf: jax.Array) -> jax.Array:
+        """Gives zero if all entries are finite, as a sum that `collective` joins."""
+        # Zero times NaN or inf is NaN; XLA's CPU backend would write flags to memory.
+        return jnp.sum(jnp.abs(0 * leaf)).astype(jnp.float32)
 
     def finish(self, total: jax.Array, size: int | jax.Array) -> jax.Array:
         """Turns a sum over ``size`` entries into the norm."""
@@ -226,8 +227,8 @@ class ReproducibleL2(Lp):
     HIGH, LOW = 22, 26
 
     def __repr__(self) -> str:
-        """Prints ``reproducible_l2``."""
-        return "reproducible_l2"
+        """Prints ``reproducible(l2)``."""
+        return "reproducible(l2)"
 
     def precision(self) -> Any:
         """Needs 64 bits, whatever the settings."""
@@ -260,9 +261,11 @@ class Linf(Norm):
         return "linf"
 
     def accumulate(self, leaf: jax.Array, axes: Axes) -> jax.Array:
-        """Takes the largest magnitude."""
-        keep = axes is not None
-        return jnp.max(_magnitude(leaf), axis=axes, keepdims=keep, initial=0)
+        """Takes the largest magnitude; NaN counts as inf, if there is more than one."""
+        size = _magnitude(leaf)
+        if axes != ():  # a maximum over the devices of a mesh may drop NaN
+            size = jnp.where(jnp.isnan(size), jnp.inf, size)
+        return jnp.max(size, axis=axes, keepdims=axes is not None, initial=0)
 
     def merge(self, partials: Sequence[jax.Array]) -> jax.Array:
         """Takes the larger, NaN above all."""
@@ -272,13 +275,12 @@ class Linf(Norm):
         return largest
 
     def collective(self, partial: Any, axis_names: Any) -> Any:
-        """Takes the largest over the devices; the reduction itself would drop NaN."""
-        partial = jnp.where(jnp.isnan(partial), jnp.inf, partial)
+        """Takes the largest over the devices."""
         return jax.lax.pmax(partial, axis_names)
 
-    def tally(self, flags: jax.Array) -> jax.Array:
-        """Takes the largest, as of magnitudes."""
-        return jnp.max(flags.astype(jnp.float32), initial=0)
+    def tally(self, leaf: jax.Array) -> jax.Array:
+        """Takes the largest flag, as of magnitudes."""
+        return jnp.max((~jnp.isfinite(leaf)).astype(jnp.float32), initial=0)
 
     def finish(self, total: jax.Array, size: int | jax.Array) -> jax.Array:
         """Is the norm already."""
