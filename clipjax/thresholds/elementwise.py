@@ -59,7 +59,7 @@ class AverageMaximum(Threshold):
         thresholds, seen, average = {}, dict(state.seen), dict(state.average)
         leaves = _by_leaf(norms, self.kind)
         maxima = context.largest(
-            {name: jnp.max(sizes, initial=0) for name, sizes in leaves.items()}
+            {name: jnp.max(_no_nan(sizes), initial=0) for name, sizes in leaves.items()}
         )
         for name, sizes in leaves.items():
             largest = beside(maxima[name], sizes)
@@ -150,6 +150,11 @@ class PowerAverage(Threshold):
             size = jnp.abs(widen(arrays[name], context.dtype))
             new[name] = state[name] + fresh * (size**power - state[name])
         return {name: new[name] ** (1 / power) for name in norms}, new
+
+
+def _no_nan(sizes: jax.Array) -> jax.Array:
+    """Takes NaN for infinite: a maximum over devices may drop it."""
+    return jnp.where(jnp.isnan(sizes), jnp.finfo(sizes.dtype).max, sizes)
 
 
 def _by_leaf(blocks: Blocks, kind: str) -> Mapping[str, jax.Array]:
