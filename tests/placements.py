@@ -9,8 +9,8 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from oracle import bits
 
@@ -117,5 +117,9 @@ def least_all_reduces(kind):
         name: jax.ShapeDtypeStruct(shape, np.float32, sharding=shardings[name])
         for name, shape in SHAPES.items()
     }
+
+    def plain_norm(tree):
+        return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in tree.values()))
+
     with jax.set_mesh(mesh(kind)):
-        return all_reduces(jax.jit(optax.global_norm).lower(structs).compile())
+        return all_reduces(jax.jit(plain_norm).lower(structs).compile())
