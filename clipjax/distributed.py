@@ -156,9 +156,11 @@ def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
     return jax.sharding.SingleDeviceSharding(first)
 
 
-def beside(value: jax.Array, leaf: jax.Array) -> jax.Array:
+def beside(value: jax.Array, leaf: Any) -> jax.Array:
     """Brings a small value to where a leaf lies, if that is known and elsewhere."""
-    if isinstance(value, Tracer) or isinstance(leaf, Tracer):
+    if any(
+        isinstance(x, Tracer) or not isinstance(x, jax.Array) for x in (value, leaf)
+    ):
         return value
     if value.sharding.device_set == leaf.sharding.device_set:
         return value

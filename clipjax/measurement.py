@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .distributed import Split, reduce_over_devices, shard_counts
+from .distributed import Split, beside, reduce_over_devices, shard_counts
 from .floats import reciprocal_power_of_two
 from .granularity import Blocks, Granularity
 from .norms import Axes, Linf, Norm, l2, linf, safe_scale
@@ -108,7 +108,7 @@ def _measure(
                 # As in the engine, the barrier keeps XLA from storing the wide leaf
                 # for its two uses; it would be allocated even if this never runs.
                 wide = widen(jax.lax.optimization_barrier(leaf), dtype)
-                wide = wide * powers[name].astype(wide.dtype)
+                wide = wide * beside(powers[name], leaf).astype(wide.dtype)
             with norm.precision():
                 sums[name] = norm.accumulate(wide, granularity.axes(name, leaf))
         with norm.precision():
@@ -165,7 +165,10 @@ def _measure(
 def count(flags: Blocks) -> jax.Array:
     """Counts flags as a float32: one all-reduce can join that with other sums."""
     counts = [jnp.sum(flag, dtype=jnp.float32) for flag in jax.tree.leaves(flags)]
-    return sum(counts[1:], counts[0]) if counts else jnp.float32(0)
+    total = jnp.float32(0)
+    for one in counts:
+        total = total + beside(one, counts[0])
+    return total
 
 
 def first_nonfinite_leaf(
@@ -184,7 +187,7 @@ def _first(flags: list[jax.Array]) -> jax.Array:
     """Gives the position of the first flag that is raised, or -1."""
     if not flags:
         return jnp.int32(-1)
-    raised = jnp.stack(flags)
+    raised = jnp.stack([beside(flag, flags[0]) for flag in flags])
     first = jnp.argmax(raised).astype(jnp.int32)
     return jnp.where(jnp.any(raised), first, jnp.int32(-1))
 

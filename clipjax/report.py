@@ -60,7 +60,8 @@ class ClipInfo(NamedTuple):
         nonfinite_count: in how many steps there was a NaN or inf.
         nonfinite_leaf: position of the first leaf with NaN or inf in the latest of
             those steps, -1 before; `clipjax.nonfinite_path` gives its path.
-        invalid_threshold_count: in how many steps a threshold was negative or NaN.
+        invalid_threshold_count: in how many finite steps a threshold was negative or
+            NaN.
         blocks: a `BlockInfo`, or () where the tree is a single block.
     """
 
@@ -262,6 +263,8 @@ def next_info(info: ClipInfo, step: Step, outcome: Outcome) -> ClipInfo:
     average = RATIO_DECAY * info.average_factor + (1 - RATIO_DECAY) * factor
     average = jnp.where(jnp.isnan(info.average_factor), factor, average)
     clipped = outcome.is_finite & (step.clipped_fraction > 0)
+    # A threshold made of today's norm is NaN where that is; it is not to blame.
+    invalid = outcome.is_finite & ~step.threshold_is_valid
     new = info._replace(
         norm=step.norm,
         threshold=step.threshold,
@@ -275,7 +278,7 @@ def next_info(info: ClipInfo, step: Step, outcome: Outcome) -> ClipInfo:
             outcome.nonfinite_leaf >= 0, outcome.nonfinite_leaf, info.nonfinite_leaf
         ),
         invalid_threshold_count=info.invalid_threshold_count
-        + (~step.threshold_is_valid).astype(jnp.int32),
+        + invalid.astype(jnp.int32),
         blocks=step.blocks,
     )
     return jax.tree.map(lambda value, old: value.astype(old.dtype), new, info)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from .distributed import AxisNames, split_over
+from .distributed import AxisNames, beside, split_over
 from .measurement import first_nonfinite_leaf, narrow
 from .thresholds.base import require_integer
 from .trees import NamedLeaves, is_clippable
@@ -129,6 +129,7 @@ def nothing_if(is_bad: jax.Array, update: Any) -> Any:
     """Replaces an update by one that leaves the parameters as they are."""
     # Adding +0.0 would turn a parameter of -0.0 into +0.0; adding -0.0 never does.
     if is_clippable(update):
+        is_bad = beside(is_bad, update)
         return jnp.where(is_bad, jnp.full_like(update, -0.0), update)
     return update
 
@@ -137,4 +138,4 @@ def keep_if(is_bad: jax.Array, old: Any, new: Any) -> jax.Array:
     """Keeps the old value of a state's leaf, in its dtype either way."""
     if is_clippable(old):  # some optimizers let a memory drift to the updates' dtype
         new = narrow(jnp.asarray(new), jnp.asarray(old))
-    return jnp.where(is_bad, old, new)
+    return jnp.where(beside(is_bad, new), old, new)

@@ -13,7 +13,8 @@ from test_placements import RECIPES, SPECTRAL, assert_same_numbers
 
 import clipjax
 
-SHAPES = {"matrix": (8, 3), "vector": (16,)}
+# A shard of (1, 3) would look like a vector, and be a single unit.
+SHAPES = {"matrix": (16, 3), "vector": (16,)}
 PARAMS = random_tree(0, SHAPES, size=3.0)
 
 
@@ -74,7 +75,11 @@ def test_pmap(name):
             assert_close(whole, expected_state, rtol=32 * eps(jnp.float32), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+# Optax corrects the moments of all leaves in one compiled function.
+ADAM = ("stable_update_clip", "spam_clip")
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ADAM])
 def test_leaves_on_different_devices(name):
     """Pipeline stages, each committed to a device of its own, and no jit around."""
     clip = RECIPES[name]()
