@@ -81,7 +81,7 @@ def measure(
 
 
 class _Peak(Linf):
-    """Finds a scale: that of NaN does not matter, so that no flags are needed."""
+    """Finds a scale for sums that show NaN themselves, so that it may be lost here."""
 
     def accumulate(self, leaf: jax.Array, axes: Axes) -> jax.Array:
         """Takes the largest magnitude."""
@@ -130,7 +130,7 @@ def _measure(
         return Measurement(jax.tree.map(norm.finish, totals, sizes), nonfinite_leaf)
 
     def rescaled() -> Measurement:
-        peak = fold(linf, partials(_Peak()))
+        peak = fold(linf, partials(linf if norm.at_scale else _Peak()))
         power = jax.tree.map(
             lambda peak: reciprocal_power_of_two(safe_scale(peak)), peak
         )

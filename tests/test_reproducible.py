@@ -71,6 +71,15 @@ def test_what_is_not_finite_is_seen(bad):
     assert np.isnan(updates[1])
 
 
+def test_nan_on_one_shard_is_not_lost():
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    grads = jnp.ones((8, 4)).at[5, 1].set(jnp.nan)
+    sharded = jax.device_put(grads, NamedSharding(mesh, PartitionSpec("x")))
+    updates, state = jax.jit(CLIP.update)(sharded, CLIP.init(grads))
+    assert not np.isfinite(state.info.norm)
+    assert np.all(np.isnan(updates))
+
+
 def test_complex_and_double_entries():
     assert float(measured(jnp.array([3 + 4j, 12j]))) == 13
     with jax.enable_x64(True):

@@ -113,14 +113,8 @@ def two_sided_clip(
             f"lower and upper must be 0 <= lower <= upper, with upper above 0, got "
             f"{lower!r} and {upper!r}"
         )
-    rule = rules.band(lower / upper)
-    return clip_by(
-        upper,
-        granularity=granularity.element(),
-        rule=rule,
-        axis_name=axis_name,
-        name=name,
-    )
+    parts = {"granularity": granularity.element(), "rule": rules.band(lower / upper)}
+    return clip_by(upper, **parts, axis_name=axis_name, name=name)
 
 
 def delta_clip(
