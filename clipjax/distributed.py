@@ -129,6 +129,22 @@ def _is_unreduced(leaf: str, axes: Iterable[Hashable], axis_name: AxisNames) -> 
     )
 
 
+def shared(value: Any, name: str) -> jax.Array:
+    """Gives a scalar that is the same on all devices.
+
+    Raises:
+        ValueError: its type says that it differs, as the loss of one worker does.
+    """
+    value = jnp.asarray(value)
+    axes = _listed(varying_axes(value) - _WORKERS.get())
+    if axes:
+        raise ValueError(
+            f"{name} differs over the mesh axes {axes}, and so would what devices "
+            f"decide by it: pass jax.lax.pmean({name}, {axes})"
+        )
+    return value
+
+
 def gathered(leaf: jax.Array, kept: int) -> jax.Array:
     """Gathers all but the first axes on an explicit mesh; elsewhere XLA does."""
     spec = jax.typeof(leaf).sharding.spec

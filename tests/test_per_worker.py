@@ -1,5 +1,7 @@
 """The order of clip and mean, as two named things."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +103,7 @@ def test_pmap_and_vmap_agree_with_shard_map():
     stacked = jax.pmap(clip.update, **in_axes)(grads, start)
     for i in range(8):
         mine = jax.tree.map(lambda leaf: leaf[i], stacked)  # noqa: B023
-        assert_close(mine, expected)
+        assert_close(mine, expected, atol=1e-6)
 
 
 def test_one_bad_worker_is_counted_once_by_all():
@@ -166,6 +168,24 @@ def test_unreduced_gradients_are_refused(name):
     }
     with pytest.raises(ValueError, match=r"jax.lax.pmean.*clipjax.per_worker"):
         jax.eval_shape(jax.shard_map(step, mesh=grid, **where), jnp.ones((4, 4)))
+
+
+def test_a_loss_that_is_not_reduced_is_refused():
+    params = jnp.ones(4)
+    for source in (clipjax.thresholds.from_loss(1.0), clipjax.thresholds.polyak_cap(1)):
+        clip = clipjax.clip_by(source)
+        step = functools.partial(clip.update, params, clip.init(params), params)
+        where = {"in_specs": WORKERS, "out_specs": WORKERS}
+        step = jax.shard_map(lambda x, f=step: f(value=x[0])[0], mesh=mesh(), **where)
+        with pytest.raises(ValueError, match="value differs over .*jax.lax.pmean"):
+            jax.eval_shape(step, jnp.ones(8))
+
+
+def test_vmap_needs_no_axis_name():
+    grads = jnp.array([[3.0, 4.0], [0.3, 0.4]])
+    clip = clipjax.clip_by_global_norm(1.0)
+    step = jax.vmap(lambda grads: clip.update(grads, None)[0], axis_name="seeds")
+    np.testing.assert_allclose(step(grads), [[0.6, 0.8], [0.3, 0.4]], rtol=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:.*pmap:DeprecationWarning")

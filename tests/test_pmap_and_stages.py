@@ -165,6 +165,9 @@ MEGABYTE = 10**6
 ENTRIES = ("clip_by_value", "cclip", "two_sided_clip", "clippy")
 
 
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="older XLA copies a leaf for the conditional"
+)
 @pytest.mark.parametrize("name", sorted(set(catalogue.RECIPES) - {*ENTRIES, *SPECTRAL}))
 def test_e40_a_gibibyte_needs_no_temporary_memory(name):
     mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
