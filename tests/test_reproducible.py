@@ -49,11 +49,11 @@ def test_the_norm_is_the_same_to_the_bit_on_any_mesh(devices):
 def test_it_is_right():
     grads = tree()
     assert float(measured(grads)) == pytest.approx(norm(grads), rel=2**-24)
+    exact = [norm(grads[name]) for name in sorted(grads)]
     for part in (granularity.leaf(), granularity.unit(), granularity.element()):
-        other = clipjax.clip_by(0.1, norm=norms.reproducible_l2, granularity=part)
-        plain = clipjax.clip_by(0.1, granularity=part)
-        found, expected = (clip.update(grads, None)[1].info for clip in (other, plain))
-        np.testing.assert_allclose(found.blocks, expected.blocks, rtol=1e-6)
+        clip = clipjax.clip_by(0.1, norm=norms.reproducible_l2, granularity=part)
+        found = clip.update(grads, None)[1].info.blocks.norm
+        np.testing.assert_allclose(found, exact, rtol=3e-7)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-10, 1.0, 1e10, 1e38])
