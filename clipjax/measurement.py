@@ -130,11 +130,13 @@ def _measure(
         return Measurement(jax.tree.map(norm.finish, totals, sizes), nonfinite_leaf)
 
     def rescaled() -> Measurement:
-        peak = fold(linf, partials(linf if norm.at_scale else _Peak()))
+        peaks = partials(linf if norm.at_scale else _Peak())
+        peak = fold(linf, peaks)
         power = jax.tree.map(
             lambda peak: reciprocal_power_of_two(safe_scale(peak)), peak
         )
-        totals = fold(norm, partials(norm, granularity.spread(power, names, leaves)))
+        sums = partials(norm, granularity.spread(power, names, leaves))
+        totals = fold(norm, sums)
         norms = jax.tree.map(
             lambda length, peak, power: jnp.where(
                 jnp.isfinite(peak),
@@ -145,7 +147,12 @@ def _measure(
             peak,
             power,
         )
-        return Measurement(norms, first_nonfinite_leaf(leaves, split))
+        # No maximum loses inf, and no sum NaN; but at no scale a sum may overflow.
+        flags = [
+            jnp.any(~jnp.isfinite(peaks[name])) | jnp.any(jnp.isnan(total))
+            for name, total in sums.items()
+        ]
+        return Measurement(norms, _first(flags))
 
     if norm.at_scale:
         return rescaled()
