@@ -56,3 +56,4 @@ from .report import ClipState as ClipState
 from .reset import periodic_reset as periodic_reset
 from .skip import skip_nonfinite as skip_nonfinite
 from .spike import skip_on_spike as skip_on_spike
+from .worker import per_worker as per_worker

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .distributed import split_over
 from .engine import Clip, Clipper
 from .measurement import first_nonfinite_leaf
 from .skip import keep_if
@@ -84,8 +85,9 @@ class Compound:
             seen = self.observe(updates, inner)
             steps, clip_state = self.clip.update(moved, clip_state, params, **seen)
         if self.holds:
-            axis_name = self.clip.clipper.axis_name
-            is_bad = first_nonfinite_leaf(NamedLeaves.of(updates), axis_name) >= 0
+            leaves = NamedLeaves.of(updates)
+            split = split_over(leaves, self.clip.clipper.axis_name, params)
+            is_bad = first_nonfinite_leaf(leaves, split) >= 0
             inner = jax.tree.map(
                 lambda old, new: keep_if(is_bad, old, new), state.inner, inner
             )

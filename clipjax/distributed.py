@@ -1,15 +1,25 @@
-"""Which mesh axes a leaf is split over, and the one reduction across devices."""
+"""Over which mesh axes a leaf is split, and the one reduction across devices."""
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
+
+from .trees import NamedLeaves
 
 AxisNames = Hashable | tuple[Hashable, ...] | None
+Split = Mapping[str, tuple[Hashable, ...]]
+
+_WORKERS: contextvars.ContextVar[frozenset[Hashable]] = contextvars.ContextVar(
+    "workers", default=frozenset()
+)
 
 
 def as_tuple(axis_name: AxisNames) -> tuple[Hashable, ...]:
@@ -17,6 +27,16 @@ def as_tuple(axis_name: AxisNames) -> tuple[Hashable, ...]:
     if axis_name is None:
         return ()
     return axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+
+@contextlib.contextmanager
+def each_worker(axis_name: AxisNames) -> Iterator[None]:
+    """Lets what runs inside measure the gradient of each worker by itself."""
+    token = _WORKERS.set(_WORKERS.get() | set(as_tuple(axis_name)))
+    try:
+        yield
+    finally:
+        _WORKERS.reset(token)
 
 
 def varying_axes(leaf: jax.Array) -> frozenset[Hashable]:
@@ -28,21 +48,101 @@ def varying_axes(leaf: jax.Array) -> frozenset[Hashable]:
     return frozenset(getattr(kind, "vma", ()))
 
 
-def split_axes(leaf: jax.Array, axis_name: AxisNames) -> tuple[Hashable, ...]:
-    """Gives those of ``axis_name`` over which the leaf is split.
+def types_tell(axis: Hashable) -> bool:
+    """Tells whether types know of an axis, as in ``shard_map`` by default.
 
-    Inside ``shard_map`` the leaf's type tells, so that a replicated leaf is
-    counted once. Under ``pmap``, and with ``check_vma=False``, types do not say,
-    and every leaf is taken to be split over all of them.
+    They do not under ``pmap`` and ``vmap``, nor with ``check_vma=False``.
     """
+    return axis in varying_axes(jnp.asarray(jax.lax.axis_index(axis)))
+
+
+def split_over(
+    leaves: NamedLeaves, axis_name: AxisNames, params: Any = None
+) -> dict[str, tuple[Hashable, ...]]:
+    """Finds over which axes each leaf of a gradient is split.
+
+    Without ``axis_name``, those over which its parameter varies. With it, those of the
+    names over which the leaf's type says that it varies; all of them where types do
+    not tell.
+
+    Raises:
+        ValueError: there is no way to tell, or a leaf differs over further axes, as
+            the gradient of a single worker does.
+    """
+    workers = _WORKERS.get()
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+    manual = tuple(name for name in manual if name not in workers)
     names = as_tuple(axis_name)
-    types_tell = any(
-        name in varying_axes(jnp.asarray(jax.lax.axis_index(name))) for name in names
+    silent = {name for name in (*manual, *names) if not types_tell(name)}
+    if axis_name is None:
+        if silent:
+            raise ValueError(_types_are_silent(sorted(silent, key=str)))
+        names = manual
+    owners = {} if params is None else NamedLeaves.of(params).arrays
+    split = {}
+    for leaf_name, leaf in leaves.arrays.items():
+        varying = varying_axes(leaf)
+        owner = leaf
+        if axis_name is None:
+            if leaf_name in owners:
+                owner = owners[leaf_name]
+            elif varying - workers:
+                raise ValueError(_is_local(leaf_name, varying - workers))
+        own = varying_axes(owner) | silent
+        split[leaf_name] = tuple(name for name in names if name in own)
+        unreduced = varying - workers - set(split[leaf_name])
+        if unreduced and axis_name != ():
+            raise ValueError(_is_unreduced(leaf_name, unreduced, axis_name))
+    return split
+
+
+def _listed(axes: Iterable[Hashable]) -> tuple[Hashable, ...]:
+    return tuple(sorted(axes, key=str))
+
+
+def _types_are_silent(axes: Iterable[Hashable]) -> str:
+    return (
+        f"types do not say whether leaves are split over the axes {_listed(axes)}, so "
+        "that a norm could be that of one shard: pass axis_name=(...) with the axes "
+        "that parameters are split over, or axis_name=() if every device holds the "
+        "whole gradient, reduced over devices"
     )
-    if not types_tell:
-        return names
-    varying = varying_axes(leaf)
-    return tuple(name for name in names if name in varying)
+
+
+def _is_local(leaf: str, axes: Iterable[Hashable]) -> str:
+    axes = _listed(axes)
+    return (
+        f"{leaf or 'the update'} differs over the mesh axes {axes}, so that its norm "
+        f"would be that of one shard: pass axis_name={axes}, or params to update if "
+        "they are split alike, or axis_name=() for a clip on each device by itself"
+    )
+
+
+def _is_unreduced(leaf: str, axes: Iterable[Hashable], axis_name: AxisNames) -> str:
+    axes = _listed(axes)
+    why = "and its parameter does not" if axis_name is None else f"not in {axis_name=}"
+    return (
+        f"{leaf or 'the update'} differs over the mesh axes {axes}, {why}: it looks "
+        "like one worker's gradient, not yet reduced. Pass jax.lax.pmean(grads, "
+        f"{axes}) to clip the mean, or clip each worker's by clipjax.per_worker(clip, "
+        f"{axes})"
+    )
+
+
+def shared(value: Any, name: str) -> jax.Array:
+    """Gives a scalar that is the same on all devices.
+
+    Raises:
+        ValueError: its type says that it differs, as the loss of one worker does.
+    """
+    value = jnp.asarray(value)
+    axes = _listed(varying_axes(value) - _WORKERS.get())
+    if axes:
+        raise ValueError(
+            f"{name} differs over the mesh axes {axes}, and so would what devices "
+            f"decide by it: pass jax.lax.pmean({name}, {axes})"
+        )
+    return value
 
 
 def gathered(leaf: jax.Array, kept: int) -> jax.Array:
@@ -58,49 +158,50 @@ def resharded(leaf: jax.Array, spec: Any) -> jax.Array:
     return leaf if is_so else jax.sharding.reshard(leaf, spec)
 
 
-def refuse_local(leaves: Mapping[str, jax.Array], axis_name: AxisNames) -> None:
-    """Refuses to measure shards as if they were the whole.
-
-    Raises:
-        ValueError: no ``axis_name`` is given and a leaf's type says that it varies.
-    """
-    if axis_name is not None:
-        return
-    for name, leaf in leaves.items():
-        axes = tuple(sorted(varying_axes(leaf), key=str))
-        if axes:
-            raise ValueError(
-                f"{name or 'the update'} differs over the mesh axes {axes}, so that "
-                f"its norm would be that of one shard: pass axis_name={axes}, or "
-                "axis_name=() for a clip on each device by itself"
-            )
-
-
-def shard_counts(
-    leaves: Mapping[str, jax.Array], axis_name: AxisNames
-) -> dict[str, int]:
+def shard_counts(split: Split) -> dict[str, int]:
     """Counts over how many devices each leaf is split."""
     return {
-        name: math.prod(map(jax.lax.axis_size, split_axes(leaf, axis_name)))
-        for name, leaf in leaves.items()
+        name: math.prod(map(jax.lax.axis_size, axes)) for name, axes in split.items()
     }
 
 
+def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    first = min(sharding.device_set, key=lambda device: device.id)
+    return jax.sharding.SingleDeviceSharding(first)
+
+
+def beside(value: jax.Array, leaf: Any) -> jax.Array:
+    """Brings a small value to where a leaf lies, if that is known and elsewhere."""
+    if any(
+        isinstance(x, Tracer) or not isinstance(x, jax.Array) for x in (value, leaf)
+    ):
+        return value
+    if value.sharding.device_set == leaf.sharding.device_set:
+        return value
+    return jax.device_put(value, _replicated(leaf.sharding))
+
+
 def reduce_over_devices(
-    partials: dict[str, jax.Array],
-    axes: dict[str, tuple[Hashable, ...]],
+    partials: Mapping[Any, jax.Array],
+    axes: Mapping[Any, tuple[Hashable, ...]],
     collective: Callable[[Any, Any], Any],
-) -> dict[str, jax.Array]:
+) -> dict[Any, jax.Array]:
     """Joins per-leaf partial results with one collective per set of axes.
 
     Args:
-        partials: one array a leaf.
+        partials: one array a leaf, of one dtype. Outside ``jit`` they may lie on
+            different devices, as pipeline stages do, and come back on one.
         axes: the mesh axes each leaf is split over.
         collective: ``jax.lax.psum`` or ``jax.lax.pmax``.
     """
-    reduced = dict(partials)
+    if not partials:
+        return {}
+    first = next(iter(partials.values()))
+    reduced = {leaf: beside(partial, first) for leaf, partial in partials.items()}
     # A dict keeps the order: every process must issue the same collectives in turn.
-    for names in dict.fromkeys(names for names in axes.values() if names):
+    for names in dict.fromkeys(axes[leaf] for leaf in partials if axes[leaf]):
         members = [leaf for leaf in partials if axes[leaf] == names]
         flat = jnp.concatenate([partials[leaf].reshape(-1) for leaf in members])
         flat = collective(flat, names)

@@ -12,11 +12,19 @@ import jax.numpy as jnp
 import optax
 
 from . import guards, rules
-from .distributed import AxisNames, as_tuple
+from .distributed import (
+    AxisNames,
+    Split,
+    as_tuple,
+    beside,
+    reduce_over_devices,
+    split_over,
+)
 from .granularity import Block, Blocks, Granularity, Leaf, whole
 from .guards import Guard
 from .measurement import (
     accumulation_dtype,
+    count,
     first_nonfinite_leaf,
     measure,
     narrow,
@@ -80,7 +88,7 @@ class Clipper:
         count = jnp.zeros((), jnp.int32)
         return ClipState(
             count=count,
-            threshold=self.threshold.init(self._context(leaves, names, count)),
+            threshold=self.threshold.init(self._context(leaves, names, count, {})),
             info=empty_info(self.name, names, accumulation_dtype(leaves)),
         )
 
@@ -91,29 +99,34 @@ class Clipper:
         leaves = NamedLeaves.of(updates)
         state = self._checked(state, updates, leaves)
         names = state.block_names
-        context = self._context(leaves, names, state.count, params, extra)
+        split = self._split(leaves, params)
+        context = self._context(leaves, names, state.count, split, params, extra)
         guarded = leaves.map(self.nonfinite.admit)
         observed = guarded
         if self.measured is not None:
             observed = self.measured(context).map(self.nonfinite.admit)
-        measurement = self._measure(observed, names)
+        measurement = self._measure(observed, names, split)
         norms = self.granularity.limit(measurement.norms)
 
         nonfinite_leaf = measurement.nonfinite_leaf
         hides = self.nonfinite.hides or self.measured is not None
         if hides or not self.granularity.joins_devices:
-            nonfinite_leaf = first_nonfinite_leaf(leaves, self.axis_name)
+            nonfinite_leaf = first_nonfinite_leaf(leaves, split, self.norm)
         is_finite = nonfinite_leaf < 0
         # Finite entries can have a norm beyond the dtype, if more than one is summed.
         if self.granularity.block_norm(self.norm).needs_rescaling:
-            is_finite &= _all(jax.tree.map(jnp.isfinite, norms))
+            is_finite &= (
+                count(jax.tree.map(lambda norm: ~jnp.isfinite(norm), norms)) == 0
+            )
 
         threshold, memory = self.threshold.update(norms, state.threshold, context)
         if self.threshold.remembers:
             memory = jax.tree.map(
-                lambda new, old: jnp.where(is_finite, new, old), memory, state.threshold
+                lambda new, old: jnp.where(beside(is_finite, new), new, old),
+                memory,
+                state.threshold,
             )
-        threshold = fill(threshold, norms)
+        unfilled, threshold = threshold, fill(threshold, norms)
         lengths = jax.tree.map(
             functools.partial(rules.lengths, self.rule), norms, threshold
         )
@@ -125,16 +138,17 @@ class Clipper:
         )
         clipped = self._rescale(guarded, (norms, lengths, threshold, kept), names)
         clipped = clipped.map(
-            functools.partial(self.nonfinite.release, step_is_finite=is_finite)
+            lambda leaf: self.nonfinite.release(leaf, beside(is_finite, leaf))
         )
-        outcome = Outcome(norms, threshold, lengths, is_finite, nonfinite_leaf)
+        reported = unfilled if self.granularity.summarised else threshold
+        outcome = Outcome(norms, reported, lengths, is_finite, nonfinite_leaf)
         step = describe(
             self.granularity,
             self.norm,
             (observed, clipped),
             outcome,
             names,
-            self.axis_name,
+            split,
         )
         new_state = ClipState(
             count=jnp.asarray(optax.safe_increment(state.count)),
@@ -166,13 +180,14 @@ class Clipper:
         leaves: NamedLeaves,
         names: tuple[str, ...],
         count: jax.Array,
+        split: Split,
         params: Any = None,
         extra: Mapping[str, Any] | None = None,
     ) -> Context:
         dtype = accumulation_dtype(leaves)
 
         def measure_tree(tree: NamedLeaves) -> Blocks:
-            norms = self._measure(tree, names).norms
+            norms = self._measure(tree, names, split).norms
             return jax.tree.map(lambda norm: norm.astype(dtype), norms)
 
         def whole_norm(norms: Blocks) -> jax.Array:
@@ -191,10 +206,10 @@ class Clipper:
             measure=measure_tree,
             whole=whole_norm,
             aligned=lambda tree, what: self._alike(leaves, tree, what),
+            joined=lambda parts, how: reduce_over_devices(parts, split, how),
             params=params,
             extra=extra or {},
             dtype=dtype,
-            axis_name=self.axis_name,
         )
 
     @staticmethod
@@ -206,9 +221,19 @@ class Clipper:
             raise ValueError(f"{what} have no leaf {', '.join(missing)}")
         return leaves.replace({name: theirs[name] for name in leaves.arrays})
 
-    def _measure(self, leaves: NamedLeaves, names: tuple[str, ...]):
+    def _split(self, leaves: NamedLeaves, params: Any) -> Split:
+        split = split_over(leaves, self.axis_name, params)
+        shards = [name for name, axes in split.items() if axes]
+        if shards and self.norm.per_leaf_only:
+            raise ValueError(
+                f"norm={self.norm!r} cannot be joined over devices, and "
+                f"{', '.join(shards)} is split over {split[shards[0]]}: gather it first"
+            )
+        return split
+
+    def _measure(self, leaves: NamedLeaves, names: tuple[str, ...], split: Split):
         norm = self.granularity.block_norm(self.norm)
-        return measure(norm, self.granularity, leaves, names, self.axis_name)
+        return measure(norm, self.granularity, leaves, names, split)
 
     def _rescale(
         self,
@@ -219,7 +244,9 @@ class Clipper:
         spread = [self.granularity.spread(values, names, leaves) for values in blocks]
         return leaves.replace(
             {
-                name: self._rescale_leaf(leaf, *(values[name] for values in spread))
+                name: self._rescale_leaf(
+                    leaf, *(beside(values[name], leaf) for values in spread)
+                )
                 for name, leaf in leaves.arrays.items()
             }
         )
@@ -244,11 +271,6 @@ class Clipper:
         )
         # Selecting, not multiplying by one, keeps every bit: subnormals, and -0.0.
         return narrow(jnp.where(kept, source, scaled.astype(leaf.dtype)), leaf)
-
-
-def _all(flags: Blocks) -> jax.Array:
-    every = [jnp.all(flag) for flag in jax.tree.leaves(flags)]
-    return jnp.all(jnp.stack(every)) if every else jnp.asarray(True)
 
 
 def clip_by(
@@ -288,6 +310,8 @@ def clip_by(
     | NaN or inf in the gradient | see `guards`; memories frozen, counted |
     | finite entries with a norm beyond the dtype | treated as non-finite |
     | integer, float0, PRNG-key, None leaves | as they came, and not measured |
+    | ``shard_map``, a gradient that is not reduced over workers | ValueError |
+    | ``pmap`` or ``check_vma=False``, no ``axis_name`` | ValueError |
 
     Args:
         threshold: the allowed norm, in the gradient's units: a number, an array, an
@@ -298,10 +322,12 @@ def clip_by(
         norm: how a block is measured; by default ``l2``.
         rule: norm and threshold to length; by default ``hard``.
         nonfinite: what to do about NaN and inf; by default ``propagate``.
-        axis_name: the mesh or pmap axes that leaves are split over, inside
-            ``shard_map`` and ``pmap``; () to clip on each device by itself. Not needed
-            under ``jit``. With ``unit()``, leaves may be split only along the axes that
-            a unit spans.
+        axis_name: the mesh or pmap axes that leaves are split over. Not needed under
+            ``jit``, nor in ``shard_map`` if params are passed to update: leaves are
+            split as their parameters are, by their types. Needed otherwise in
+            ``shard_map`` and always in ``pmap``; () to clip on each device by itself.
+            With ``unit()``, leaves may be split there only along the axes that a unit
+            spans.
         name: prefix of the clip's metrics.
         measured: gives the leaves to measure where they are not the updates' own, from
             a `clipjax.thresholds.Context`; the updates are then scaled as those norms

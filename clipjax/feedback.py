@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .distributed import AxisNames, refuse_local
+from .distributed import AxisNames, split_over
 from .measurement import accumulation_dtype, first_nonfinite_leaf, narrow, widen
 from .recipes import clip_by_global_norm
 from .thresholds.base import require_number
@@ -108,11 +108,11 @@ def error_feedback(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, ErrorFeedbackState]:
         leaves, residual = NamedLeaves.of(updates), NamedLeaves.of(state.residual)
-        refuse_local(leaves.arrays, axis_name)
+        split = split_over(leaves, axis_name, params)
         _require_known(leaves, residual)
         raw = {name: _widest(leaf) for name, leaf in leaves.arrays.items()}
         total = {name: _sum(leaf, residual.arrays[name]) for name, leaf in raw.items()}
-        is_bad = first_nonfinite_leaf(leaves.replace(total), axis_name) >= 0
+        is_bad = first_nonfinite_leaf(leaves.replace(total), split) >= 0
 
         # A residual that stays must not be given out, or it would count twice.
         seen = {name: jnp.where(is_bad, raw[name], total[name]) for name in raw}
@@ -125,9 +125,10 @@ def error_feedback(
             for name, leaf in leaves.arrays.items()
         }
         rest = {name: total[name] - _widest(leaf) for name, leaf in given.items()}
-        is_bad |= first_nonfinite_leaf(leaves.replace(rest), axis_name) >= 0
+        is_bad |= first_nonfinite_leaf(leaves.replace(rest), split) >= 0
         if limit is not None:
-            rest, _ = limit.update(rest, None)
+            owners = None if params is None else NamedLeaves.of(params).arrays
+            rest, _ = limit.update(rest, None, owners)
         kept = {
             name: jnp.where(is_bad, old, rest[name].astype(old.dtype))
             for name, old in residual.arrays.items()

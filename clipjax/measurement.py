@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,16 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .distributed import (
-    AxisNames,
-    reduce_over_devices,
-    refuse_local,
-    shard_counts,
-    split_axes,
-)
+from .distributed import Split, beside, reduce_over_devices, shard_counts
 from .floats import reciprocal_power_of_two
 from .granularity import Blocks, Granularity
-from .norms import Norm, linf, safe_scale
+from .norms import Axes, Linf, Norm, l2, linf, safe_scale
 from .trees import NamedLeaves
 
 
@@ -60,7 +55,7 @@ def measure(
     granularity: Granularity,
     leaves: NamedLeaves,
     names: tuple[str, ...],
-    axis_name: AxisNames = None,
+    split: Split,
 ) -> Measurement:
     """Measures the blocks of a tree.
 
@@ -69,17 +64,40 @@ def measure(
         granularity: which entries form a block.
         leaves: the tree.
         names: the blocks' names, from ``granularity.names``.
-        axis_name: mesh axes over which leaves are split, inside ``shard_map`` and
-            ``pmap``.
-
-    Raises:
-        ValueError: leaves are split over axes and ``axis_name`` is not given.
+        split: the axes over which each leaf is split, inside ``shard_map`` and
+            ``pmap``; see `clipjax.distributed.split_over`.
     """
+
+    def by(norm: Norm, arrays: dict[str, jax.Array]) -> Measurement:
+        return _measure(norm, granularity, leaves.replace(arrays), names, split)
+
+    own = functools.partial(by, norm)
+    if norm.derivative is None:
+        return own(leaves.arrays)
+    other = functools.partial(by, norm.derivative)
+    own = jax.custom_jvp(own)
+    own.defjvp(lambda at, along: (own(*at), jax.jvp(other, at, along)[1]))
+    return own(leaves.arrays)
+
+
+class _Peak(Linf):
+    """Finds a scale for sums that show NaN themselves, so that it may be lost here."""
+
+    def accumulate(self, leaf: jax.Array, axes: Axes) -> jax.Array:
+        """Takes the largest magnitude."""
+        keep = axes is not None
+        return jnp.max(jnp.abs(leaf), axis=axes, keepdims=keep, initial=0)
+
+
+def _measure(
+    norm: Norm,
+    granularity: Granularity,
+    leaves: NamedLeaves,
+    names: tuple[str, ...],
+    split: Split,
+) -> Measurement:
     dtype = accumulation_dtype(leaves)
     arrays = leaves.arrays
-    refuse_local(arrays, axis_name)
-    joined = axis_name if granularity.joins_devices else ()
-    split = {name: split_axes(leaf, joined) for name, leaf in arrays.items()}
 
     def partials(norm: Norm, powers: Mapping[str, jax.Array] | None = None):
         sums = {}
@@ -90,69 +108,93 @@ def measure(
                 # As in the engine, the barrier keeps XLA from storing the wide leaf
                 # for its two uses; it would be allocated even if this never runs.
                 wide = widen(jax.lax.optimization_barrier(leaf), dtype)
-                wide = wide * powers[name].astype(wide.dtype)
-            sums[name] = norm.accumulate(wide, granularity.axes(name, leaf))
-        return reduce_over_devices(sums, split, norm.collective)
+                wide = wide * beside(powers[name], leaf).astype(wide.dtype)
+            with norm.precision():
+                sums[name] = norm.accumulate(wide, granularity.axes(name, leaf))
+        with norm.precision():
+            if granularity.joins_devices:
+                sums = reduce_over_devices(sums, split, norm.collective)
+            sums = {name: norm.settle(total) for name, total in sums.items()}
+        return {name: total.astype(dtype) for name, total in sums.items()}
 
     def fold(norm: Norm, sums: Mapping[str, jax.Array]) -> Blocks:
         blocks = granularity.fold(sums, names, norm.merge, leaves)
         return jax.tree.map(lambda block: block.astype(dtype), blocks)
 
-    sizes = granularity.sizes(names, leaves, shard_counts(arrays, joined))
-    sums = partials(norm)
-    totals = fold(norm, sums)
+    shards = shard_counts(split) if granularity.joins_devices else None
+    sizes = granularity.sizes(names, leaves, shards)
 
     def plainly() -> Measurement:
-        return Measurement(jax.tree.map(norm.finish, totals, sizes), jnp.int32(-1))
+        # None is bad here; in shard_map, both branches must vary over the same axes.
+        nonfinite_leaf = -1 - bad.astype(jnp.int32)
+        return Measurement(jax.tree.map(norm.finish, totals, sizes), nonfinite_leaf)
 
     def rescaled() -> Measurement:
-        peaks = partials(linf)
+        peaks = partials(linf if norm.at_scale else _Peak())
         peak = fold(linf, peaks)
         power = jax.tree.map(
             lambda peak: reciprocal_power_of_two(safe_scale(peak)), peak
         )
-        totals = fold(norm, partials(norm, granularity.spread(power, names, leaves)))
+        sums = partials(norm, granularity.spread(power, names, leaves))
+        totals = fold(norm, sums)
         norms = jax.tree.map(
-            lambda total, size, peak, power: jnp.where(
-                jnp.isfinite(peak), norm.finish(total, size) / power, peak
+            lambda length, peak, power: jnp.where(
+                jnp.isfinite(peak),
+                length / power,
+                jnp.where(jnp.isnan(length), length, peak),
             ),
-            totals,
-            sizes,
+            jax.tree.map(norm.finish, totals, sizes),
             peak,
             power,
         )
-        return Measurement(norms, _first_nonfinite(peaks))
+        # No maximum loses inf, and no sum NaN; but at no scale a sum may overflow.
+        flags = [
+            jnp.any(~jnp.isfinite(peaks[name])) | jnp.any(jnp.isnan(total))
+            for name, total in sums.items()
+        ]
+        return Measurement(norms, _first(flags))
 
+    if norm.at_scale:
+        return rescaled()
+    sums = partials(norm)
+    totals = fold(norm, sums)
     if not norm.needs_rescaling:
         norms = jax.tree.map(norm.finish, totals, sizes)
-        return Measurement(norms, _first_nonfinite(sums))
-    in_range = jax.tree.map(
-        lambda total, size: jnp.all(norm.in_range(total) | (size == 0)), totals, sizes
+        flags = [norm.tally(total) != 0 for total in sums.values()]
+        return Measurement(norms, _first(flags))
+    out_of_range = jax.tree.map(
+        lambda total, size: ~norm.in_range(total) & (size > 0), totals, sizes
     )
-    flags = jax.tree.leaves(in_range)
-    return branch(jnp.all(jnp.stack(flags)) if flags else True, plainly, rescaled)
+    bad = count(out_of_range)
+    return branch(bad == 0, plainly, rescaled)
 
 
-def first_nonfinite_leaf(leaves: NamedLeaves, axis_name: AxisNames) -> jax.Array:
-    """Gives the position of the first leaf with NaN or inf on any device, or -1."""
-    flags = {
-        name: (~jnp.all(jnp.isfinite(leaf))).astype(jnp.float32)
-        for name, leaf in leaves.arrays.items()
-    }
-    split = {name: split_axes(leaf, axis_name) for name, leaf in leaves.arrays.items()}
-    flags = reduce_over_devices(flags, split, jax.lax.pmax)
-    return _first([flag > 0 for flag in flags.values()])
+def count(flags: Blocks) -> jax.Array:
+    """Counts flags as a float32: one all-reduce can join that with other sums."""
+    counts = [jnp.sum(flag, dtype=jnp.float32) for flag in jax.tree.leaves(flags)]
+    total = jnp.float32(0)
+    for one in counts:
+        total = total + beside(one, counts[0])
+    return total
 
 
-def _first_nonfinite(values: Mapping[str, jax.Array]) -> jax.Array:
-    return _first([~jnp.all(jnp.isfinite(value)) for value in values.values()])
+def first_nonfinite_leaf(
+    leaves: NamedLeaves, split: Split, norm: Norm = l2
+) -> jax.Array:
+    """Gives the position of the first leaf with NaN or inf on any device, or -1.
+
+    Flags are joined as the sums of ``norm`` are, so that one all-reduce can join both.
+    """
+    flags = {name: norm.tally(leaf) for name, leaf in leaves.arrays.items()}
+    flags = reduce_over_devices(flags, split, norm.collective)
+    return _first([flag != 0 for flag in flags.values()])
 
 
 def _first(flags: list[jax.Array]) -> jax.Array:
     """Gives the position of the first flag that is raised, or -1."""
     if not flags:
         return jnp.int32(-1)
-    raised = jnp.stack(flags)
+    raised = jnp.stack([beside(flag, flags[0]) for flag in flags])
     first = jnp.argmax(raised).astype(jnp.int32)
     return jnp.where(jnp.any(raised), first, jnp.int32(-1))
 

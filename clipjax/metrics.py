@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .distributed import split_over
 from .granularity import Leaf
 from .measurement import measure, widen
 from .norms import Norm, l2
@@ -36,7 +37,7 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     | ``clip/grad_norm_raw`` | norm before the clip |
     | ``clip/grad_norm_clipped`` | norm after the clip |
     | ``clip/clip_ratio`` | clipped / raw; 1 at a zero gradient |
-    | ``clip/threshold`` | threshold in force; the least of several |
+    | ``clip/threshold`` | threshold in force; the least of several (see `ClipInfo`) |
     | ``clip/clipped_fraction`` | fraction of the blocks that were changed |
     | ``clip/nonfinite_count`` | steps with a NaN or inf so far |
     | ``clip/clipped_steps_fraction`` | fraction of all steps so far that were clipped |
@@ -131,7 +132,8 @@ def leaf_norms(tree: Any, norm: Norm = l2) -> dict[str, jax.Array]:
     """
     leaves = NamedLeaves.of(tree)
     names = Leaf().names(leaves)
-    norms = measure(norm, Leaf(), leaves, names).norms
+    split = split_over(leaves, None)
+    norms = measure(norm, Leaf(), leaves, names, split).norms
     return {name: norms[i] for i, name in enumerate(names)}
 
 

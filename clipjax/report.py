@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,14 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .distributed import (
-    AxisNames,
-    reduce_over_devices,
-    shard_counts,
-    split_axes,
-)
+from .distributed import Split, reduce_over_devices, shard_counts
 from .granularity import Blocks, Granularity, Leaf
-from .measurement import measure
+from .measurement import count, measure
 from .norms import Norm
 from .rules import ratio
 from .trees import NamedLeaves
@@ -28,7 +24,8 @@ class BlockInfo(NamedTuple):
     """The last step, block by block, in the order of the sorted block names.
 
     One entry per block for ``leaf`` and ``group``. For ``unit`` and ``element`` one
-    entry per leaf: the norm of the leaf before and after, and the least threshold.
+    entry per leaf: the norm of the leaf before and after, and the mean of its blocks'
+    thresholds, those of infinity aside.
 
     Attributes:
         norm: norms before the clip, shape ``(blocks,)``.
@@ -52,7 +49,8 @@ class ClipInfo(NamedTuple):
         names: the clip's name, and below it its blocks' names in order: keys without
             leaves, so that they travel with the state at no cost.
         norm: norm of the whole tree before the clip.
-        threshold: the least of the thresholds in force.
+        threshold: the least of the thresholds in force; for ``unit`` and ``element``,
+            of their means over each leaf.
         factor: ``clipped_norm / norm``; 1 where the gradient is zero.
         clipped_norm: norm of the whole tree after the clip.
         clipped_fraction: fraction of the blocks that were changed.
@@ -62,7 +60,8 @@ class ClipInfo(NamedTuple):
         nonfinite_count: in how many steps there was a NaN or inf.
         nonfinite_leaf: position of the first leaf with NaN or inf in the latest of
             those steps, -1 before; `clipjax.nonfinite_path` gives its path.
-        invalid_threshold_count: in how many steps a threshold was negative or NaN.
+        invalid_threshold_count: in how many finite steps a threshold was negative or
+            NaN.
         blocks: a `BlockInfo`, or () where the tree is a single block.
     """
 
@@ -110,7 +109,8 @@ class Outcome(NamedTuple):
 
     Attributes:
         norms: the blocks' norms before the clip, in the granularity's form.
-        thresholds: the blocks' thresholds.
+        thresholds: the blocks' thresholds; where blocks are summarised, one number for
+            several of them if the source gives no more.
         lengths: the blocks' norms after the clip.
         is_finite: whether the step had no NaN, no inf and no overflowing norm.
         nonfinite_leaf: position of the first leaf with NaN or inf, or -1.
@@ -140,7 +140,7 @@ def describe(
     trees: tuple[NamedLeaves, NamedLeaves],
     outcome: Outcome,
     names: tuple[str, ...],
-    axis_name: AxisNames,
+    split: Split,
 ) -> Step:
     """Sums a step up.
 
@@ -150,44 +150,50 @@ def describe(
         trees: the updates before and after the clip.
         outcome: what was done to the blocks.
         names: the names to report under.
-        axis_name: see `clipjax.clip_by`.
+        split: the axes that each leaf is split over.
     """
     before, after = trees
     norms, thresholds, lengths = outcome[:3]
     changed = jax.tree.map(
         lambda norm, length: jnp.isfinite(norm) & (length != norm), norms, lengths
     )
-    valid = jax.tree.map(lambda threshold: threshold >= 0, thresholds)
-    shards = shard_counts(before.arrays, axis_name)
-    sizes = granularity.sizes(names, before, shards)
+    sizes = granularity.sizes(names, before, shard_counts(split))
     if granularity.summarised:
         per_leaf = Leaf()
+        sizes = per_leaf.sizes(names, before, shard_counts(split))
+        if granularity.joins_devices:  # blocks are whole once they are measured
+            split = dict.fromkeys(split, ())
+        copies = shard_counts(split)
 
         def summarise(tree: NamedLeaves, blocks: Blocks) -> jax.Array:
             source = tree.replace(dict(granularity.summary(tree, blocks)))
-            return measure(norm, per_leaf, source, names, axis_name).norms
+            return measure(norm, per_leaf, source, names, split).norms
 
-        def join(values: Blocks, function: Any, collective: Any) -> jax.Array:
-            parts = {name: function(value) for name, value in values.items()}
-            split = {name: split_axes(parts[name], axis_name) for name in parts}
-            parts = reduce_over_devices(parts, split, collective)
+        limits = granularity.spread(thresholds, names, before)
+        sums = {
+            (name, key): total.astype(norms[name].dtype)
+            for name, limit in limits.items()
+            for key, total in _sums(changed[name], limit, copies[name]).items()
+        }
+        axes = {(name, key): split[name] for name, key in sums}
+        sums = reduce_over_devices(sums, axes, jax.lax.psum)
+
+        def line_up(key: str) -> jax.Array:
+            parts = {name: sums[name, key] for name in limits}
             return per_leaf.fold(parts, names, max, before)
 
-        # The flags know on how many devices there are blocks: a unit that lies on
-        # several has become one by being measured.
-        copies = shard_counts(changed, axis_name)
         counts = {
-            name: jnp.float32(copies[name] * flags.size)
-            for name, flags in changed.items()
+            name: jnp.float32(copies[name] * block.size)
+            for name, block in norms.items()
         }
         counts = per_leaf.fold(counts, names, max, before)
-        changed = join(changed, _count, jax.lax.psum)
         norms, lengths = summarise(before, norms), summarise(after, lengths)
-        thresholds = join(thresholds, _least, jax.lax.pmin)
-        valid = join(valid, lambda flag: _least(flag.astype(np.float32)), jax.lax.pmin)
-        sizes = per_leaf.sizes(names, before, shards)
+        changed, invalid, share = map(line_up, ("changed", "invalid", "share"))
+        mean = line_up("limit") / jnp.where(share > 0, share, 1)
+        thresholds = jnp.where(share > 0, mean, jnp.inf)
     else:
         counts = sizes > 0
+        invalid = ~(thresholds >= 0)
     fraction = _count(changed) / jnp.maximum(_count(counts), 1)
 
     is_single = jnp.ndim(norms) == 0
@@ -196,11 +202,23 @@ def describe(
         threshold=_least(thresholds),
         clipped_norm=lengths if is_single else norm.combine(lengths, sizes),
         clipped_fraction=fraction,
-        threshold_is_valid=jnp.all(valid),
+        threshold_is_valid=count(invalid) == 0,
         blocks=()
         if is_single or not names
         else BlockInfo(norms, thresholds, ratio(lengths, norms), lengths),
     )
+
+
+def _sums(changed: jax.Array, limit: jax.Array, copies: int) -> Mapping[str, jax.Array]:
+    """Sums a leaf's blocks up; nothing but sums, which one all-reduce can join."""
+    below = limit != jnp.inf
+    weight = jnp.asarray(1 / max(copies * limit.size, 1), limit.dtype)
+    return {
+        "changed": _count(changed),
+        "invalid": _count(~(limit >= 0)),
+        "share": jnp.sum(jnp.where(below, weight, 0)),
+        "limit": jnp.sum(jnp.where(below, weight * limit, 0)),
+    }
 
 
 def _least(values: jax.Array) -> jax.Array:
@@ -245,6 +263,8 @@ def next_info(info: ClipInfo, step: Step, outcome: Outcome) -> ClipInfo:
     average = RATIO_DECAY * info.average_factor + (1 - RATIO_DECAY) * factor
     average = jnp.where(jnp.isnan(info.average_factor), factor, average)
     clipped = outcome.is_finite & (step.clipped_fraction > 0)
+    # A threshold made of today's norm is NaN where that is; it is not to blame.
+    invalid = outcome.is_finite & ~step.threshold_is_valid
     new = info._replace(
         norm=step.norm,
         threshold=step.threshold,
@@ -258,7 +278,7 @@ def next_info(info: ClipInfo, step: Step, outcome: Outcome) -> ClipInfo:
             outcome.nonfinite_leaf >= 0, outcome.nonfinite_leaf, info.nonfinite_leaf
         ),
         invalid_threshold_count=info.invalid_threshold_count
-        + (~step.threshold_is_valid).astype(jnp.int32),
+        + invalid.astype(jnp.int32),
         blocks=step.blocks,
     )
     return jax.tree.map(lambda value, old: value.astype(old.dtype), new, info)

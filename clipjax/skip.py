@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from .distributed import AxisNames
+from .distributed import AxisNames, beside, split_over
 from .measurement import first_nonfinite_leaf, narrow
 from .thresholds.base import require_integer
 from .trees import NamedLeaves, is_clippable
@@ -98,7 +98,9 @@ def skip_nonfinite(
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, SkipNonfiniteState]:
-        leaf = first_nonfinite_leaf(NamedLeaves.of(updates), axis_name)
+        leaves = NamedLeaves.of(updates)
+        split = split_over(leaves, axis_name, params)
+        leaf = first_nonfinite_leaf(leaves, split)
         is_bad = leaf >= 0
         new_updates, inner_state = inner.update(
             updates, state.inner_state, params, **extra
@@ -127,6 +129,7 @@ def nothing_if(is_bad: jax.Array, update: Any) -> Any:
     """Replaces an update by one that leaves the parameters as they are."""
     # Adding +0.0 would turn a parameter of -0.0 into +0.0; adding -0.0 never does.
     if is_clippable(update):
+        is_bad = beside(is_bad, update)
         return jnp.where(is_bad, jnp.full_like(update, -0.0), update)
     return update
 
@@ -135,4 +138,4 @@ def keep_if(is_bad: jax.Array, old: Any, new: Any) -> jax.Array:
     """Keeps the old value of a state's leaf, in its dtype either way."""
     if is_clippable(old):  # some optimizers let a memory drift to the updates' dtype
         new = narrow(jnp.asarray(new), jnp.asarray(old))
-    return jnp.where(is_bad, old, new)
+    return jnp.where(beside(is_bad, new), old, new)

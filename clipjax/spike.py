@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from .distributed import AxisNames, refuse_local, split_axes
+from .distributed import AxisNames, split_over
 from .granularity import whole
 from .measurement import accumulation_dtype, measure
 from .norms import l2
@@ -155,7 +155,7 @@ def skip_on_spike(
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, SkipOnSpikeState]:
-        values = {"norm": _global_norm(updates, axis_name)}
+        values = {"norm": _global_norm(updates, axis_name, params)}
         if loss:
             values["loss"] = _loss(extra.get("value"), axis_name)
         is_spike = jnp.zeros((), bool)
@@ -220,11 +220,12 @@ def _is_high(
     return has_scale & (value - mean > rise)
 
 
-def _global_norm(updates: Any, axis_name: AxisNames) -> jax.Array:
+def _global_norm(updates: Any, axis_name: AxisNames, params: Any) -> jax.Array:
     """Measures the whole gradient; NaN wherever any entry is NaN or inf."""
     granularity, leaves = whole(), NamedLeaves.of(updates)
     names = granularity.names(leaves)
-    measured = measure(l2, granularity, leaves, names, axis_name)
+    split = split_over(leaves, axis_name, params)
+    measured = measure(l2, granularity, leaves, names, split)
     norm = measured.norms
     return jnp.where(measured.nonfinite_leaf < 0, norm, jnp.nan)
 
@@ -238,6 +239,5 @@ def _loss(value: Any, axis_name: AxisNames) -> jax.Array:
     value = jnp.asarray(value)
     if value.shape != ():
         raise ValueError(f"value must be a scalar loss, got shape {value.shape}")
-    refuse_local({"value": value}, axis_name)
-    axes = split_axes(value, axis_name)
+    axes = split_over(NamedLeaves.of({"value": value}), axis_name)["value"]
     return jax.lax.pmean(value, axes) if axes else value

@@ -5,6 +5,7 @@ test fails.
 """
 
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,43 +26,43 @@ def by_rank(path, leaf):
 
 
 RECIPES = {
-    "clip_by_value": lambda: clipjax.clip_by_value(0.2),
-    "clip_by_global_norm": lambda: clipjax.clip_by_global_norm(1.0),
-    "clip_by_leaf_norm": lambda: clipjax.clip_by_leaf_norm(1.0),
-    "clip_by_group_norm": lambda: clipjax.clip_by_group_norm(
-        by_rank, {"matrices": 1.0, "vectors": None}
+    "clip_by_value": partial(clipjax.clip_by_value, 0.2),
+    "clip_by_global_norm": partial(clipjax.clip_by_global_norm, 1.0),
+    "clip_by_leaf_norm": partial(clipjax.clip_by_leaf_norm, 1.0),
+    "clip_by_group_norm": partial(
+        clipjax.clip_by_group_norm, by_rank, {"matrices": 1.0, "vectors": None}
     ),
-    "clip_by_block_rms": lambda: clipjax.clip_by_block_rms(0.5),
-    "adaptive_grad_clip": lambda: clipjax.adaptive_grad_clip(0.1),
-    "soft_clip_by_global_norm": lambda: clipjax.soft_clip_by_global_norm(1.0),
-    "normalise_by_global_norm": lambda: clipjax.normalise_by_global_norm(1.0),
-    "torch_clip_grad_norm": lambda: clipjax.torch_clip_grad_norm(1.0),
-    "scale_by_l0_l1": lambda: clipjax.scale_by_l0_l1(2.0, 1.0),
-    "autoclip": lambda: clipjax.autoclip(50.0, 4),
-    "quantile_clip": lambda: clipjax.quantile_clip(0.5, 3.0, 4, minimum_history=2),
-    "zclip": lambda: clipjax.zclip(warmup_steps=2),
-    "clip_update_by_history": lambda: clipjax.clip_update_by_history(4, 0.5),
-    "norm_growth_limiter": lambda: clipjax.norm_growth_limiter(),
-    "adagc": lambda: clipjax.adagc(warmup_steps=2),
-    "aggc": lambda: clipjax.aggc(by_rank, alpha_high=0.7),
-    "gradient_stabilizer": lambda: clipjax.gradient_stabilizer(),
-    "larc_clip": lambda: clipjax.larc_clip(0.1),
-    "clippy": lambda: clipjax.clippy(),
-    "cclip": lambda: clipjax.cclip(0.2),
-    "quantization_clip": lambda: clipjax.quantization_clip(jnp.int8, 64.0),
-    "two_sided_clip": lambda: clipjax.two_sided_clip(1e-4, 1.0),
-    "delta_clip": lambda: clipjax.delta_clip(1.0),
-    "spectral_clip": lambda: clipjax.spectral_clip(0.3),
-    "spectral_clamp": lambda: clipjax.spectral_clamp(0.3),
-    "spectral_soft_clip": lambda: clipjax.spectral_soft_clip(0.3),
+    "clip_by_block_rms": partial(clipjax.clip_by_block_rms, 0.5),
+    "adaptive_grad_clip": partial(clipjax.adaptive_grad_clip, 0.1),
+    "soft_clip_by_global_norm": partial(clipjax.soft_clip_by_global_norm, 1.0),
+    "normalise_by_global_norm": partial(clipjax.normalise_by_global_norm, 1.0),
+    "torch_clip_grad_norm": partial(clipjax.torch_clip_grad_norm, 1.0),
+    "scale_by_l0_l1": partial(clipjax.scale_by_l0_l1, 2.0, 1.0),
+    "autoclip": partial(clipjax.autoclip, 50.0, 4),
+    "quantile_clip": partial(clipjax.quantile_clip, 0.5, 3.0, 4, minimum_history=2),
+    "zclip": partial(clipjax.zclip, warmup_steps=2),
+    "clip_update_by_history": partial(clipjax.clip_update_by_history, 4, 0.5),
+    "norm_growth_limiter": clipjax.norm_growth_limiter,
+    "adagc": partial(clipjax.adagc, warmup_steps=2),
+    "aggc": partial(clipjax.aggc, by_rank, alpha_high=0.7),
+    "gradient_stabilizer": clipjax.gradient_stabilizer,
+    "larc_clip": partial(clipjax.larc_clip, 0.1),
+    "clippy": clipjax.clippy,
+    "cclip": partial(clipjax.cclip, 0.2),
+    "quantization_clip": partial(clipjax.quantization_clip, jnp.int8, 64.0),
+    "two_sided_clip": partial(clipjax.two_sided_clip, 1e-4, 1.0),
+    "delta_clip": partial(clipjax.delta_clip, 1.0),
+    "spectral_clip": partial(clipjax.spectral_clip, 0.3),
+    "spectral_clamp": partial(clipjax.spectral_clamp, 0.3),
+    "spectral_soft_clip": partial(clipjax.spectral_soft_clip, 0.3),
 }
 
 # Recipes that put a clip and an optimizer's memory together: not all is as with a clip.
 COMPOUNDS = {
-    "stable_update_clip": lambda: clipjax.stable_update_clip(),
-    "spam_clip": lambda: clipjax.spam_clip(theta=2.0, warmup_steps=2),
-    "stable_spam_clip": lambda: clipjax.stable_spam_clip(),
-    "acclip": lambda: clipjax.acclip(),
+    "stable_update_clip": clipjax.stable_update_clip,
+    "spam_clip": partial(clipjax.spam_clip, theta=2.0, warmup_steps=2),
+    "stable_spam_clip": clipjax.stable_spam_clip,
+    "acclip": clipjax.acclip,
 }
 
 NORMS = {
@@ -71,6 +72,7 @@ NORMS = {
     "rms": lambda: norms.rms,
     "lp": lambda: norms.lp(3),
     "spectral": lambda: norms.spectral(),
+    "reproducible_l2": lambda: norms.reproducible_l2,
 }
 
 RULES = {

@@ -29,36 +29,6 @@ def mesh(kind=AxisType.Auto):
     return jax.make_mesh((8,), ("x",), axis_types=(kind,))
 
 
-def one_device(clip, grads, params):
-    return jax.jit(clip.update)(grads, clip.init(params), params)
-
-
-AUTO = ("clip_by_global_norm", "clip_by_leaf_norm", "adaptive_grad_clip")
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [(name, AxisType.Explicit) for name in catalogue.RECIPES]
-    + [(name, AxisType.Auto) for name in AUTO],
-)
-def test_jit_on_a_mesh_equals_one_device(name, kind):
-    clip = catalogue.RECIPES[name]()
-    grads, params = trees()
-    expected, expected_state = one_device(clip, grads, params)
-    devices = mesh(kind)
-    with jax.set_mesh(devices):
-        shardings = {leaf: NamedSharding(devices, spec) for leaf, spec in SPECS.items()}
-        spread_grads = jax.device_put(grads, shardings)
-        spread_params = jax.device_put(params, shardings)
-        state = clip.init(spread_params)
-        updates, state = jax.jit(clip.update)(spread_grads, state, spread_params)
-    assert_close(updates, expected, rtol=16 * eps(jnp.float32))
-    assert_close(state, expected_state, rtol=16 * eps(jnp.float32))
-    if kind is AxisType.Explicit:
-        for leaf, update in updates.items():
-            assert update.sharding.is_equivalent_to(shardings[leaf], update.ndim), leaf
-
-
 NORMS = {"l1": norms.l1, "l2": norms.l2, "linf": norms.linf, "rms": norms.rms}
 GRANULARITIES = {
     "whole": granularity.whole(),
@@ -116,6 +86,44 @@ def test_shard_map_never_loses_a_nan(norm_name):
     assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(updates))
     assert int(state.info.nonfinite_count) == 1
     assert clipjax.nonfinite_path(state, grads) == "rows"
+
+
+@pytest.mark.parametrize("norm_name", NORMS)
+def test_jit_on_a_mesh_never_loses_a_nan(norm_name):
+    grads, _ = trees()
+    grads["rows"] = grads["rows"].at[5, 1].set(jnp.nan)
+    shardings = {leaf: NamedSharding(mesh(), spec) for leaf, spec in SPECS.items()}
+    clip = clipjax.clip_by(1.0, norm=NORMS[norm_name])
+    step = jax.jit(lambda grads: clip.update(grads, None))
+    updates, state = step(jax.device_put(grads, shardings))
+    assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(updates))
+    assert int(state.info.nonfinite_count) == 1
+    assert clipjax.nonfinite_path(state, grads) == "rows"
+
+
+WRAPPED = {
+    "error_feedback": lambda clip: clipjax.error_feedback(clip, cap=2.0),
+    "periodic_reset": lambda clip: clipjax.periodic_reset(clip, 2),
+    "skip_nonfinite": clipjax.skip_nonfinite,
+    "skip_on_spike": lambda clip: clipjax.skip_on_spike(clip, loss=False),
+}
+
+
+@pytest.mark.parametrize("bad", [0.0, np.nan])
+@pytest.mark.parametrize("name", WRAPPED)
+def test_wrappers_find_the_axes_as_clips_do(name, bad):
+    optimizer = WRAPPED[name](clipjax.clip_by_global_norm(1.0))
+    grads, params = trees()
+    grads["rows"] = grads["rows"].at[3, 0].set(bad)
+    state = optimizer.init(params)
+    states = jax.tree_util.tree_map_with_path(
+        lambda path, _: SPECS.get(getattr(path[-1], "key", ""), PartitionSpec()), state
+    )
+    where = {"in_specs": (SPECS, states, SPECS), "out_specs": (SPECS, states)}
+    step = jax.jit(jax.shard_map(optimizer.update, mesh=mesh(), **where))
+    expected = jax.jit(optimizer.update)(grads, state, params)
+    found = step(grads, state, params)
+    assert_close(found, expected, rtol=16 * eps(jnp.float32), atol=1e-6)
 
 
 @pytest.mark.parametrize("part", ["whole", "element"])

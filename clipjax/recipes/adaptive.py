@@ -19,6 +19,7 @@ def adaptive_grad_clip(
     axis: Any = None,
     *,
     stacked: Any = None,
+    axis_name: Any = None,
     name: str = "clip",
 ) -> Clip:
     r"""Clips each output unit to a fraction of its parameters' norm (AGC).
@@ -50,6 +51,8 @@ def adaptive_grad_clip(
             5. Axes, a function of (path, leaf), or a table from path pattern to axes.
         stacked: leading axes that stack separate layers; see
             `clipjax.granularity.unit`.
+        axis_name: mesh or pmap axes that leaves are split over, along axes that a unit
+            spans; see `clipjax.clip_by`.
         name: prefix of the clip's metrics.
 
     Returns:
@@ -75,6 +78,7 @@ def adaptive_grad_clip(
     return clip_by(
         relative_to_params(clipping, eps),
         granularity=granularity.unit(axis, stacked),
+        axis_name=axis_name,
         name=name,
     )
 

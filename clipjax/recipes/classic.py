@@ -9,7 +9,7 @@ from .. import granularity, norms, rules
 from ..engine import Clip, clip_by
 
 
-def clip_by_value(max_delta: Any, *, name: str = "clip") -> Clip:
+def clip_by_value(max_delta: Any, *, axis_name: Any = None, name: str = "clip") -> Clip:
     r"""Clips every entry to ``[-max_delta, max_delta]``.
 
     .. math:: u_i = \operatorname{clip}(g_i, -c, c)
@@ -31,6 +31,8 @@ def clip_by_value(max_delta: Any, *, name: str = "clip") -> Clip:
     Args:
         max_delta: the largest magnitude allowed, in the gradient's units: a number, an
             array, a schedule, a `clipjax.thresholds.Threshold` or a prefix tree.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
         name: prefix of the clip's metrics.
 
     Returns:
@@ -51,7 +53,9 @@ def clip_by_value(max_delta: Any, *, name: str = "clip") -> Clip:
         Graves, `Generating sequences with recurrent neural networks
         <https://arxiv.org/abs/1308.0850>`_, 2013
     """
-    return clip_by(max_delta, granularity=granularity.element(), name=name)
+    return clip_by(
+        max_delta, granularity=granularity.element(), axis_name=axis_name, name=name
+    )
 
 
 def clip_by_global_norm(

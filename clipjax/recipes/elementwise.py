@@ -10,7 +10,7 @@ from .. import granularity, rules, thresholds
 from ..engine import Clip, clip_by
 
 
-def cclip(tau: Any = 1.0, *, name: str = "clip") -> Clip:
+def cclip(tau: Any = 1.0, *, axis_name: Any = None, name: str = "clip") -> Clip:
     r"""Clips every entry to a threshold of its own (CClip).
 
     .. math:: u_i = g_i \min(1, \tau_i / \lvert g_i \rvert)
@@ -31,6 +31,8 @@ def cclip(tau: Any = 1.0, *, name: str = "clip") -> Clip:
     Args:
         tau: τ, the largest magnitude of an entry, in the gradient's units: one for all,
             or a prefix tree of numbers or arrays.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
         name: prefix of the clip's metrics.
 
     Returns:
@@ -51,11 +53,17 @@ def cclip(tau: Any = 1.0, *, name: str = "clip") -> Clip:
         Zhang, Karimireddy, Veit, Kim, Reddi, Kumar, Sra, `Why are adaptive methods good
         for attention models? <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 1
     """
-    return clip_by(tau, granularity=granularity.element(), name=name)
+    return clip_by(
+        tau, granularity=granularity.element(), axis_name=axis_name, name=name
+    )
 
 
 def two_sided_clip(
-    lower: float = 1e-4, upper: float = 1.0, *, name: str = "clip"
+    lower: float = 1e-4,
+    upper: float = 1.0,
+    *,
+    axis_name: Any = None,
+    name: str = "clip",
 ) -> Clip:
     r"""Brings the magnitude of every entry between two bounds (Bi²Clip).
 
@@ -76,6 +84,8 @@ def two_sided_clip(
     Args:
         lower: l, in the gradient's units, from 0 to upper.
         upper: c, a number above 0.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
         name: prefix of the clip's metrics.
 
     Returns:
@@ -105,8 +115,8 @@ def two_sided_clip(
             f"lower and upper must be 0 <= lower <= upper, with upper above 0, got "
             f"{lower!r} and {upper!r}"
         )
-    rule = rules.band(lower / upper)
-    return clip_by(upper, granularity=granularity.element(), rule=rule, name=name)
+    parts = {"granularity": granularity.element(), "rule": rules.band(lower / upper)}
+    return clip_by(upper, **parts, axis_name=axis_name, name=name)
 
 
 def delta_clip(

@@ -152,6 +152,7 @@ def stable_spam_clip(
     gamma3: Any = 0.999,
     *,
     eps: Any = None,
+    axis_name: Any = None,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips outlying entries of each tensor, then fixes its norm (Stable-SPAM).
@@ -182,6 +183,8 @@ def stable_spam_clip(
         gamma2: weight of the past in the average square of the norm.
         gamma3: weight of the past in the average maximum.
         eps: added to the root of the average square; None for 1e-8.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
         name: prefix of the clips' metrics.
 
     Returns:
@@ -200,9 +203,14 @@ def stable_spam_clip(
         `Stable-SPAM <https://arxiv.org/abs/2502.17055v2>`_, 2025, algorithm 1
     """
     source = AverageMaximum(gamma3)
-    entries = clip_by(source, granularity=granularity.element(), name=name)
+    entries = clip_by(
+        source, granularity=granularity.element(), axis_name=axis_name, name=name
+    )
     return optax.chain(
-        entries, gradient_stabilizer(gamma1, gamma2, eps=eps, name=f"{name}_norm")
+        entries,
+        gradient_stabilizer(
+            gamma1, gamma2, eps=eps, axis_name=axis_name, name=f"{name}_norm"
+        ),
     )
 
 

@@ -15,6 +15,7 @@ def spectral_clip(
     *,
     stacked: Any = None,
     iterations: int | None = None,
+    axis_name: Any = None,
     name: str = "clip",
 ) -> Clip:
     r"""Scales each matrix to a maximum spectral norm.
@@ -48,6 +49,8 @@ def spectral_clip(
         iterations: steps of power iteration, each two products with the leaf; None for
             16. No number is the default, since ``optax.inject_hyperparams`` would trace
             it.
+        axis_name: () inside ``pmap``, where every device holds whole matrices; see
+            `clipjax.clip_by`. Matrices that are split cannot be clipped there.
         name: prefix of the clip's metrics.
 
     Returns:
@@ -73,12 +76,17 @@ def spectral_clip(
         threshold,
         granularity=leaf(stacked),
         norm=norms.spectral() if iterations is None else norms.spectral(iterations),
+        axis_name=axis_name,
         name=name,
     )
 
 
 def spectral_clamp(
-    threshold: Any = 1.0, *, stacked: Any = None, name: str = "clip"
+    threshold: Any = 1.0,
+    *,
+    stacked: Any = None,
+    axis_name: Any = None,
+    name: str = "clip",
 ) -> Clip:
     r"""Cuts the singular values of each matrix off at a threshold.
 
@@ -99,7 +107,7 @@ def spectral_clamp(
     | σ₁ > threshold, in bfloat16 | the same, rounded once |
     | NaN or inf in a leaf | NaN in that leaf only, counted as non-finite |
     | derivative where singular values are equal | undefined: may be NaN |
-    | a leaf split by ``shard_map`` or ``pmap`` | ValueError: there is no axis_name |
+    | a leaf split by ``shard_map`` or ``pmap`` | ValueError: gather it first |
     | all else | as `clipjax.clip_by` guarantees |
 
     Args:
@@ -108,6 +116,8 @@ def spectral_clamp(
             a `clipjax.thresholds.Threshold`, which learns from σ₁ of each leaf.
         stacked: leading axes that stack separate layers; see
             `clipjax.granularity.leaf`.
+        axis_name: () inside ``pmap``, where every device holds whole matrices; see
+            `clipjax.clip_by`. Matrices that are split cannot be clipped there.
         name: prefix of the clip's metrics.
 
     Returns:
@@ -131,7 +141,11 @@ def spectral_clamp(
         <https://arxiv.org/abs/2605.11838>`_, 2026
     """
     return clip_by(
-        threshold, granularity=singular(stacked), norm=norms.spectral(), name=name
+        threshold,
+        granularity=singular(stacked),
+        norm=norms.spectral(),
+        axis_name=axis_name,
+        name=name,
     )
 
 
@@ -140,6 +154,7 @@ def spectral_soft_clip(
     *,
     stacked: Any = None,
     iterations: int | None = None,
+    axis_name: Any = None,
     name: str = "clip",
 ) -> Clip:
     r"""Bounds the singular values of each matrix smoothly, as SPECTRA does.
@@ -178,7 +193,7 @@ def spectral_soft_clip(
     | σ₁ ≤ 2e-4 · threshold, in float32 | bit-identical |
     | a vector of norm n | norm n / √(1 + n²/c²) |
     | equal singular values | the derivative is right there too |
-    | a leaf split by ``shard_map`` or ``pmap`` | ValueError: there is no axis_name |
+    | a leaf split by ``shard_map`` or ``pmap`` | ValueError: gather it first |
     | NaN or inf in a leaf | NaN in that leaf only, counted as non-finite |
     | all else | as `clipjax.clip_by` guarantees |
 
@@ -192,6 +207,8 @@ def spectral_soft_clip(
             large as its smaller side squared; None for 12. No number is the default,
             since ``optax.inject_hyperparams`` would trace it. For an SVD instead, build
             the clip from its coordinates with ``singular()``.
+        axis_name: () inside ``pmap``, where every device holds whole matrices; see
+            `clipjax.clip_by`. Matrices that are split cannot be clipped there.
         name: prefix of the clip's metrics.
 
     Returns:
@@ -226,5 +243,6 @@ def spectral_soft_clip(
         granularity=singular(stacked, 12 if iterations is None else iterations),
         norm=norms.spectral(),
         rule=rules.sqrt,
+        axis_name=axis_name,
         name=name,
     )

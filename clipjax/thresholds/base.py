@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..distributed import AxisNames
 from ..granularity import Blocks
 from ..trees import NamedLeaves
 
@@ -30,10 +29,11 @@ class Context:
         whole: gives the norm of the whole from the norms of its blocks.
         aligned: reads from another tree, of the given name, the leaves that the
             updates have.
+        joined: joins one array a leaf over the devices that the leaf is split over, by
+            ``jax.lax.psum`` or ``jax.lax.pmax``.
         params: the parameters, or None.
         extra: the extra arguments of the update: ``value``, ``learning_rate``, ….
         dtype: the norms' dtype.
-        axis_name: mesh or pmap axes that leaves are split over.
     """
 
     count: jax.Array
@@ -43,10 +43,10 @@ class Context:
     measure: Callable[[NamedLeaves], Blocks]
     whole: Callable[[Blocks], jax.Array]
     aligned: Callable[[Any, str], NamedLeaves]
+    joined: Callable[[Mapping[str, jax.Array], Any], Mapping[str, jax.Array]]
     params: Any
     extra: Mapping[str, Any]
     dtype: Any
-    axis_name: AxisNames
 
     def parameters(self, who: str) -> NamedLeaves:
         """Gives the parameters' leaves, or says who needs them."""

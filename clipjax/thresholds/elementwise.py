@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..distributed import beside
 from ..granularity import Blocks
 from ..measurement import widen
 from .averages import average_weight
@@ -55,10 +56,14 @@ class AverageMaximum(Threshold):
 
     def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
         """Lets today's maximum in, then compares."""
-        del context
         thresholds, seen, average = {}, dict(state.seen), dict(state.average)
-        for name, sizes in _by_leaf(norms, self.kind).items():
-            largest = jnp.max(sizes, initial=0)
+        leaves = _by_leaf(norms, self.kind)
+        maxima = context.joined(
+            {n: jnp.max(_no_nan(sizes), initial=0) for n, sizes in leaves.items()},
+            jax.lax.pmax,
+        )
+        for name, sizes in leaves.items():
+            largest = beside(maxima[name], sizes)
             # The engine gives infinite entries the largest number; they are no outliers
             # to bring down, but for the next clip or the guard to see.
             is_finite = largest < jnp.finfo(sizes.dtype).max
@@ -148,6 +153,11 @@ class PowerAverage(Threshold):
             size = jnp.abs(widen(arrays[name], context.dtype))
             new[name] = state[name] + fresh * (size**power - state[name])
         return {name: new[name] ** (1 / power) for name in norms}, new
+
+
+def _no_nan(sizes: jax.Array) -> jax.Array:
+    """Takes NaN for infinite: a maximum over devices may drop it."""
+    return jnp.where(jnp.isnan(sizes), jnp.finfo(sizes.dtype).max, sizes)
 
 
 def _by_leaf(blocks: Blocks, kind: str) -> Mapping[str, jax.Array]:

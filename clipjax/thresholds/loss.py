@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..distributed import shared
 from ..granularity import Blocks
 from .averages import average_weight
 from .base import Context, Threshold, require_number
@@ -59,8 +60,8 @@ class FromLoss(Combined):
     def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
         """Lets the loss in, unless it is NaN or inf, and compares the averages."""
         cast = functools.partial(jnp.asarray, dtype=context.dtype)
-        loss = context.argument("value", "from_loss")
-        loss = jnp.asarray(loss).astype(context.dtype).reshape(())
+        loss = shared(context.argument("value", "from_loss"), "value")
+        loss = loss.astype(context.dtype).reshape(())
         enters = jnp.isfinite(loss)
         fast, slow = (
             jnp.where(
@@ -152,7 +153,8 @@ class PolyakCap(Threshold):
     def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
         """Divides what there is to gain by the norm and the learning rate."""
         cast = functools.partial(jnp.asarray, dtype=context.dtype)
-        loss = cast(context.argument("value", "polyak_cap")).reshape(())
+        loss = shared(context.argument("value", "polyak_cap"), "value")
+        loss = cast(loss).reshape(())
         gain = jnp.maximum(loss - cast(self.lower_bound), 0)
         rate = self.learning_rate
         rate = cast(rate(context.count) if callable(rate) else rate)

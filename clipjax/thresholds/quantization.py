@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..distributed import reduce_over_devices, split_axes
+from ..distributed import beside
 from ..floats import format_limits
 from ..granularity import Blocks
 from .base import Context, Threshold, require_number
@@ -35,9 +35,9 @@ class QuantizationRange(Threshold):
         largest, smallest = format_limits(self.dtype)
         steps = jnp.asarray(self.steps, context.dtype)
         totals = {name: _logarithms(sizes) for name, sizes in norms.items()}
-        axes = {n: split_axes(sizes, context.axis_name) for n, sizes in norms.items()}
         thresholds = {}
-        for name, total in reduce_over_devices(totals, axes, jax.lax.psum).items():
+        for name, total in context.joined(totals, jax.lax.psum).items():
+            total = beside(total, norms[name])
             typical = jnp.exp(total[0] / jnp.maximum(total[1], 1))
             limit = typical / steps * (largest / smallest)
             thresholds[name] = jnp.where(total[1] > 0, limit, jnp.inf)

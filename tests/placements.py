@@ -1,0 +1,125 @@
+"""Every way to lay a gradient tree out on eight devices, and how to run a clip there.
+
+A tree of `SHAPES` has a leaf of each kind: replicated, split along one mesh axis or the
+other, along both (fully sharded), and along both on one array axis. The first mesh axis
+holds replicas, as in hybrid sharding.
+"""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from oracle import bits
+
+SHAPES = {
+    "columns": (3, 8),
+    "full": (8, 6),
+    "pair": (8, 3),
+    "replicated": (4,),
+    "rows": (8, 3),
+}
+SPECS = {
+    "columns": PartitionSpec(None, "model"),
+    "full": PartitionSpec("data", "model"),
+    "pair": PartitionSpec(("data", "model")),
+    "replicated": PartitionSpec(),
+    "rows": PartitionSpec("data"),
+}
+# In shard_map, units of a leaf must not lie on different devices.
+UNIT_SPECS = SPECS | {
+    "columns": PartitionSpec(),
+    "full": PartitionSpec(("data", "model")),
+}
+KINDS = ("auto", "explicit", "shard_map")
+
+
+def mesh(kind):
+    axis_type = AxisType.Explicit if kind == "explicit" else AxisType.Auto
+    return jax.make_mesh((2, 2, 2), ("replica", "data", "model"), (axis_type,) * 3)
+
+
+def specs_of(tree, specs):
+    """Splits what has the name and shape of a leaf as that leaf is split."""
+
+    def spec(path, leaf):
+        names = [str(getattr(key, "key", "")) for key in path]
+        name = names[-1] if names else ""
+        is_alike = name in SHAPES and np.shape(leaf) == SHAPES[name]
+        return specs[name] if is_alike else PartitionSpec()
+
+    return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+class Placed:
+    """A clip compiled for a placement; gradients are donated.
+
+    Attributes:
+        state: the state before the next step.
+        compiled: the executable.
+    """
+
+    def __init__(self, clip, kind, params, specs=SPECS):
+        self._mesh = mesh(kind)
+        self.state = clip.init(params)
+        kinds = (specs, specs_of(self.state, specs))
+        shardings = jax.tree.map(lambda spec: NamedSharding(self._mesh, spec), kinds)
+        self._put = functools.partial(jax.device_put, device=shardings[0])
+        with jax.set_mesh(self._mesh):
+            self._params = self._put(params)
+            self.state = jax.device_put(self.state, shardings[1])
+            update = clip.update
+            if kind == "shard_map":
+                where = {"in_specs": (*kinds, specs), "out_specs": kinds}
+                update = jax.shard_map(update, mesh=self._mesh, **where)
+            step = jax.jit(update, donate_argnums=0, out_shardings=shardings)
+            args = (self._put(params), self.state, self._params)
+            with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes
+                self.compiled = step.lower(*args).compile()
+
+    def step(self, grads):
+        """Takes one step, and checks that devices that share a value agree on it."""
+        with jax.set_mesh(self._mesh):
+            args = (self._put(grads), self.state, self._params)
+            updates, self.state = self.compiled(*args)
+        assert_devices_agree((updates, self.state))
+        return updates
+
+
+def assert_devices_agree(tree):
+    """Compares to the bit what lies on several devices."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        seen = {}
+        for shard in leaf.addressable_shards:
+            seen.setdefault(str(shard.index), set()).add(bits(shard.data))
+        assert all(len(values) == 1 for values in seen.values()), path
+
+
+def all_reduces(compiled):
+    """Counts the all-reduces of the fast path, which is outside of conditionals."""
+    entry = compiled.as_text().split("\nENTRY ")[1]
+    return len(re.findall(r" all-reduce(?:-start)?\(", entry))
+
+
+@functools.cache
+def least_all_reduces(kind):
+    """Counts those of a plain norm: what XLA makes of one sum per set of axes.
+
+    In ``shard_map`` these are (data), (model) and (data, model). Under ``jit`` XLA may
+    reduce over two axes in turn.
+    """
+    if kind == "shard_map":
+        return 3
+    shardings = {name: NamedSharding(mesh(kind), spec) for name, spec in SPECS.items()}
+    structs = {
+        name: jax.ShapeDtypeStruct(shape, np.float32, sharding=shardings[name])
+        for name, shape in SHAPES.items()
+    }
+
+    def plain_norm(tree):
+        return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in tree.values()))
+
+    with jax.set_mesh(mesh(kind)):
+        return all_reduces(jax.jit(plain_norm).lower(structs).compile())

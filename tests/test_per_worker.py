@@ -1,0 +1,207 @@
+"""The order of clip and mean, as two named things."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from oracle import assert_close, norm, random_tree
+from placements import assert_devices_agree
+
+import clipjax
+
+WORKERS = PartitionSpec("workers")
+SHAPES = {"a": (3,), "b": (2, 2)}
+
+
+def mesh(kind=AxisType.Auto):
+    return jax.make_mesh((8,), ("workers",), (kind,))
+
+
+def each(seed, size=20.0):
+    """Makes eight gradients, stacked."""
+    stacked = {name: (8, *shape) for name, shape in SHAPES.items()}
+    return random_tree(seed, stacked, size=size)
+
+
+def on_workers(clip, params=None):
+    """Runs a clip in shard_map; what comes out is the same on all workers."""
+
+    def step(grads, state):
+        own = jax.tree.map(lambda leaf: leaf[0], grads)
+        return clip.update(own, state, params)
+
+    where = {"in_specs": (WORKERS, PartitionSpec()), "out_specs": PartitionSpec()}
+    return jax.jit(jax.shard_map(step, mesh=mesh(), **where))
+
+
+def test_e37_clip_of_the_mean_and_mean_of_the_clips():
+    grads = jnp.array([[10.0, 0.0], [-8.0, 0.0]])
+    clip = clipjax.clip_by_global_norm(1.0)
+
+    def both(grads):
+        each_first = clipjax.per_worker(clip, "workers").update(grads, None)[0]
+        return clip.update(jax.lax.pmean(grads, "workers"), None)[0], each_first
+
+    mean_first, each_first = jax.vmap(both, axis_name="workers")(grads)
+    np.testing.assert_allclose(mean_first, [[1.0, 0.0]] * 2, rtol=1e-6)
+    np.testing.assert_array_equal(each_first, np.zeros((2, 2)))
+
+
+CLIPS = {
+    "global": clipjax.clip_by_global_norm(1.0),
+    "zclip": clipjax.zclip(warmup_steps=1),
+    "adagc": clipjax.adagc(warmup_steps=1),
+    "autoclip": clipjax.autoclip(50.0, 4),
+    "optax": optax.clip_by_global_norm(1.0),
+    "chain": optax.chain(clipjax.clip_by_leaf_norm(1.0), optax.trace(0.9)),
+    "feedback": clipjax.error_feedback(clipjax.clip_by_global_norm(1.0), cap=2.0),
+}
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_it_is_the_mean_over_a_loop_of_workers(name):
+    clip = CLIPS[name]
+    wrapped = clipjax.per_worker(clip, "workers")
+    params = jax.tree.map(jnp.zeros, SHAPES, is_leaf=lambda n: isinstance(n, tuple))
+    state = looped = wrapped.init(params)
+    update, step = jax.jit(clip.update), on_workers(wrapped, params)
+    for seed in range(3):
+        grads = each(seed)
+        updates, state = step(grads, state)
+        assert_devices_agree((updates, state))
+        own = [
+            update(jax.tree.map(lambda leaf: leaf[i], grads), looped, params)  # noqa: B023
+            for i in range(8)
+        ]
+
+        def joined(*leaves):
+            is_float = jnp.issubdtype(leaves[0].dtype, jnp.inexact)
+            join = np.mean if is_float else np.max
+            return join(np.stack(leaves), axis=0)
+
+        expected, looped = (
+            jax.tree.map(joined, *each) for each in zip(*own, strict=True)
+        )
+        assert_close(updates, expected, rtol=1e-5, atol=1e-6)
+        assert_close(state, looped, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*pmap:DeprecationWarning")
+def test_pmap_and_vmap_agree_with_shard_map():
+    clip = clipjax.per_worker(clipjax.zclip(warmup_steps=1), "workers")
+    start = clip.init(jax.tree.map(lambda leaf: leaf[0], each(0)))
+    grads = each(1)
+    expected = on_workers(clip)(grads, start)
+    in_axes = {"in_axes": (0, None), "axis_name": "workers"}
+    assert_close(
+        jax.vmap(clip.update, out_axes=None, **in_axes)(grads, start), expected
+    )
+    stacked = jax.pmap(clip.update, **in_axes)(grads, start)
+    for i in range(8):
+        mine = jax.tree.map(lambda leaf: leaf[i], stacked)  # noqa: B023
+        assert_close(mine, expected, atol=1e-6)
+
+
+def test_one_bad_worker_is_counted_once_by_all():
+    clip = clipjax.per_worker(
+        clipjax.clip_by(1.0, nonfinite=clipjax.guards.zero), "workers"
+    )
+    grads = each(0)
+    grads["b"] = grads["b"].at[3, 0, 0].set(jnp.nan)
+    state = clip.init(jax.tree.map(lambda leaf: leaf[0], grads))
+    updates, state = on_workers(clip)(grads, state)
+    assert int(state.info.nonfinite_count) == 1
+    assert 0 < norm(updates) <= 7 / 8 * (1 + 1e-6)
+    assert clipjax.nonfinite_path(state, updates) == "b"
+
+
+def test_parameters_may_be_split_over_another_axis():
+    grid = jax.make_mesh((2, 4), ("workers", "model"), (AxisType.Auto,) * 2)
+    grads = random_tree(1, {"w": (2, 8)}, size=30.0)
+    clip = clipjax.per_worker(clipjax.clip_by_global_norm(1.0), "workers")
+
+    def step(grads, params):
+        return clip.update({"w": grads["w"][0]}, None, params)[0]
+
+    model = PartitionSpec("model")
+    where = {"in_specs": (PartitionSpec("workers", "model"), model), "out_specs": model}
+    step = jax.jit(jax.shard_map(step, mesh=grid, **where))
+    updates = step(grads, {"w": grads["w"][0]})
+    units = [row / np.linalg.norm(row) for row in np.asarray(grads["w"])]
+    np.testing.assert_allclose(updates["w"], np.mean(units, axis=0), rtol=1e-5)
+
+
+def test_wrong_arguments():
+    with pytest.raises(TypeError, match="clip must be a gradient transformation"):
+        clipjax.per_worker(1.0, "workers")
+    with pytest.raises(ValueError, match="axis_name must name the workers' axes"):
+        clipjax.per_worker(clipjax.clip_by_global_norm(1.0), ())
+
+
+REFUSED = {
+    "clip": clipjax.clip_by_global_norm(1.0),
+    "named": clipjax.clip_by_global_norm(1.0, axis_name="model"),
+    "compound": clipjax.acclip(),
+    "error_feedback": clipjax.error_feedback(optax.identity()),
+    "skip_nonfinite": clipjax.skip_nonfinite(optax.identity()),
+    "skip_on_spike": clipjax.skip_on_spike(optax.identity(), loss=False),
+    "periodic_reset": clipjax.periodic_reset(clipjax.clip_by_global_norm(1.0), 5),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_unreduced_gradients_are_refused(name):
+    clip, params = REFUSED[name], jnp.ones(4)
+    state = clip.init(params)
+    grid = jax.make_mesh((4, 2), ("workers", "model"), (AxisType.Auto,) * 2)
+
+    def step(grads):
+        return clip.update(grads[0], state, params)[0]
+
+    where = {
+        "in_specs": PartitionSpec("workers"),
+        "out_specs": PartitionSpec("workers"),
+    }
+    with pytest.raises(ValueError, match=r"jax.lax.pmean.*clipjax.per_worker"):
+        jax.eval_shape(jax.shard_map(step, mesh=grid, **where), jnp.ones((4, 4)))
+
+
+def test_a_loss_that_is_not_reduced_is_refused():
+    params = jnp.ones(4)
+    for source in (clipjax.thresholds.from_loss(1.0), clipjax.thresholds.polyak_cap(1)):
+        clip = clipjax.clip_by(source)
+        step = functools.partial(clip.update, params, clip.init(params), params)
+        where = {"in_specs": WORKERS, "out_specs": WORKERS}
+        step = jax.shard_map(lambda x, f=step: f(value=x[0])[0], mesh=mesh(), **where)
+        with pytest.raises(ValueError, match="value differs over .*jax.lax.pmean"):
+            jax.eval_shape(step, jnp.ones(8))
+
+
+def test_vmap_needs_no_axis_name():
+    grads = jnp.array([[3.0, 4.0], [0.3, 0.4]])
+    clip = clipjax.clip_by_global_norm(1.0)
+    step = jax.vmap(lambda grads: clip.update(grads, None)[0], axis_name="seeds")
+    np.testing.assert_allclose(step(grads), [[0.6, 0.8], [0.3, 0.4]], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*pmap:DeprecationWarning")
+@pytest.mark.parametrize("name", [name for name in REFUSED if name != "named"])
+@pytest.mark.parametrize("silent", ["pmap", "check_vma=False"])
+def test_where_types_do_not_tell_there_is_no_guess(name, silent):
+    clip, params = REFUSED[name], jnp.ones(4)
+    state = clip.init(params)
+
+    def step(grads):
+        return clip.update(grads.reshape(4), state, params)[0]
+
+    if silent == "pmap":
+        step = jax.pmap(step)
+    else:
+        where = {"in_specs": WORKERS, "out_specs": WORKERS, "check_vma": False}
+        step = jax.shard_map(step, mesh=mesh(), **where)
+    with pytest.raises(ValueError, match=r"axis_name=\(\) if every device holds"):
+        jax.eval_shape(step, jnp.ones((8, 4)))

@@ -1,0 +1,185 @@
+"""Placements without types or meshes: pmap, and leaves on different devices."""
+
+import functools
+
+import catalogue
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+from oracle import assert_close, bits, eps, norm, random_tree
+from test_placements import RECIPES, SPECTRAL, assert_same_numbers
+
+import clipjax
+
+# A shard of (1, 3) would look like a vector, and be a single unit.
+SHAPES = {"matrix": (16, 3), "vector": (16,)}
+PARAMS = random_tree(0, SHAPES, size=3.0)
+
+
+def gradients():
+    """Makes three steps: short, long, and with NaN on one shard."""
+    steps = [random_tree(seed, SHAPES, size=3.0 * 10.0**seed) for seed in (1, 2, 3)]
+    steps[2]["matrix"] = steps[2]["matrix"].at[5, 1].set(jnp.nan)
+    return steps
+
+
+@functools.cache
+def on_one_device(name):
+    clip = RECIPES[name]()
+    update, state, results = jax.jit(clip.update), clip.init(PARAMS), []
+    for grads in gradients():
+        with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes
+            updates, state = update(grads, state, PARAMS)
+        results.append((updates, state))
+    return results
+
+
+def shards(tree):
+    return jax.tree.map(lambda leaf: leaf.reshape(8, -1, *leaf.shape[1:]), tree)
+
+
+def copies(tree):
+    return jax.tree.map(lambda leaf: jnp.stack([leaf] * 8), tree)
+
+
+def joined(stacked, like):
+    """Puts shards together again; what is not split must agree to the bit."""
+
+    def join(rows, whole):
+        if rows.shape[1:] != whole.shape:
+            return rows.reshape(whole.shape)
+        assert len({bits(row) for row in np.asarray(rows)}) == 1
+        return rows[0]
+
+    return jax.tree.map(join, stacked, like)
+
+
+@pytest.mark.filterwarnings("ignore:.*pmap:DeprecationWarning")
+@pytest.mark.parametrize("name", RECIPES)
+def test_pmap(name):
+    is_spectral = name in SPECTRAL
+    clip = RECIPES[name](axis_name=() if is_spectral else "i")
+    place = copies if is_spectral else shards
+    with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes
+        params = place(PARAMS)
+        state = jax.pmap(clip.init)(params)
+        update = jax.pmap(clip.update, axis_name="i")
+        for grads, (expected, expected_state) in zip(
+            gradients(), on_one_device(name), strict=True
+        ):
+            updates, state = update(place(grads), state, params)
+            assert_same_numbers(joined(updates, expected), expected)
+            whole = joined(state, expected_state)
+            assert_close(whole, expected_state, rtol=32 * eps(jnp.float32), atol=1e-6)
+
+
+# Optax corrects the moments of all leaves in one compiled function.
+ADAM = ("stable_update_clip", "spam_clip")
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ADAM])
+def test_leaves_on_different_devices(name):
+    """Pipeline stages, each committed to a device of its own, and no jit around."""
+    clip = RECIPES[name]()
+    place = {"matrix": jax.devices()[3], "vector": jax.devices()[5]}
+    params = jax.device_put(PARAMS, place)
+    state = clip.init(params)
+    with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes
+        for grads, (expected, expected_state) in zip(
+            gradients(), on_one_device(name), strict=True
+        ):
+            updates, state = clip.update(jax.device_put(grads, place), state, params)
+            for key, leaf in updates.items():
+                assert leaf.devices() == {place[key]}
+            assert_same_numbers(updates, expected)
+            assert_close(state, expected_state, rtol=32 * eps(jnp.float32), atol=1e-6)
+
+
+def test_e38_stages_share_one_norm():
+    clip = clipjax.clip_by_global_norm(1.0)
+    first, second = jax.devices()[:2]
+    grads = {
+        "one": jax.device_put(jnp.array([3.0, 0.0]), first),
+        "two": jax.device_put(jnp.array([0.0, 4.0]), second),
+    }
+    updates, state = clip.update(grads, clip.init(grads))
+    np.testing.assert_allclose(updates["one"], [0.6, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(updates["two"], [0.0, 0.8], rtol=1e-6)
+    assert updates["two"].devices() == {second}
+    assert float(state.info.norm) == 5
+
+    mesh = jax.make_mesh((2,), ("stage",), (AxisType.Auto,), devices=[first, second])
+    stage = PartitionSpec("stage")
+    where = {"in_specs": stage, "out_specs": stage}
+    stacked = jnp.array([[3.0, 0.0], [0.0, 4.0]])
+    step = jax.shard_map(lambda g: clip.update(g, None, g)[0], mesh=mesh, **where)
+    np.testing.assert_allclose(jax.jit(step)(stacked), stacked / 5, rtol=1e-6)
+
+
+def test_e39_replicas_do_not_enlarge_the_norm():
+    grid = jax.make_mesh((2, 4), ("replica", "shard"), (AxisType.Auto,) * 2)
+    grads = jnp.arange(1.0, 9.0)
+    clip = clipjax.clip_by_global_norm(1.0)
+    where = {"in_specs": PartitionSpec("shard"), "out_specs": PartitionSpec()}
+    step = jax.shard_map(
+        lambda grads: clip.update(grads, None, grads)[1].info.norm, mesh=grid, **where
+    )
+    assert float(jax.jit(step)(grads)) == pytest.approx(norm(grads), rel=1e-6)
+
+
+def test_a_constant_shard_counts_on_every_device():
+    """A gradient without a type of its own is split as its parameter is."""
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    clip = clipjax.clip_by_global_norm(1.0)
+    where = {"in_specs": PartitionSpec("x"), "out_specs": PartitionSpec()}
+    step = jax.shard_map(
+        lambda params: clip.update(jnp.ones(2), None, params)[1].info.norm,
+        mesh=mesh,
+        **where,
+    )
+    assert float(jax.jit(step)(jnp.zeros(16))) == 4
+
+
+def test_devices_without_work_take_part():
+    """edges E41: a stage whose gradient is all zeros, or empty, reduces as others."""
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    clip = clipjax.clip_by_global_norm(1.0)
+    where = {"in_specs": PartitionSpec("x"), "out_specs": PartitionSpec("x")}
+
+    def step(grads):
+        works = jax.lax.axis_index("x") == 3
+        idle = jnp.zeros_like(grads)
+        grads = jax.lax.cond(works, lambda: grads, lambda: 0 * grads + idle)
+        return clip.update(grads, None, grads)[0]
+
+    updates = jax.jit(jax.shard_map(step, mesh=mesh, **where))(jnp.full(16, 3.0))
+    expected = np.zeros(16)
+    expected[6:8] = np.sqrt(0.5)
+    np.testing.assert_allclose(updates, expected, rtol=1e-6)
+
+
+MEGABYTE = 10**6
+# These report from two trees of entries, which XLA's CPU backend writes to memory.
+ENTRIES = ("clip_by_value", "cclip", "two_sided_clip", "clippy")
+
+
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 10), reason="older XLA copies a leaf for the conditional"
+)
+@pytest.mark.parametrize("name", sorted(set(catalogue.RECIPES) - {*ENTRIES, *SPECTRAL}))
+def test_e40_a_gibibyte_needs_no_temporary_memory(name):
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    shape, clip = (8192, 8192), RECIPES[name]()
+    split = jax.NamedSharding(mesh, PartitionSpec("x"))
+    whole = jax.NamedSharding(mesh, PartitionSpec())
+    leaf = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=split)
+    grads = dict.fromkeys("abcd", leaf)
+    state = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        jax.eval_shape(clip.init, grads),
+    )
+    compiled = jax.jit(clip.update).lower(grads, state, grads).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 * MEGABYTE
+    assert "all-gather" not in compiled.as_text()

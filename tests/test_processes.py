@@ -1,0 +1,57 @@
+"""Two processes with two devices each clip as one process with four."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+SECONDS = 240
+
+
+def start(port, rank):
+    paths = [str(HERE), str(HERE.parent)]
+    return subprocess.Popen(
+        [sys.executable, str(HERE / "two_processes.py"), str(port), str(rank)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
+
+
+def results(processes):
+    """Reads what the processes print, and leaves none of them behind."""
+    try:
+        found = []
+        for process in processes:
+            out, err = process.communicate(timeout=SECONDS)
+            assert process.returncode == 0, err[-3000:]
+            found.append(json.loads(out.splitlines()[-1]))
+        return found
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_two_processes_are_as_one():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    first, second = results([start(port, 0), start(port, 1)])
+    (alone,) = results([start(0, -1)])
+    assert first.keys() == second.keys() == alone.keys()
+    for step, expected in alone.items():
+        # The same threshold, decision and counts, to the bit; NaN is in one process.
+        assert first[step]["state"] == second[step]["state"] == expected["state"], step
+        mine = first[step]["updates"] | second[step]["updates"]
+        assert mine.keys() == expected["updates"].keys()
+        for shard, values in expected["updates"].items():
+            np.testing.assert_allclose(mine[shard], values, rtol=1e-6, err_msg=shard)
+    for way in ("jit", "shard_map"):
+        last = alone[f"{way}-3"]["updates"].values()
+        assert all(np.all(np.asarray(values) == 0) for values in last)
