@@ -162,7 +162,7 @@ def test_devices_without_work_take_part():
 
 MEGABYTE = 10**6
 # These report from two trees of entries, which XLA's CPU backend writes to memory.
-ENTRIES = ("clip_by_value", "cclip", "two_sided_clip", "clippy")
+ENTRIES = ("clip_by_value", "cclip", "two_sided_clip", "clippy", "quantization_clip")
 
 
 @pytest.mark.skipif(
