@@ -223,6 +223,7 @@ class Clipper:
 
     def _split(self, leaves: NamedLeaves, params: Any) -> Split:
         split = split_over(leaves, self.axis_name, params)
+        self.granularity.require_shards(leaves, split)
         shards = [name for name, axes in split.items() if axes]
         if shards and self.norm.per_leaf_only:
             raise ValueError(

@@ -67,8 +67,12 @@ def test_placement(name, kind):
         with pytest.raises(ValueError, match="gather it first"):
             Placed(clip, kind, PARAMS)
         return
-    is_unit = name == "adaptive_grad_clip" and kind == "shard_map"
-    placed = Placed(clip, kind, PARAMS, UNIT_SPECS if is_unit else SPECS)
+    specs = SPECS
+    if kind == "shard_map" and name == "adaptive_grad_clip":
+        with pytest.raises(ValueError, match="which of its axes a unit spans"):
+            Placed(clip, kind, PARAMS)
+        clip, specs = RECIPES[name](axis=0), UNIT_SPECS
+    placed = Placed(clip, kind, PARAMS, specs)
     for grads, (expected, expected_state) in zip(
         gradients(), on_one_device(name), strict=True
     ):

@@ -52,6 +52,14 @@ class Granularity:
     joins_devices: bool = True
     scales: bool = True
 
+    def require_shards(self, leaves: NamedLeaves, split: Mapping[str, Any]) -> None:
+        """Raises a ValueError if shards do not tell which entries form a block.
+
+        Args:
+            leaves: the updates' leaves, or their shards.
+            split: the mesh axes that each is split over, none if it is whole.
+        """
+
     def __repr__(self) -> str:
         """Prints the kind, with the settings that are not the default."""
         settings = [

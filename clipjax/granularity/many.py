@@ -48,6 +48,18 @@ class Unit(Granularity):
             )
         return tuple(stacked + i for i in inner)
 
+    def require_shards(self, leaves, split) -> None:
+        """Does not guess from a shard's shape which axes a unit spans."""
+        for name, leaf in leaves.arrays.items():
+            is_guess = resolve(self.reduced, name, leaf) is None and leaf.ndim > 1
+            if split[name] and is_guess:
+                raise ValueError(
+                    f"{name or 'the update'} is split over {split[name]}, and a shard "
+                    "does not tell which of its axes a unit spans: name them, with "
+                    "unit(axes) or adaptive_grad_clip(axis=...), and split the leaf "
+                    "along those only; or call the clip under jit"
+                )
+
     def fold(self, partials, names, merge, leaves) -> dict[str, jax.Array]:
         """Keeps each leaf's units."""
         del names, merge, leaves
@@ -86,6 +98,9 @@ class Element(Unit):
         """Sums over nothing."""
         del name, leaf
         return ()
+
+    def require_shards(self, leaves, split) -> None:
+        """Takes any shard."""
 
     def block_norm(self, norm: Norm) -> Norm:
         """Takes the magnitude, which is every norm of a single entry."""
