@@ -68,9 +68,9 @@ def per_worker(
         [0. 0.] [9. 9.]
 
     References:
-        `Clipping by worker and by mean <https://arxiv.org/abs/2205.05040>`_: Liu,
-        Zhuang, Lei, Liao, A communication-efficient distributed gradient clipping
-        algorithm for training deep neural networks, 2022, clips by worker.
+        Liu, Zhuang, Lei, Liao, `A communication-efficient distributed gradient clipping
+        algorithm for training deep neural networks
+        <https://arxiv.org/abs/2205.05040>`_, 2022, for clipping by worker
     """
     if not isinstance(clip, optax.GradientTransformation):
         raise TypeError(f"clip must be a gradient transformation, got {clip!r}")
