@@ -8,11 +8,12 @@ holds replicas, as in hybrid sharding.
 import functools
 import re
 
+import catalogue
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from oracle import bits
+from oracle import assert_close, bits, norm, random_tree, wide
 
 SHAPES = {
     "columns": (3, 8),
@@ -34,6 +35,9 @@ UNIT_SPECS = SPECS | {
     "full": PartitionSpec(("data", "model")),
 }
 KINDS = ("auto", "explicit", "shard_map")
+RECIPES = catalogue.RECIPES | catalogue.COMPOUNDS
+# A decomposition needs whole matrices.
+SPECTRAL = ("spectral_clip", "spectral_clamp", "spectral_soft_clip")
 
 
 def mesh(kind):
@@ -51,6 +55,44 @@ def specs_of(tree, specs):
         return specs[name] if is_alike else PartitionSpec()
 
     return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+class OneDevice:
+    """What recipes make of three steps on one device: the numbers to compare with.
+
+    Attributes:
+        params: the parameters.
+        results: gives from a recipe's name the updates and state after each step.
+    """
+
+    def __init__(self, recipes, shapes, bad):
+        self._recipes, self._shapes, self._bad = recipes, shapes, bad
+        self.params = random_tree(0, shapes, size=3.0)
+        self.results = functools.cache(self._results)
+
+    def gradients(self):
+        """Makes three, for donation: short, long, and with NaN on one shard."""
+        steps = [
+            random_tree(seed, self._shapes, size=3.0 * 10.0**seed) for seed in (1, 2, 3)
+        ]
+        steps[2][self._bad] = steps[2][self._bad].at[5, 1].set(jnp.nan)
+        return steps
+
+    def _results(self, name):
+        clip = self._recipes[name]()
+        update, state, results = jax.jit(clip.update), clip.init(self.params), []
+        for grads in self.gradients():
+            with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes
+                updates, state = update(grads, state, self.params)
+            results.append((updates, state))
+        return results
+
+
+def assert_same_numbers(updates, expected):
+    """Compares to 1e-6 of the norm of what is finite."""
+    finite = jax.tree.map(lambda leaf: np.nan_to_num(wide(leaf)), expected)
+    atol = 1e-6 * norm(finite)
+    assert_close(updates, expected, rtol=0, atol=atol)
 
 
 class Placed:

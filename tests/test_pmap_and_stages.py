@@ -1,39 +1,19 @@
 """Placements without types or meshes: pmap, and leaves on different devices."""
 
-import functools
-
 import catalogue
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
-from oracle import assert_close, bits, eps, norm, random_tree
-from test_placements import RECIPES, SPECTRAL, assert_same_numbers
+from oracle import assert_close, bits, eps, norm
+from placements import RECIPES, SPECTRAL, OneDevice, assert_same_numbers
 
 import clipjax
 
-# A shard of (1, 3) would look like a vector, and be a single unit.
 SHAPES = {"matrix": (16, 3), "vector": (16,)}
-PARAMS = random_tree(0, SHAPES, size=3.0)
-
-
-def gradients():
-    """Makes three steps: short, long, and with NaN on one shard."""
-    steps = [random_tree(seed, SHAPES, size=3.0 * 10.0**seed) for seed in (1, 2, 3)]
-    steps[2]["matrix"] = steps[2]["matrix"].at[5, 1].set(jnp.nan)
-    return steps
-
-
-@functools.cache
-def on_one_device(name):
-    clip = RECIPES[name]()
-    update, state, results = jax.jit(clip.update), clip.init(PARAMS), []
-    for grads in gradients():
-        with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes
-            updates, state = update(grads, state, PARAMS)
-        results.append((updates, state))
-    return results
+ONE_DEVICE = OneDevice(RECIPES, SHAPES, "matrix")
+PARAMS = ONE_DEVICE.params
 
 
 def shards(tree):
@@ -68,7 +48,7 @@ def test_pmap(name):
         state = jax.pmap(clip.init)(params)
         update = jax.pmap(clip.update, axis_name="i")
         for grads, (expected, expected_state) in zip(
-            gradients(), on_one_device(name), strict=True
+            ONE_DEVICE.gradients(), ONE_DEVICE.results(name), strict=True
         ):
             updates, state = update(place(grads), state, params)
             assert_same_numbers(joined(updates, expected), expected)
@@ -89,7 +69,7 @@ def test_leaves_on_different_devices(name):
     state = clip.init(params)
     with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes
         for grads, (expected, expected_state) in zip(
-            gradients(), on_one_device(name), strict=True
+            ONE_DEVICE.gradients(), ONE_DEVICE.results(name), strict=True
         ):
             updates, state = clip.update(jax.device_put(grads, place), state, params)
             for key, leaf in updates.items():
