@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from . import guards, rules
+from .casts import accumulation_dtype, apart, narrow, widen
 from .distributed import (
     AxisNames,
     Split,
@@ -22,16 +23,16 @@ from .distributed import (
 )
 from .granularity import Block, Blocks, Granularity, Leaf, whole
 from .guards import Guard
-from .measurement import (
-    accumulation_dtype,
-    count,
-    first_nonfinite_leaf,
-    measure,
-    narrow,
-    widen,
-)
+from .measurement import count, first_nonfinite_leaf, measure
 from .norms import Norm, l2
-from .report import ClipState, Outcome, describe, empty_info, next_info
+from .report import (
+    ClipState,
+    Outcome,
+    describe,
+    empty_info,
+    next_info,
+    summarise,
+)
 from .rules import Rule
 from .thresholds.base import Context, Threshold, fill
 from .thresholds.fixed import as_threshold
@@ -107,10 +108,15 @@ class Clipper:
             observed = self.measured(context).map(self.nonfinite.admit)
         measurement = self._measure(observed, names, split)
         norms = self.granularity.limit(measurement.norms)
+        summary = measurement
+        if self.granularity.summarised:
+            summary = summarise(
+                self.granularity, self.norm, observed, measurement.norms, names, split
+            )
 
-        nonfinite_leaf = measurement.nonfinite_leaf
-        hides = self.nonfinite.hides or self.measured is not None
-        if hides or not self.granularity.joins_devices:
+        joins = self.granularity.joins_devices
+        nonfinite_leaf = (measurement if joins else summary).nonfinite_leaf
+        if self.nonfinite.hides or self.measured is not None:
             nonfinite_leaf = first_nonfinite_leaf(leaves, split, self.norm)
         is_finite = nonfinite_leaf < 0
         # Finite entries can have a norm beyond the dtype, if more than one is summed.
@@ -141,7 +147,9 @@ class Clipper:
             lambda leaf: self.nonfinite.release(leaf, beside(is_finite, leaf))
         )
         reported = unfilled if self.granularity.summarised else threshold
-        outcome = Outcome(norms, reported, lengths, is_finite, nonfinite_leaf)
+        outcome = Outcome(
+            norms, reported, lengths, summary.norms, is_finite, nonfinite_leaf
+        )
         step = describe(
             self.granularity,
             self.norm,
@@ -266,7 +274,7 @@ class Clipper:
         is_narrow = jnp.finfo(leaf.dtype).bits < jnp.finfo(norm.dtype).bits
         # Without the barrier XLA shares the cast between the norm and the scaling, and
         # keeps a float32 copy of every narrow leaf in memory for it.
-        source = jax.lax.optimization_barrier(leaf) if is_narrow else leaf
+        source = apart(leaf) if is_narrow else leaf
         scaled = self.granularity.rescale(
             widen(source, norm.dtype), Block(divisor, length, threshold, self.rule)
         )

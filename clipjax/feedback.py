@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .casts import accumulation_dtype, narrow, widen
 from .distributed import AxisNames, split_over
-from .measurement import accumulation_dtype, first_nonfinite_leaf, narrow, widen
+from .measurement import first_nonfinite_leaf
 from .recipes import clip_by_global_norm
 from .thresholds.base import require_number
 from .trees import NamedLeaves, is_clippable

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .measurement import accumulation_dtype, widen
+from .casts import accumulation_dtype, widen
 from .thresholds.base import require_number
 from .trees import NamedLeaves
 

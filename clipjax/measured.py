@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .measurement import widen
+from .casts import widen
 from .thresholds.averages import bias_correction
 from .thresholds.base import Context
 from .trees import NamedLeaves

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from .casts import accumulation_dtype, apart, widen
 from .distributed import Split, beside, reduce_over_devices, shard_counts
 from .floats import reciprocal_power_of_two
 from .granularity import Blocks, Granularity
@@ -27,27 +28,6 @@ class Measurement(NamedTuple):
 
     norms: Blocks
     nonfinite_leaf: jax.Array
-
-
-def accumulation_dtype(leaves: NamedLeaves) -> Any:
-    """Gives float64 where any leaf is in double precision, else float32."""
-    widths = (jnp.finfo(leaf.dtype).bits for leaf in leaves.arrays.values())
-    return jnp.float64 if any(width == 64 for width in widths) else jnp.float32
-
-
-def widen(leaf: jax.Array, dtype: Any) -> jax.Array:
-    """Casts a leaf to the accumulation dtype, or to its complex counterpart."""
-    if jnp.iscomplexobj(leaf):
-        dtype = jnp.complex128 if dtype == jnp.float64 else jnp.complex64
-    return leaf.astype(dtype)
-
-
-def narrow(value: jax.Array, leaf: jax.Array) -> jax.Array:
-    """Casts a result back to a leaf's dtype and weak type."""
-    value = value.astype(leaf.dtype)
-    if jax.typeof(leaf).weak_type:
-        value = leaf.at[...].set(value)  # the way to a weak type in public JAX
-    return value
 
 
 def measure(
@@ -105,9 +85,7 @@ def _measure(
             if powers is None:
                 wide = widen(leaf, dtype)
             else:
-                # As in the engine, the barrier keeps XLA from storing the wide leaf
-                # for its two uses; it would be allocated even if this never runs.
-                wide = widen(jax.lax.optimization_barrier(leaf), dtype)
+                wide = widen(apart(leaf), dtype)
                 wide = wide * beside(powers[name], leaf).astype(wide.dtype)
             with norm.precision():
                 sums[name] = norm.accumulate(wide, granularity.axes(name, leaf))
@@ -135,7 +113,9 @@ def _measure(
         power = jax.tree.map(
             lambda peak: reciprocal_power_of_two(safe_scale(peak)), peak
         )
-        sums = partials(norm, granularity.spread(power, names, leaves))
+        # A number that leaves share would be written in the shape of a leaf.
+        powers = apart(granularity.spread(power, names, leaves))
+        sums = partials(norm, powers)
         totals = fold(norm, sums)
         norms = jax.tree.map(
             lambda length, peak, power: jnp.where(

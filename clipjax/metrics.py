@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from .casts import widen
 from .distributed import split_over
 from .granularity import Leaf
-from .measurement import measure, widen
+from .measurement import measure
 from .norms import Norm, l2
 from .report import ClipState
 from .skip import SkipNonfiniteState

@@ -65,8 +65,8 @@ class Norm:
 
     def tally(self, leaf: jax.Array) -> jax.Array:
         """Gives zero if all entries are finite, as a sum that `collective` joins."""
-        # Zero times NaN or inf is NaN; XLA's CPU backend would write flags to memory.
-        return jnp.sum(jnp.abs(0 * leaf)).astype(jnp.float32)
+        # NaN if any is NaN or inf; XLA's CPU backend would write flags to memory.
+        return jnp.sum(jnp.abs(leaf - leaf)).astype(jnp.float32)
 
     def finish(self, total: jax.Array, size: int | jax.Array) -> jax.Array:
         """Turns a sum over ``size`` entries into the norm."""

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .casts import accumulation_dtype, widen
 from .distributed import gathered
 from .floats import format_limits
-from .measurement import accumulation_dtype, widen
 from .metrics import direction_cosine
 from .norms import safe_scale
 from .trees import NamedLeaves

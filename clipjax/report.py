@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from .casts import apart
 from .distributed import Split, reduce_over_devices, shard_counts
 from .granularity import Blocks, Granularity, Leaf
-from .measurement import count, measure
+from .measurement import Measurement, count, measure
 from .norms import Norm
 from .rules import ratio
 from .trees import NamedLeaves
@@ -53,7 +54,8 @@ class ClipInfo(NamedTuple):
             of their means over each leaf.
         factor: ``clipped_norm / norm``; 1 where the gradient is zero.
         clipped_norm: norm of the whole tree after the clip.
-        clipped_fraction: fraction of the blocks that were changed.
+        clipped_fraction: fraction of the blocks that were changed; for ``element`` NaN
+            where an entry was.
         average_factor: exponential average of ``factor`` over finite steps, with
             decay 0.99, started at its first value.
         clipped_steps: in how many steps any block was changed.
@@ -112,6 +114,8 @@ class Outcome(NamedTuple):
         thresholds: the blocks' thresholds; where blocks are summarised, one number for
             several of them if the source gives no more.
         lengths: the blocks' norms after the clip.
+        reported: the norms to report: of the blocks, or where those are summarised, of
+            the leaves.
         is_finite: whether the step had no NaN, no inf and no overflowing norm.
         nonfinite_leaf: position of the first leaf with NaN or inf, or -1.
     """
@@ -119,6 +123,7 @@ class Outcome(NamedTuple):
     norms: Blocks
     thresholds: Blocks
     lengths: Blocks
+    reported: jax.Array
     is_finite: jax.Array
     nonfinite_leaf: jax.Array
 
@@ -132,6 +137,24 @@ class Step(NamedTuple):
     clipped_fraction: jax.Array
     threshold_is_valid: jax.Array
     blocks: BlockInfo | tuple[()]
+
+
+def split_of_blocks(granularity: Granularity, split: Split) -> Split:
+    """Gives the axes that blocks are split over once they are measured."""
+    return dict.fromkeys(split, ()) if granularity.joins_devices else split
+
+
+def summarise(
+    granularity: Granularity,
+    norm: Norm,
+    leaves: NamedLeaves,
+    blocks: Blocks,
+    names: tuple[str, ...],
+    split: Split,
+) -> Measurement:
+    """Measures the leaves, by their blocks where that is enough."""
+    source = leaves.replace(apart(dict(granularity.summary(leaves, blocks))))
+    return measure(norm, Leaf(), source, names, split_of_blocks(granularity, split))
 
 
 def describe(
@@ -153,29 +176,21 @@ def describe(
         split: the axes that each leaf is split over.
     """
     before, after = trees
-    norms, thresholds, lengths = outcome[:3]
-    changed = jax.tree.map(
-        lambda norm, length: jnp.isfinite(norm) & (length != norm), norms, lengths
-    )
-    sizes = granularity.sizes(names, before, shard_counts(split))
+    thresholds, lengths, norms = outcome.thresholds, outcome.lengths, outcome.reported
     if granularity.summarised:
         per_leaf = Leaf()
         sizes = per_leaf.sizes(names, before, shard_counts(split))
-        if granularity.joins_devices:  # blocks are whole once they are measured
-            split = dict.fromkeys(split, ())
-        copies = shard_counts(split)
-
-        def summarise(tree: NamedLeaves, blocks: Blocks) -> jax.Array:
-            source = tree.replace(dict(granularity.summary(tree, blocks)))
-            return measure(norm, per_leaf, source, names, split).norms
-
+        blocks_split = split_of_blocks(granularity, split)
+        copies = shard_counts(blocks_split)
         limits = granularity.spread(thresholds, names, before)
+        old = granularity.summary(before, outcome.norms)
+        new = granularity.summary(after, lengths)
         sums = {
-            (name, key): total.astype(norms[name].dtype)
+            (name, key): total.astype(norms.dtype)
             for name, limit in limits.items()
-            for key, total in _sums(changed[name], limit, copies[name]).items()
+            for key, total in _sums(old[name], new[name], limit, copies[name]).items()
         }
-        axes = {(name, key): split[name] for name, key in sums}
+        axes = {(name, key): blocks_split[name] for name, key in sums}
         sums = reduce_over_devices(sums, axes, jax.lax.psum)
 
         def line_up(key: str) -> jax.Array:
@@ -184,14 +199,18 @@ def describe(
 
         counts = {
             name: jnp.float32(copies[name] * block.size)
-            for name, block in norms.items()
+            for name, block in outcome.norms.items()
         }
         counts = per_leaf.fold(counts, names, max, before)
-        norms, lengths = summarise(before, norms), summarise(after, lengths)
+        lengths = summarise(granularity, norm, after, lengths, names, split).norms
         changed, invalid, share = map(line_up, ("changed", "invalid", "share"))
         mean = line_up("limit") / jnp.where(share > 0, share, 1)
         thresholds = jnp.where(share > 0, mean, jnp.inf)
     else:
+        sizes = granularity.sizes(names, before, shard_counts(split))
+        changed = jax.tree.map(
+            lambda norm, length: jnp.isfinite(norm) & (length != norm), norms, lengths
+        )
         counts = sizes > 0
         invalid = ~(thresholds >= 0)
     fraction = _count(changed) / jnp.maximum(_count(counts), 1)
@@ -209,15 +228,23 @@ def describe(
     )
 
 
-def _sums(changed: jax.Array, limit: jax.Array, copies: int) -> Mapping[str, jax.Array]:
-    """Sums a leaf's blocks up; nothing but sums, which one all-reduce can join."""
-    below = limit != jnp.inf
+def _sums(
+    old: jax.Array, new: jax.Array, limit: jax.Array, copies: int
+) -> Mapping[str, jax.Array]:
+    """Sums a leaf's blocks up; nothing but sums, which one all-reduce can join.
+
+    And nothing but arithmetic: XLA's CPU backend writes comparisons and selections to
+    memory before it sums them up.
+    """
+    old, new = apart((old, new))
+    largest = jnp.finfo(limit.dtype).max
+    is_below_infinity = jnp.abs(jnp.sign(largest / limit))
     weight = jnp.asarray(1 / max(copies * limit.size, 1), limit.dtype)
     return {
-        "changed": _count(changed),
-        "invalid": _count(~(limit >= 0)),
-        "share": jnp.sum(jnp.where(below, weight, 0)),
-        "limit": jnp.sum(jnp.where(below, weight * limit, 0)),
+        "changed": jnp.sum(jnp.sign(jnp.abs(new - old)), dtype=jnp.float32),
+        "invalid": jnp.sum(jnp.abs(jnp.sign(limit)) - jnp.sign(limit)),
+        "share": jnp.sum(weight * is_below_infinity),
+        "limit": jnp.sum(weight * is_below_infinity * jnp.minimum(limit, largest)),
     }
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from .measurement import accumulation_dtype, narrow, widen
+from .casts import accumulation_dtype, narrow, widen
 from .thresholds.base import require_integer
 from .trees import NamedLeaves, is_clippable, path_name
 

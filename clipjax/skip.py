@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
+from .casts import narrow
 from .distributed import AxisNames, beside, split_over
-from .measurement import first_nonfinite_leaf, narrow
+from .measurement import first_nonfinite_leaf
 from .thresholds.base import require_integer
 from .trees import NamedLeaves, is_clippable
 

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from .casts import accumulation_dtype
 from .distributed import AxisNames, split_over
 from .granularity import whole
-from .measurement import accumulation_dtype, measure
+from .measurement import measure
 from .norms import l2
 from .skip import keep_if, nothing_if
 from .thresholds.base import require_integer, require_number

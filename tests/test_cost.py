@@ -72,3 +72,14 @@ def test_the_plain_path_reads_the_gradient_twice_and_writes_it_once(monkeypatch)
     compiled = jax.jit(clip.update).lower(grads, clip.init(grads)).compile()
     size = 4 * LEAVES * SHAPE[0] * SHAPE[1]
     assert bytes_accessed(compiled) == pytest.approx(3 * size, rel=0.01)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_clip_of_entries_reads_five_times_and_writes_once(dtype, monkeypatch):
+    """For the norm, for the update, to compare the two, and for the norm afterwards."""
+    monkeypatch.setattr(clipjax.norms.Lp, "needs_rescaling", False)
+    grads = {f"layer{i}": jnp.ones(SHAPE, dtype) for i in range(LEAVES)}
+    clip = clipjax.clip_by_value(0.5)
+    compiled = jax.jit(clip.update).lower(grads, clip.init(grads)).compile()
+    size = dtype.dtype.itemsize * LEAVES * SHAPE[0] * SHAPE[1]
+    assert bytes_accessed(compiled) == pytest.approx(6 * size, rel=0.01)

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from .. import rules
+from ..casts import accumulation_dtype, narrow, widen
 from ..engine import Clip, clip_by
-from ..measurement import accumulation_dtype, narrow, widen
 from ..thresholds.base import require_number
 from ..trees import NamedLeaves
 

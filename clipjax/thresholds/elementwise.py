@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..casts import widen
 from ..distributed import beside
 from ..granularity import Blocks
-from ..measurement import widen
 from .averages import average_weight
 from .base import Context, Threshold, require_number
 from .history import complement, reached, require_fraction
