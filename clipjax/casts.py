@@ -32,12 +32,21 @@ def narrow(value: jax.Array, leaf: jax.Array) -> jax.Array:
     return value
 
 
-def apart(tree: Any) -> Any:
-    """Hides from XLA what else a tree is used for.
+def apart(array: jax.Array, *others: jax.Array) -> jax.Array:
+    """Hides from XLA's CPU backend what else an array is used for.
 
-    XLA's CPU backend does not repeat a cast or a broadcast in front of two sums: it
-    writes the result to memory for both.
+    It does not repeat a cast or a broadcast in front of two sums, but writes the result
+    to memory for both. Elsewhere XLA had better see, and read once for both.
+
+    Args:
+        array: what to give back.
+        *others: what to tell two copies of one array apart by; any arrays that differ
+            over no more devices.
     """
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(tree)):
-        return jax.lax.optimization_barrier(tree)
-    return tree
+    if not isinstance(array, Tracer):
+        return array
+    return jax.lax.platform_dependent(
+        (array, *others),
+        cpu=lambda arrays: jax.lax.optimization_barrier(arrays)[0],
+        default=lambda arrays: arrays[0],
+    )

@@ -15,6 +15,7 @@ from .engine import Clip, Clipper
 from .measurement import first_nonfinite_leaf
 from .skip import keep_if
 from .trees import NamedLeaves
+from .wrapped import as_transformation
 
 Observe = Callable[[Any, Any], Mapping[str, Any]]
 
@@ -96,9 +97,7 @@ class Compound:
 
 def clip_before(inner: Any, clip: Clip, observe: Observe) -> CompoundClip:
     """Clips what an optimizer gets, by what its state says before the step."""
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"inner must be a gradient transformation, got {inner!r}")
-    inner = optax.with_extra_args_support(inner)
+    inner = as_transformation("inner", inner)
     compound = Compound(clip, inner, observe, clip_first=True)
     return CompoundClip(compound.init, compound.update)
 

@@ -90,7 +90,7 @@ class Clipper:
         return ClipState(
             count=count,
             threshold=self.threshold.init(self._context(leaves, names, count, {})),
-            info=empty_info(self.name, names, accumulation_dtype(leaves)),
+            info=empty_info(self.name, names, leaves, accumulation_dtype(leaves)),
         )
 
     def update(
@@ -114,8 +114,8 @@ class Clipper:
                 self.granularity, self.norm, observed, measurement.norms, names, split
             )
 
-        joins = self.granularity.joins_devices
-        nonfinite_leaf = (measurement if joins else summary).nonfinite_leaf
+        joined = measurement if self.granularity.joins_devices else summary
+        nonfinite_leaf = joined.nonfinite_leaf
         if self.nonfinite.hides or self.measured is not None:
             nonfinite_leaf = first_nonfinite_leaf(leaves, split, self.norm)
         is_finite = nonfinite_leaf < 0
@@ -143,27 +143,21 @@ class Clipper:
             threshold,
         )
         clipped = self._rescale(guarded, (norms, lengths, threshold, kept), names)
-        clipped = clipped.map(
+        released = clipped.map(
             lambda leaf: self.nonfinite.release(leaf, beside(is_finite, leaf))
         )
-        reported = unfilled if self.granularity.summarised else threshold
+        limits = unfilled if self.granularity.summarised else threshold
         outcome = Outcome(
-            norms, reported, lengths, summary.norms, is_finite, nonfinite_leaf
+            norms, limits, lengths, summary.norms, is_finite, nonfinite_leaf
         )
-        step = describe(
-            self.granularity,
-            self.norm,
-            (observed, clipped),
-            outcome,
-            names,
-            split,
-        )
+        trees = observed, clipped
+        step = describe(self.granularity, self.norm, trees, outcome, names, split)
         new_state = ClipState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             threshold=memory,
             info=next_info(state.info, step, outcome),
         )
-        return clipped.tree(), new_state
+        return released.tree(), new_state
 
     def _checked(self, state: Any, updates: Any, leaves: NamedLeaves) -> ClipState:
         """Gives the state to work from, or says what is wrong with it."""

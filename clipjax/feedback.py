@@ -14,6 +14,7 @@ from .measurement import first_nonfinite_leaf
 from .recipes import clip_by_global_norm
 from .thresholds.base import require_number
 from .trees import NamedLeaves, is_clippable
+from .wrapped import as_transformation
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -94,9 +95,7 @@ def error_feedback(
         Elesedy, Hutter, `U-Clip: on-average unbiased stochastic gradient clipping
         <https://arxiv.org/abs/2302.02971>`_, 2023, for the rule; the cap is clipjax's.
     """
-    if not isinstance(clip, optax.GradientTransformation):
-        raise TypeError(f"clip must be a gradient transformation, got {clip!r}")
-    inner = optax.with_extra_args_support(clip)
+    inner = as_transformation("clip", clip)
     limit: Any = None
     if cap is not None:
         require_number("cap", cap)

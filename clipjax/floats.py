@@ -27,6 +27,21 @@ def reciprocal_power_of_two(value: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(reciprocal << mantissa_bits, value.dtype)
 
 
+def safe_scale(peak: jax.Array) -> jax.Array:
+    """Replaces zero and non-finite peaks by one, for dividing by."""
+    usable = (peak > 0) & (peak < jnp.inf)
+    return jnp.where(usable, peak, jnp.ones_like(peak))
+
+
+def scaling_power(peak: jax.Array) -> jax.Array:
+    """Gives a power of two that brings what is as large as ``peak`` near one.
+
+    To multiply by it is exact. XLA divides by a number by multiplying with its
+    reciprocal, which it takes for zero if the number is beyond 2^126 in float32.
+    """
+    return reciprocal_power_of_two(safe_scale(peak))
+
+
 def split(value: jax.Array, dropped: int) -> tuple[jax.Array, jax.Array]:
     """Splits a value in two that sum up to it, the first with a short mantissa.
 

@@ -12,9 +12,9 @@ from jax.core import Tracer
 
 from .casts import accumulation_dtype, apart, widen
 from .distributed import Split, beside, reduce_over_devices, shard_counts
-from .floats import reciprocal_power_of_two
+from .floats import scaling_power
 from .granularity import Blocks, Granularity
-from .norms import Axes, Linf, Norm, l2, linf, safe_scale
+from .norms import Axes, Linf, Norm, l2, linf
 from .trees import NamedLeaves
 
 
@@ -110,11 +110,10 @@ def _measure(
     def rescaled() -> Measurement:
         peaks = partials(linf if norm.at_scale else _Peak())
         peak = fold(linf, peaks)
-        power = jax.tree.map(
-            lambda peak: reciprocal_power_of_two(safe_scale(peak)), peak
-        )
+        power = jax.tree.map(scaling_power, peak)
         # A number that leaves share would be written in the shape of a leaf.
-        powers = apart(granularity.spread(power, names, leaves))
+        powers = granularity.spread(power, names, leaves)
+        powers = {name: apart(powers[name], peaks[name]) for name in powers}
         sums = partials(norm, powers)
         totals = fold(norm, sums)
         norms = jax.tree.map(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from .casts import widen
 from .distributed import split_over
+from .floats import scaling_power
 from .granularity import Leaf
 from .measurement import measure
 from .norms import Norm, l2
@@ -72,8 +73,11 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     names: dict[str, int] = {}
     for state in _states(opt_state):
         name = next(iter(_names(state)))
-        names[name] = names.get(name, 0) + 1
-        prefix = name if names[name] == 1 else f"{name}_{names[name]}"
+        prefix = name
+        while prefix in names:
+            names[name] += 1
+            prefix = f"{name}_{names[name]}"
+        names[prefix] = 1
         found = _of_clip(state) if isinstance(state, ClipState) else _of_skip(state)
         numbers |= {f"{prefix}/{key}": value for key, value in found.items()}
     return numbers
@@ -105,13 +109,15 @@ def nonfinite_path(opt_state: Any, tree: Any) -> str | None:
             continue
         info = state.info if isinstance(state, ClipState) else state
         position = int(info.nonfinite_leaf)
-        if position >= len(names):
+        # Inside of optax.masked, a clip sees some of the leaves only.
+        seen = [name for name in names if name in info.leaves]
+        if len(seen) < len(info.leaves):
             raise ValueError(
-                f"tree has {len(names)} leaves, but the state speaks of leaf "
-                f"{position}: pass the updates that the optimizer sees"
+                f"tree has {len(seen)} of the {len(info.leaves)} leaves that the state "
+                "speaks of: pass the updates that the optimizer sees"
             )
         if position >= 0:
-            return names[position]
+            return seen[position]
     return None
 
 
@@ -160,15 +166,17 @@ def direction_cosine(before: Any, after: Any) -> jax.Array:
     """
     first, second = NamedLeaves.of(before), NamedLeaves.of(after)
     products = []
-    # Unit leaves keep the products in range.
+    # Leaves of a length near one keep the products in range.
     norms = leaf_norms(before), leaf_norms(after)
     lengths = [jnp.stack(list(values.values())) for values in norms]
     totals = [l2.combine(values, jnp.ones_like(values)) for values in lengths]
+    powers = [scaling_power(total) for total in totals]
     for name, leaf in first.arrays.items():
-        one = widen(leaf, totals[0].dtype) / totals[0]
-        two = widen(second.arrays[name], totals[1].dtype) / totals[1]
+        one = widen(leaf, totals[0].dtype) * powers[0]
+        two = widen(second.arrays[name], totals[1].dtype) * powers[1]
         products.append(jnp.sum(jnp.real(one * jnp.conj(two))))
-    return sum(products[1:], products[0])
+    near_one = [total * power for total, power in zip(totals, powers, strict=True)]
+    return sum(products[1:], products[0]) / (near_one[0] * near_one[1])
 
 
 def _states(opt_state: Any) -> list[Ours]:

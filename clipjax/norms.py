@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from .distributed import gathered
-from .floats import split
+from .floats import safe_scale, scaling_power, split
 
 Axes = tuple[int, ...] | None
 
@@ -176,8 +176,8 @@ class Lp(Norm):
     def combine(self, norms: jax.Array, sizes: jax.Array) -> jax.Array:
         """Takes the p-norm of the norms, at a scale where their powers fit."""
         del sizes
-        peak = safe_scale(jnp.max(norms, initial=0))
-        return peak * self.finish(Lp.accumulate(self, norms / peak, None), 1)
+        power = scaling_power(jnp.max(norms, initial=0))
+        return self.finish(Lp.accumulate(self, norms * power, None), 1) / power
 
     def in_range(self, total: jax.Array) -> jax.Array:
         """Checks the sum of powers against the dtype's range, with a margin.
@@ -208,10 +208,10 @@ class RMS(Lp):
 
     def combine(self, norms: jax.Array, sizes: jax.Array) -> jax.Array:
         """Weighs the squares by the numbers of entries."""
-        peak = safe_scale(jnp.max(norms, initial=0))
+        power = scaling_power(jnp.max(norms, initial=0))
         sizes = jnp.broadcast_to(sizes, norms.shape).astype(norms.dtype)
-        squares = jnp.sum(sizes * jnp.square(norms / peak))
-        return peak * self.finish(squares, jnp.sum(sizes))
+        squares = jnp.sum(sizes * jnp.square(norms * power))
+        return self.finish(squares, jnp.sum(sizes)) / power
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -334,8 +334,8 @@ class Spectral(Linf):
 
     def _power_iteration(self, matrix: jax.Array) -> jax.Array:
         peak = jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True)
-        scale = jax.lax.stop_gradient(safe_scale(peak))
-        matrix = matrix / scale.astype(matrix.dtype)
+        power = scaling_power(peak)
+        matrix = matrix * power.astype(matrix.dtype)
         adjoint = jnp.conj(jnp.swapaxes(matrix, -1, -2))
         # A fixed start keeps the clip a pure function; being random, it is almost
         # surely not orthogonal to the leading singular vector.
@@ -352,14 +352,8 @@ class Spectral(Linf):
         vector = jax.lax.fori_loop(1, self.iterations, step, vector)
         vector = jax.lax.stop_gradient(vector)
         image = jnp.sum(_absolute_square(matrix @ vector), axis=(-2, -1))
-        sigma = _positive_root(image, 2) * scale[..., 0, 0]
+        sigma = _positive_root(image, 2) / power[..., 0, 0]
         return jnp.where(jnp.isfinite(peak[..., 0, 0]), sigma, peak[..., 0, 0])
-
-
-def safe_scale(peak: jax.Array) -> jax.Array:
-    """Replaces zero and non-finite peaks by one, for dividing by."""
-    usable = (peak > 0) & (peak < jnp.inf)
-    return jnp.where(usable, peak, jnp.ones_like(peak))
 
 
 l1 = Lp(1)

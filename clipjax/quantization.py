@@ -11,9 +11,8 @@ from jaxtyping import Array, Float
 
 from .casts import accumulation_dtype, widen
 from .distributed import gathered
-from .floats import format_limits
+from .floats import format_limits, safe_scale, scaling_power
 from .metrics import direction_cosine
-from .norms import safe_scale
 from .trees import NamedLeaves
 
 
@@ -64,6 +63,7 @@ def quantization_report(
 
     Raises:
         TypeError: dtype is no such format, or a leaf is complex.
+        ValueError: reference has no leaf of the same name and shape.
 
     Example:
         >>> import clipjax, jax.numpy as jnp
@@ -78,6 +78,13 @@ def quantization_report(
     format_limits(dtype)
     leaves = NamedLeaves.of(tree)
     originals = leaves if reference is None else NamedLeaves.of(reference)
+    for name, leaf in leaves.arrays.items():
+        original = originals.arrays.get(name)
+        if original is None or original.shape != leaf.shape:
+            raise ValueError(
+                f"reference must have leaves like those of tree, got none of shape "
+                f"{leaf.shape} at {name!r}"
+            )
     return {
         name: _compared(name, leaf, originals.arrays[name], jnp.dtype(dtype))
         for name, leaf in leaves.arrays.items()
@@ -87,17 +94,21 @@ def quantization_report(
 def _compared(
     name: str, leaf: jax.Array, original: jax.Array, dtype: Any
 ) -> QuantizationReport:
-    if jnp.iscomplexobj(leaf):
-        raise TypeError(f"tree must have real leaves, got {leaf.dtype} in {name!r}")
+    for part in (leaf, original):
+        if jnp.iscomplexobj(part):
+            raise TypeError(f"leaves must be real, got {part.dtype} at {name!r}")
     quantized = _quantized(leaf, dtype)
     dtype_of_result = quantized.dtype
     was_nonzero = original != 0
     stays = jnp.sum(was_nonzero & (quantized != 0)).astype(dtype_of_result)
     # As one vector, so that equal numbers come to lie side by side.
     ordered = jnp.sort(gathered(quantized, 0).reshape(-1))
-    occupied = jnp.sum(ordered[1:] != ordered[:-1]) + min(ordered.size, 1)
+    is_first = jnp.append(True, ordered[1:] != ordered[:-1])[: ordered.size]
+    occupied = jnp.sum(is_first & jnp.isfinite(ordered))
+    # What bfloat16 holds can be too long for its norm.
+    power = scaling_power(jnp.max(jnp.abs(quantized), initial=0))
     return QuantizationReport(
-        direction_cosine(quantized, original),
+        direction_cosine(quantized * power, original),
         stays / jnp.sum(was_nonzero).astype(dtype_of_result),
         occupied.astype(dtype_of_result) / _number_of_levels(dtype),
     )
@@ -107,8 +118,10 @@ def _quantized(leaf: jax.Array, dtype: Any) -> jax.Array:
     """Rounds to the numbers of a format, given in the accumulation dtype."""
     wide = widen(leaf, accumulation_dtype(NamedLeaves.of(leaf)))
     largest, _ = format_limits(dtype)
-    peak = safe_scale(jnp.max(jnp.abs(wide), initial=0))
-    scaled = jnp.clip(wide / peak * largest, -largest, largest)
+    peak = jnp.max(jnp.abs(wide), initial=0)
+    power = scaling_power(peak)
+    wide = wide * power / safe_scale(peak * power)
+    scaled = jnp.clip(wide * largest, -largest, largest)
     if jnp.issubdtype(dtype, jnp.integer):
         return jnp.round(scaled)
     return scaled.astype(dtype).astype(wide.dtype)

@@ -49,13 +49,14 @@ class ClipInfo(NamedTuple):
     Attributes:
         names: the clip's name, and below it its blocks' names in order: keys without
             leaves, so that they travel with the state at no cost.
+        leaves: the leaves' names, in the same way.
         norm: norm of the whole tree before the clip.
         threshold: the least of the thresholds in force; for ``unit`` and ``element``,
             of their means over each leaf.
         factor: ``clipped_norm / norm``; 1 where the gradient is zero.
         clipped_norm: norm of the whole tree after the clip.
-        clipped_fraction: fraction of the blocks that were changed; for ``element`` NaN
-            where an entry was.
+        clipped_fraction: fraction of the blocks that were changed. What is NaN does not
+            count, nor for ``unit`` and ``element`` the rest of that leaf.
         average_factor: exponential average of ``factor`` over finite steps, with
             decay 0.99, started at its first value.
         clipped_steps: in how many steps any block was changed.
@@ -68,6 +69,7 @@ class ClipInfo(NamedTuple):
     """
 
     names: dict[str, dict[str, tuple[()]]]
+    leaves: dict[str, tuple[()]]
     norm: Float[Array, ""]
     threshold: Float[Array, ""]
     factor: Float[Array, ""]
@@ -153,7 +155,8 @@ def summarise(
     split: Split,
 ) -> Measurement:
     """Measures the leaves, by their blocks where that is enough."""
-    source = leaves.replace(apart(dict(granularity.summary(leaves, blocks))))
+    source = leaves.replace(dict(granularity.summary(leaves, blocks)))
+    source = source.map(lambda leaf: apart(leaf, leaf))
     return measure(norm, Leaf(), source, names, split_of_blocks(granularity, split))
 
 
@@ -204,8 +207,10 @@ def describe(
         counts = per_leaf.fold(counts, names, max, before)
         lengths = summarise(granularity, norm, after, lengths, names, split).norms
         changed, invalid, share = map(line_up, ("changed", "invalid", "share"))
-        mean = line_up("limit") / jnp.where(share > 0, share, 1)
-        thresholds = jnp.where(share > 0, mean, jnp.inf)
+        changed = jnp.where(jnp.isnan(changed), 0, changed)
+        mean = line_up("limit") / jnp.where(share == 0, 1, share)
+        is_infinite = (share == 0) & ~jnp.isnan(mean)
+        thresholds = jnp.where(is_infinite, jnp.inf, mean)
     else:
         sizes = granularity.sizes(names, before, shard_counts(split))
         changed = jax.tree.map(
@@ -236,7 +241,7 @@ def _sums(
     And nothing but arithmetic: XLA's CPU backend writes comparisons and selections to
     memory before it sums them up.
     """
-    old, new = apart((old, new))
+    old, new = apart(old, old, old), apart(new)
     largest = jnp.finfo(limit.dtype).max
     is_below_infinity = jnp.abs(jnp.sign(largest / limit))
     weight = jnp.asarray(1 / max(copies * limit.size, 1), limit.dtype)
@@ -256,7 +261,9 @@ def _count(values: jax.Array) -> jax.Array:
     return jnp.sum(values, dtype=np.float32)
 
 
-def empty_info(name: str, blocks: tuple[str, ...], dtype: Any) -> ClipInfo:
+def empty_info(
+    name: str, blocks: tuple[str, ...], leaves: NamedLeaves, dtype: Any
+) -> ClipInfo:
     """Makes the report before the first step."""
 
     def no_data(shape: tuple[int, ...] = ()) -> jax.Array:
@@ -268,6 +275,7 @@ def empty_info(name: str, blocks: tuple[str, ...], dtype: Any) -> ClipInfo:
     shape = (len(blocks),)
     return ClipInfo(
         names={name: {block: () for block in blocks}},
+        leaves={leaf: () for leaf in leaves.arrays},
         norm=no_data(),
         threshold=no_data(),
         factor=no_data(),

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int
 from .casts import accumulation_dtype, narrow, widen
 from .thresholds.base import require_integer
 from .trees import NamedLeaves, is_clippable, path_name
+from .wrapped import as_transformation
 
 RAMP_START = 0.01
 
@@ -103,8 +104,7 @@ def periodic_reset(
         Huang, Zhu, Jin, Liu, Wang, Liu, `SPAM: Spike-aware Adam with momentum reset
         for stable LLM training <https://arxiv.org/abs/2501.06842>`_, 2025
     """
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"inner must be a gradient transformation, got {inner!r}")
+    inner = as_transformation("inner", inner)
     require_integer("every", every, lowest=1)
     require_integer("warmup_steps", warmup_steps, lowest=0)
     if warmup_steps >= every:
@@ -115,11 +115,10 @@ def periodic_reset(
         raise TypeError(f"counters must be True or False, got {counters!r}")
     if select is not None and counters:
         raise ValueError("counters=True goes with select=None: let select pick them")
-    inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> PeriodicResetState:
-        zero = jnp.zeros((), jnp.int32)
-        return PeriodicResetState(zero, zero, inner.init(params))
+        counts = (jnp.zeros((), jnp.int32) for _ in range(2))
+        return PeriodicResetState(*counts, inner.init(params))
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any

@@ -14,6 +14,7 @@ from .distributed import AxisNames, beside, split_over
 from .measurement import first_nonfinite_leaf
 from .thresholds.base import require_integer
 from .trees import NamedLeaves, is_clippable
+from .wrapped import as_transformation
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -21,6 +22,7 @@ class SkipNonfiniteState(NamedTuple):
 
     Attributes:
         names: the wrapper's name, a key without leaves.
+        leaves: the names of the updates' leaves, in the same way.
         skipped_count: int32 number of steps skipped so far.
         streak: int32 number of steps skipped in a row, up to now.
         alarm: bool, true from the step on that made the streak too long.
@@ -30,6 +32,7 @@ class SkipNonfiniteState(NamedTuple):
     """
 
     names: dict[str, tuple[()]]
+    leaves: dict[str, tuple[()]]
     skipped_count: Int[Array, ""]
     streak: Int[Array, ""]
     alarm: Bool[Array, ""]
@@ -81,14 +84,13 @@ def skip_nonfinite(
         >>> print(optax.apply_updates(params, updates), state.skipped_count)
         [1. 1.] 1
     """
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"inner must be a gradient transformation, got {inner!r}")
+    inner = as_transformation("inner", inner)
     require_integer("alarm_after", alarm_after, 1)
-    inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> SkipNonfiniteState:
         return SkipNonfiniteState(
             names={name: ()},
+            leaves={leaf: () for leaf in NamedLeaves.of(params).arrays},
             skipped_count=jnp.zeros((), jnp.int32),
             streak=jnp.zeros((), jnp.int32),
             alarm=jnp.zeros((), bool),
@@ -111,6 +113,7 @@ def skip_nonfinite(
             jax.tree.map(lambda update: nothing_if(is_bad, update), new_updates),
             SkipNonfiniteState(
                 names=state.names,
+                leaves=state.leaves,
                 skipped_count=state.skipped_count + is_bad.astype(jnp.int32),
                 streak=streak,
                 alarm=state.alarm | (streak >= alarm_after),

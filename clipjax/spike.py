@@ -17,6 +17,7 @@ from .norms import l2
 from .skip import keep_if, nothing_if
 from .thresholds.base import require_integer, require_number
 from .trees import NamedLeaves
+from .wrapped import as_transformation
 
 
 class SkipOnSpikeState(NamedTuple):
@@ -127,8 +128,7 @@ def skip_on_spike(
         code, and that of Levanter and MaxText, use the same window and sigma; but let
         rejected values into the history, and have no tolerance.
     """
-    if not isinstance(inner, optax.GradientTransformation):
-        raise TypeError(f"inner must be a gradient transformation, got {inner!r}")
+    inner = as_transformation("inner", inner)
     require_integer("window", window, lowest=2)
     least = max(2, window // 2) if minimum_history is None else minimum_history
     require_integer("minimum_history", least, lowest=2)
@@ -137,7 +137,6 @@ def skip_on_spike(
     require_integer("alarm_after", alarm_after, lowest=1)
     require_number("sigma", sigma, infinite=False)
     require_number("tolerance", tolerance, infinite=False)
-    inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> SkipOnSpikeState:
         dtype = accumulation_dtype(NamedLeaves.of(params))

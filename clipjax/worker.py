@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .distributed import AxisNames, as_tuple, each_worker
-from .trees import is_clippable
+from .distributed import AxisNames, as_tuple, each_worker, types_tell, varying_axes
+from .trees import NamedLeaves, is_clippable
+from .wrapped import as_transformation
 
 
 def per_worker(
@@ -57,7 +58,9 @@ def per_worker(
 
     Raises:
         TypeError: clip is no gradient transformation.
-        ValueError: axis_name names no axis.
+        ValueError: axis_name names no axis; or types tell, when traced, that updates
+            are the same on all workers. ``jax.grad`` in ``shard_map`` sums gradients of
+            parameters that do not differ over workers: ``jax.lax.pcast`` them first.
 
     Example:
         >>> import clipjax, jax, jax.numpy as jnp
@@ -72,35 +75,45 @@ def per_worker(
         algorithm for training deep neural networks
         <https://arxiv.org/abs/2205.05040>`_, 2022, for clipping by worker
     """
-    if not isinstance(clip, optax.GradientTransformation):
-        raise TypeError(f"clip must be a gradient transformation, got {clip!r}")
+    inner = as_transformation("clip", clip)
     axes = as_tuple(axis_name)
     if not axes:
         raise ValueError(f"axis_name must name the workers' axes, got {axis_name!r}")
-    inner = optax.with_extra_args_support(clip)
 
     def update(
         updates: Any, state: Any = None, params: Any = None, **extra: Any
     ) -> tuple[Any, Any]:
+        _require_own(updates, axes)
         with each_worker(axes):
             clipped, own = inner.update(updates, state, params, **extra)
         mean = functools.partial(jax.lax.pmean, axis_name=axes)
         clipped = jax.tree.map(
             lambda leaf: mean(leaf) if is_clippable(leaf) else leaf, clipped
         )
-        if state is None:
-            state = jax.tree.map(lambda _: 0.0, own)
-        return clipped, jax.tree.map(functools.partial(_shared, axes), own, state)
+        return clipped, jax.tree.map(functools.partial(_shared, axes), own)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def _shared(axes: tuple[Any, ...], own: Any, before: Any) -> Any:
-    """Joins a leaf of the workers' states, given what they had in common before."""
+def _require_own(updates: Any, axes: tuple[Any, ...]) -> None:
+    """Refuses gradients that are the same on all workers, where types tell."""
+    leaves = NamedLeaves.of(updates).arrays.values()
+    told = {axis for axis in axes if types_tell(axis)}
+    if leaves and told and not any(told & varying_axes(leaf) for leaf in leaves):
+        raise ValueError(
+            f"updates do not differ over the workers' axes {axes}: they look summed "
+            "already, as jax.grad gives them for parameters that do not differ. Give "
+            f"the loss jax.lax.pcast(params, {axes}, to='varying')"
+        )
+
+
+def _shared(axes: tuple[Any, ...], own: Any) -> Any:
+    """Joins a leaf of the workers' states."""
     own = jnp.asarray(own)
     if is_clippable(own):
-        # The mean of the changes: numbers that have not changed stay as they are.
-        base = jnp.where(jnp.isfinite(before), before, jnp.zeros_like(before))
+        # The mean of the differences: what is the same on all workers stays as it is.
+        largest = jax.lax.pmax(own, axes)
+        base = jnp.where(jnp.isfinite(largest), largest, jnp.zeros_like(largest))
         return base + jax.lax.pmean(own - base, axes)
     if own.dtype == bool:
         return jax.lax.pmax(own.astype(jnp.int32), axes) > 0

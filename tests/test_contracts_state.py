@@ -143,6 +143,16 @@ def test_params_are_asked_for(key):
         clip.update(catalogue.gradients(), clip.init(catalogue.parameters()))
 
 
+@every_clip
+def test_every_number_of_the_first_state_has_its_own_buffer(key):
+    """What shares one cannot be donated."""
+    state = catalogue.clip(key).init(catalogue.parameters())
+    buffers = [
+        leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state) if leaf.size
+    ]
+    assert len(set(buffers)) == len(buffers)
+
+
 @pytest.mark.parametrize("key", ["recipe-clip_by_leaf_norm", "recipe-clip_by_value"])
 def test_donated_state(key):
     clip, params = catalogue.clip(key), catalogue.parameters()

@@ -7,7 +7,7 @@ import pytest
 from oracle import assert_same_bits, norm, random_tree
 
 import clipjax
-from clipjax import granularity, norms
+from clipjax import granularity, guards, norms
 
 TREE = {"layers": [{"w": (3, 4), "b": (4,)}, {"w": (4, 2), "b": (2,)}], "scale": ()}
 
@@ -224,3 +224,42 @@ def test_unit_thresholds_from_a_table():
     assert_same_bits(updates["b"], grads["b"])
     np.testing.assert_array_equal(state.info.blocks.threshold, [1.0, np.inf])
     assert float(state.info.clipped_fraction) == 0.5
+
+
+@pytest.mark.parametrize("value", [jnp.nan, -jnp.inf, -1.0])
+@pytest.mark.parametrize("blocks", [granularity.element(), granularity.unit()])
+def test_an_invalid_threshold_is_not_reported_as_none(blocks, value):
+    grads = {"w": jnp.array([1.0, 0.2, 3.0])}
+    clip = clipjax.clip_by(jnp.float32(value), granularity=blocks)
+    for update in (clip.update, jax.jit(clip.update)):
+        updates, state = update(grads, None)
+        assert not jnp.any(updates["w"])
+        assert not float(state.info.threshold) >= 0
+        assert int(state.info.invalid_threshold_count) == 1
+
+
+@pytest.mark.parametrize("guard", [guards.propagate, guards.zero])
+def test_only_leaves_without_nan_count_as_changed(guard):
+    """As for leaves, of which the one with NaN does not count."""
+    grads = {"bad": jnp.array([9.0, jnp.nan, 3.0]), "good": jnp.array([5.0, 0.1])}
+    for blocks, fraction in (
+        (granularity.element(), 1 / 5),
+        (granularity.unit(), 1 / 2),
+        (granularity.leaf(), 1 / 2),
+    ):
+        clip = clipjax.clip_by(0.5, granularity=blocks, nonfinite=guard)
+        info = clip.update(grads, None)[1].info
+        assert float(info.clipped_fraction) == pytest.approx(fraction)
+
+
+def test_an_infinite_entry_without_a_threshold_is_not_changed():
+    grads = {"w": jnp.array([jnp.inf, 1.0])}
+    info = clipjax.clip_by_value(jnp.float32(jnp.inf)).update(grads, None)[1].info
+    assert float(info.clipped_fraction) == 0
+
+
+def test_a_schedule_may_give_integers():
+    clip = clipjax.clip_by_value(lambda count: count + 1)
+    updates, state = clip.update({"w": jnp.array([2.0, 0.5])}, None)
+    np.testing.assert_array_equal(updates["w"], [1.0, 0.5])
+    assert float(state.info.threshold) == 1

@@ -183,7 +183,7 @@ def test_nonfinite_path_of_another_tree_is_refused():
     clip = clipjax.clip_by_global_norm(1.0)
     grads = {"a": GRAD, "b": GRAD * jnp.nan}
     _, state = clip.update(grads, clip.init(grads))
-    with pytest.raises(ValueError, match="tree has 1 leaves"):
+    with pytest.raises(ValueError, match="tree has 1 of the 2 leaves"):
         clipjax.nonfinite_path(state, {"a": GRAD})
 
 
@@ -200,3 +200,33 @@ def test_project_onto_ball():
         assert norm(near) == pytest.approx(min(radius, 4.0), rel=1e-6)
     with pytest.raises(ValueError, match="-1"):
         clipjax.project_onto_ball(one, -1.0)
+
+
+def test_nonfinite_path_inside_of_masked_and_multi_transform():
+    """The clip sees some of the leaves only."""
+    grads = {"a": jnp.ones(2), "b": jnp.array([jnp.nan])}
+    clip = clipjax.clip_by_global_norm(1.0)
+    mask = {"a": False, "b": True}
+    labels = {"a": "skipped", "b": "clipped"}
+    for optimizer in (
+        optax.masked(clip, mask),
+        optax.masked(clipjax.skip_nonfinite(optax.sgd(1.0)), mask),
+        optax.multi_transform(
+            {"clipped": clip, "skipped": clipjax.skip_nonfinite(optax.sgd(1.0))}, labels
+        ),
+    ):
+        _, state = optimizer.update(grads, optimizer.init(grads), grads)
+        assert clipjax.nonfinite_path(state, grads) == "b"
+
+
+def test_a_name_that_is_taken_is_not_given_again():
+    optimizer = optax.chain(
+        clipjax.clip_by_global_norm(1.0, name="clip_2"),
+        clipjax.clip_by_global_norm(2.0),
+        clipjax.clip_by_global_norm(3.0),
+    )
+    grads = jnp.ones(2)
+    _, state = optimizer.update(grads, optimizer.init(grads), grads)
+    found = clipjax.metrics(state)
+    names = ("clip_2", "clip", "clip_3")
+    assert [float(found[f"{name}/threshold"]) for name in names] == [1, 2, 3]

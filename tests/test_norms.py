@@ -196,11 +196,23 @@ def test_spectral_norm_of_stacked_matrices():
     np.testing.assert_allclose(shrunk, np.minimum(largest, 1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e25])
+@pytest.mark.parametrize("size", [1e-30, 1e25, 2e38])
 def test_spectral_norm_at_extreme_magnitudes(size):
     leaf = random_tree(6, (4, 3), size=size)
     largest = np.linalg.svd(np.asarray(leaf, np.float64), compute_uv=False)[0]
     assert float(spectral(leaf)[1].info.norm) == pytest.approx(largest, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "rms", "lp"])
+def test_norms_of_norms_beyond_the_largest_power_of_two_with_a_reciprocal(name):
+    """XLA takes 1 / x for zero where x is above 2^126."""
+    norm = norms.lp(3) if name == "lp" else getattr(norms, name)
+    sizes = jnp.array([1.5e38, 2.5e37])
+    whole = norm.accumulate(jnp.array([0.6, 0.1]), None)
+    expected = float(norm.finish(whole, 2)) * 2.5e38
+    for combine in (norm.combine, jax.jit(norm.combine)):
+        found = float(combine(sizes, jnp.ones(2)))
+        assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_spectral_norm_approaches_from_below():

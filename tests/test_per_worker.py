@@ -205,3 +205,43 @@ def test_where_types_do_not_tell_there_is_no_guess(name, silent):
         step = jax.shard_map(step, mesh=mesh(), **where)
     with pytest.raises(ValueError, match=r"axis_name=\(\) if every device holds"):
         jax.eval_shape(step, jnp.ones((8, 4)))
+
+
+def test_a_memory_may_fall_by_orders_of_magnitude():
+    """The mean is not taken of changes, which would round small numbers away."""
+    clip = clipjax.clip_by(clipjax.thresholds.quantile(0.0, window=3))
+    each_clip = on_workers(clipjax.per_worker(clip, "workers"))
+    alone, together = clip.init(jnp.ones(1)), clip.init(jnp.ones(1))
+    for size in (1.0, 1e10, 1.0, 1.0, 1.0, 1.0):
+        expected, alone = clip.update(jnp.full(1, size), alone)
+        updates, together = each_clip(jnp.full((8, 1), size), together)
+        np.testing.assert_array_equal(updates, expected)
+    assert_close(together, alone, rtol=1e-6)
+
+
+def test_gradients_that_are_summed_already_are_refused():
+    """edges: jax.grad sums gradients of parameters that do not differ."""
+    clip = clipjax.per_worker(clipjax.clip_by_global_norm(1.0), "workers")
+
+    def step(inputs, differ):
+        params = jnp.ones(1)
+        if differ:
+            params = jax.lax.pcast(params, "workers", to="varying")
+        grads = jax.grad(lambda params: jnp.mean(params * inputs))(params)
+        return clip.update(grads, None)[0]
+
+    inputs = jnp.array([10.0, -8.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    for differ in (False, True):
+        run = jax.jit(
+            jax.shard_map(
+                functools.partial(step, differ=differ),
+                mesh=mesh(),
+                in_specs=WORKERS,
+                out_specs=PartitionSpec(),
+            )
+        )
+        if differ:
+            np.testing.assert_allclose(run(inputs), 1 / 8)
+        else:
+            with pytest.raises(ValueError, match="look summed already.*pcast"):
+                run(inputs)

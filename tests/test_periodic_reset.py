@@ -363,3 +363,12 @@ def test_update_without_params():
 def test_bad_arguments(arguments, kind, message):
     with pytest.raises(kind, match=message):
         periodic_reset(**({"inner": optax.sgd(0.1), "every": 5} | arguments))
+
+
+def test_the_first_state_can_be_donated():
+    params = {"w": jnp.ones(3)}
+    optimizer = periodic_reset(optax.adam(1e-3), every=5, warmup_steps=1)
+    step = jax.jit(optimizer.update, donate_argnums=1)
+    with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes here
+        _, state = step(params, optimizer.init(params), params)
+    assert int(state.position) == 1

@@ -139,8 +139,21 @@ def test_the_report_of_odd_leaves():
     assert np.isnan(report["zero"].cosine) and np.isnan(report["nan"].cosine)
     assert np.isnan(report["zero"].nonzero_fraction)
     assert float(report["half"].nonzero_fraction) == 0.5
-    with pytest.raises(TypeError, match="real leaves, got complex64 in 'z'"):
+    with pytest.raises(TypeError, match="real, got complex64 at 'z'"):
         clipjax.quantization_report({"z": jnp.ones(2, "complex64")})
+    nothing = clipjax.quantization_report({"w": jnp.full(9, jnp.nan)}, jnp.int8)["w"]
+    assert float(nothing.occupied_fraction) == 0
+    for reference in ({}, {"w": jnp.ones(1)}):
+        with pytest.raises(ValueError, match="reference must have leaves like"):
+            clipjax.quantization_report({"w": jnp.ones(2)}, reference=reference)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float16, jnp.bfloat16])
+def test_the_report_of_entries_near_the_largest_number(dtype):
+    for leaf in ([1.0, 2.0], [3e38, 1e38], [1e-38, 3e-38]):
+        report = clipjax.quantization_report({"w": jnp.array(leaf)}, dtype)["w"]
+        assert float(report.cosine) == pytest.approx(1, abs=1e-4)
+        assert float(report.nonzero_fraction) == 1
 
 
 @pytest.mark.parametrize("bad", ["uint8", "float32", "float8_e8m0fnu", "int32", "x", 3])

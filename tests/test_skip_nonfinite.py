@@ -142,3 +142,14 @@ def test_integer_leaves_and_keys_in_the_inner_state():
 def test_bad_arguments(arguments, kind, message):
     with pytest.raises(kind, match=message):
         clipjax.skip_nonfinite(optax.sgd(0.1), **arguments)
+
+
+def test_it_takes_multi_steps_as_they_are():
+    """The other way round, NaN would stay in the sum that is accumulated."""
+    optimizer = clipjax.skip_nonfinite(optax.MultiSteps(optax.sgd(1.0), 2))
+    params = jnp.zeros(1)
+    state = optimizer.init(params)
+    for number in (1.0, jnp.nan, 3.0):
+        with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes here
+            updates, state = optimizer.update(jnp.full(1, number), state, params)
+    np.testing.assert_array_equal(updates, [-2.0])

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from ..distributed import gathered, resharded
-from ..floats import reciprocal_power_of_two
-from ..norms import Axes, Norm, Spectral, l2, safe_scale
+from ..floats import scaling_power
+from ..norms import Axes, Norm, Spectral, l2
 from ..rules import Rule, Skip, Sqrt, lengths
 from ..trees import per_leaf
 from .base import Block
@@ -108,7 +108,7 @@ def _scale(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gives the largest magnitude, and a power of two that brings it to [1, 4)."""
     matrix = jax.lax.stop_gradient(matrix)
     peak = jnp.max(jnp.abs(matrix), axis=(-2, -1), keepdims=True, initial=0)
-    return peak, reciprocal_power_of_two(safe_scale(peak)).astype(matrix.dtype)
+    return peak, scaling_power(peak).astype(matrix.dtype)
 
 
 def decompose(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

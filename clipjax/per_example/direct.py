@@ -92,7 +92,7 @@ def _finite(array: jax.Array) -> jax.Array:
 
 def _flat(array: jax.Array) -> jax.Array:
     """Drops axes of one, so that XLA finds what is alike, and makes it once."""
-    return array.reshape([n for i, n in enumerate(array.shape) if i == 0 or n > 1])
+    return array.reshape([n for i, n in enumerate(array.shape) if i == 0 or n != 1])
 
 
 def widened(array: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,8 +22,9 @@ class Product:
     """The gradients of the examples at a site, as products.
 
     Attributes:
-        layout: how the site was read.
+        layout: how the site was read; the first, where several are taken as one.
         factors: what was read there.
+        read: the arrays that hold that.
         gradient: the gradients themselves, ``[B, S, n, m]`` in pieces along n, where
             they were made after all; those of examples that are not finite are zero.
         squares: where they were made, ‖G‖².
@@ -31,6 +32,7 @@ class Product:
 
     layout: Layout
     factors: Factors
+    read: Pieces
     gradient: Pieces = ()
     squares: jax.Array | None = None
 
@@ -70,15 +72,20 @@ class Product:
         return self.layout.unsort(jnp.concatenate(sums, axis=1))
 
 
-def product_of(site: Site, record: Any, cotangent: jax.Array) -> Product:
-    """Sorts what was read at a site.
+def product_of(
+    sites: Sequence[Site], records: Sequence[Any], cotangents: Sequence[jax.Array]
+) -> Product:
+    """Sorts what was read at sites that are arranged alike.
 
     Where that is no larger than its factors, and cheaper than their Gram matrices, the
     gradient of each example is made after all, once for its norm and the sum.
     """
-    layout = layout_of(site)
-    factors = layout.read(record, cotangent)
-    product = Product(layout, factors)
+    layout, *others = map(layout_of, sites)
+    factors = layout.read(records[0], cotangents[0])
+    for other, *read in zip(others, records[1:], cotangents[1:], strict=True):
+        factors = factors.joined(other.read(*read))
+    read = (*records, *cotangents)
+    product = Product(layout, factors, read)
     if product.is_lookup:
         return product
     uses, rows, columns = _sizes(factors)
@@ -88,13 +95,13 @@ def product_of(site: Site, record: Any, cotangent: jax.Array) -> Product:
     # A weight of zero does not undo NaN. To leave it out here, where the factors are
     # copied anyway, saves a copy of the gradient. By Cauchy and Schwarz, no entry of
     # the gradient is beyond the product of the factors' norms.
-    sizes = dense_squares(record) + dense_squares(cotangent)
+    sizes = _sum(map(dense_squares, read))
     is_finite = jnp.isfinite(sizes)
     keep = lambda part: jnp.where(is_finite[:, None, None, None], part, 0)  # noqa: E731
     right = keep(factors.right)
     gradient = tuple(_gradient(keep(piece), right) for piece in factors.left)
     squares = jnp.where(is_finite, _sum(map(dense_squares, gradient)), sizes)
-    return Product(layout, factors, gradient, squares)
+    return Product(layout, factors, read, gradient, squares)
 
 
 def squared_norm(product: Product) -> jax.Array:
@@ -103,9 +110,32 @@ def squared_norm(product: Product) -> jax.Array:
     if product.squares is not None:
         return product.squares
     if product.is_lookup or product.uses_gram:
-        return inner(product, product)
+        return at_least_rounding(inner(product, product), _uses(product))
     pieces = (_gradient(piece, factors.right) for piece in factors.left)
     return _sum(map(dense_squares, pieces))
+
+
+def at_least_rounding(square: jax.Array, length: jax.Array) -> jax.Array:
+    """Lets no square be less than what rounding can have done to it.
+
+    Terms may cancel. A norm that is too large is clipped to less than it could be; one
+    that is too small would let an example through.
+
+    Args:
+        square: the sum of terms that may have either sign.
+        length: the sum of the lengths that those are products of.
+    """
+    rounding = 2 * jnp.finfo(square.dtype).eps
+    return jnp.maximum(square, rounding * jnp.square(length))
+
+
+def _uses(product: Product) -> jax.Array:
+    """Sums up the lengths of the gradients of the single uses."""
+    rows = lambda part: jnp.sum(jnp.square(widened(part)), -1)  # noqa: E731
+    squares = rows(product.factors.right)
+    if not product.is_lookup:
+        squares = squares * _sum(map(rows, product.factors.left))
+    return jnp.sum(jnp.sqrt(squares), axis=(1, 2))
 
 
 def inner(one: Product, two: Product, swapped: bool = False) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ..trees import NamedLeaves
 from .direct import PerExample, dense_squares, dense_sum, widened
-from .factors import Product, inner, product_of, squared_norm
+from .factors import Product, at_least_rounding, inner, product_of, squared_norm
 from .jaxprs import trace
 from .plan import Plan, make_plan
 from .taps import Runner
@@ -30,7 +30,7 @@ class Pass(NamedTuple):
         losses: of shape ``[B]``.
         aux: auxiliary outputs, with the examples in front.
         gradients: those of dense parameters, by position, with the examples in front.
-        products: one for each site of the plan.
+        products: one for each group of the plan.
     """
 
     plan: Plan
@@ -81,8 +81,12 @@ def backward(loss: Any, leaves: NamedLeaves, batch: Any) -> Pass:
         one, in_axes=(None, None, 0)
     )(dense, taps, batch)
     products = [
-        product_of(site, records[site.path], cotangents[site.tap])
-        for site in plan.sites
+        product_of(
+            [plan.sites[i] for i in group],
+            [records[plan.sites[i].path] for i in group],
+            [cotangents[plan.sites[i].tap] for i in group],
+        )
+        for group in plan.groups
     ]
 
     return Pass(plan, losses, aux, gradients, products)
@@ -110,7 +114,7 @@ def ghost(loss: Any, params: Any, batch: Any) -> PerExample:
                 sums[name] = _site_sum(mine, array, weight)
         return leaves.replace(sums).tree()
 
-    squares = _squares(found.plan, found.products, found.gradients)
+    squares = _squares(found)
     return PerExample(squares, found.losses, found.aux, weighted_sum)
 
 
@@ -125,13 +129,15 @@ def describe(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> 
         found = backward(loss, leaves.replace(arrays), batch)
         for leaf, reason in found.plan.dense.items():
             forms[leaf] = f"gradients per example ({reason})"
+        for leaf in found.plan.unused:
+            forms[leaf], held[leaf] = "not used", 0
         taken = set()
         for product in found.products:
             leaf = product.site.view.leaf
             form = f"{product.site.kind} {product.form}"
             forms[leaf] = f"{forms[leaf]}, {form}" if leaf in forms else form
             # Sites share what goes in, and sums what comes back.
-            for array in (product.factors.record, product.factors.cotangent):
+            for array in product.read:
                 if id(array) not in taken:
                     taken.add(id(array))
                     held[leaf] = held.get(leaf, 0) + _bytes(array)
@@ -151,18 +157,23 @@ def _bytes(array: Any) -> int:
     return math.prod(array.shape) * array.dtype.itemsize
 
 
-def _squares(
-    plan: Plan, products: list[Product], gradients: Mapping[int, jax.Array]
-) -> dict[str, jax.Array]:
-    squares = {leaf: dense_squares(gradient) for leaf, gradient in gradients.items()}
-    for product in products:
-        leaf = product.site.view.leaf
-        squares[leaf] = squares.get(leaf, 0.0) + squared_norm(product)
-    for (i, j), swapped in plan.pairs.items():
-        leaf = products[i].site.view.leaf
-        squares[leaf] += 2 * inner(products[i], products[j], swapped)
-    # Cross terms can cancel to something below zero.
-    return {name: jnp.maximum(squares[leaf], 0) for leaf, name in enumerate(plan.names)}
+def _squares(found: Pass) -> dict[str, jax.Array]:
+    plan, products = found.plan, found.products
+    squares = {
+        leaf: dense_squares(gradient) for leaf, gradient in found.gradients.items()
+    }
+    squares |= dict.fromkeys(plan.unused, jnp.zeros(found.losses.shape))
+    own = [squared_norm(product) for product in products]
+    for leaf in {product.site.view.leaf for product in products}:
+        mine = [i for i, p in enumerate(products) if p.site.view.leaf == leaf]
+        squares[leaf] = sum(own[i] for i in mine)
+        meeting = [pair for pair in plan.pairs.items() if pair[0][0] in mine]
+        for (i, j), swapped in meeting:
+            squares[leaf] += 2 * inner(products[i], products[j], swapped)
+        if meeting:
+            length = sum(jnp.sqrt(own[i]) for i in mine)
+            squares[leaf] = at_least_rounding(squares[leaf], length)
+    return {name: squares[leaf] for leaf, name in enumerate(plan.names)}
 
 
 def _site_sum(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from .direct import HIGHEST, finite, weighted
 from .jaxprs import shape_of
-from .views import Site
+from .views import Site, is_clipped
 
 GEOMETRY = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
 
@@ -37,6 +37,20 @@ class Factors(NamedTuple):
     right: jax.Array
     record: Any
     cotangent: jax.Array
+
+    def joined(self, other: Factors) -> Factors:
+        """Puts the uses of another site, arranged alike, behind these."""
+        (left,), (more,) = self.left, other.left
+        axis = max(left.ndim - 2, 1)
+        left = _concatenate(left, more, axis)
+        return self._replace(
+            left=(left,), right=_concatenate(self.right, other.right, 2)
+        )
+
+
+def _concatenate(one: jax.Array, two: jax.Array, axis: int) -> jax.Array:
+    dtype = jnp.promote_types(one.dtype, two.dtype)
+    return jnp.concatenate([one.astype(dtype), two.astype(dtype)], axis)
 
 
 class Layout:
@@ -148,9 +162,14 @@ class Lookup(Layout):
         """Turns a position that is out of bounds into one of no row."""
         rows, *rest = self.site.view.shape
         width = math.prod(rest)
-        left = record.reshape(record.shape[0], -1)
-        right = cotangent.reshape(record.shape[0], 1, -1, width)
-        if "CLIP" in str(self.site.equation.params["mode"]):
+        left = record
+        if self.site.equation.primitive.name == "gather":
+            left = record[..., 0]
+        # A narrow integer may not hold the number of rows.
+        left = left.reshape(left.shape[0], -1)
+        left = left.astype(jnp.int32) if left.dtype.itemsize < 4 else left
+        right = cotangent.reshape(left.shape[0], 1, -1, width)
+        if is_clipped(self.site.equation):
             left = jnp.clip(left, 0, rows - 1)
         is_row = (left >= 0) & (left < rows)
         right = jnp.where(is_row[:, None, :, None], right, 0)

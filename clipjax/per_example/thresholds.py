@@ -63,7 +63,9 @@ class Groups:
                 )
             if entry is None:
                 return math.inf
-            norms.append(jnp.max(entry) if isinstance(entry, jax.Array) else entry)
+            is_number = isinstance(entry, int | float)
+            # A negative threshold lets nothing through.
+            norms.append(entry if is_number else jnp.max(jnp.maximum(entry, 0)))
         if all(isinstance(norm, int | float) for norm in norms):
             return math.hypot(*norms)
         return jnp.sqrt(sum(jnp.square(jnp.asarray(norm)) for norm in norms))

@@ -38,7 +38,6 @@ REARRANGING = (
     "broadcast_in_dim",
     "slice",
     "split",
-    "convert_element_type",
     "copy",
     "rev",
 )
@@ -134,6 +133,10 @@ class Walk:
             name = equation.primitive.name
             if name in REARRANGING:
                 self._rearrange(jaxpr, equation, inputs, views)
+            elif name == "convert_element_type":
+                self._cast(equation, inputs, views)
+            elif name == "stop_gradient":
+                continue
             elif name in ("concatenate", "stack"):
                 self._join(equation, inputs, views)
             elif name in INLINED or name in CHECKPOINTS:
@@ -190,11 +193,17 @@ class Walk:
                 )
                 for view in inputs[0]
             )
-        elif name in ("convert_element_type", "copy"):
-            cast = lambda part: part.astype(variable.aval.dtype)  # noqa: E731
-            views[variable] = tuple(view.then(cast) for view in inputs[0])
+        elif name == "copy":
+            views[variable] = inputs[0]
         else:
             self._make_dense(inputs, f"joined to others before {name}")
+
+    def _cast(self, equation, inputs, views) -> None:
+        (variable,) = equation.outvars
+        if not jnp.issubdtype(variable.aval.dtype, jnp.floating):
+            self._make_dense(inputs, f"cast to {variable.aval.dtype}")
+        # The same entries, that sums are not rounded for: the parameter is wider.
+        views[variable] = inputs[0]
 
     def _join(self, equation, inputs, views) -> None:
         is_stack = equation.primitive.name == "stack"
@@ -275,7 +284,9 @@ class Sums:
 
 def site_kind(equation: Any, inputs: list[Views]) -> str | None:
     """Tells what kind of site an equation is, or None."""
-    if sum(map(bool, inputs)) != 1:
+    shapes = map(shape_of, (*equation.invars, *equation.outvars))
+    is_real = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating)
+    if sum(map(bool, inputs)) != 1 or not is_real or any(0 in s for s in shapes):
         return None
     name = equation.primitive.name
     if name == "dot_general":
@@ -285,20 +296,34 @@ def site_kind(equation: Any, inputs: list[Views]) -> str | None:
         return None
     if name == "conv_general_dilated" and inputs[1]:
         return "convolution" if equation.params["batch_group_count"] == 1 else None
-    if name == "gather" and inputs[0] and not first.levels:
+    if name in ("gather", "dynamic_slice") and inputs[0] and not first.levels:
         return "lookup" if _is_lookup(equation, first) else None
     return None
 
 
 def _is_lookup(equation: Any, view: View) -> bool:
-    """Tells whether a gather takes whole rows, by one index each."""
-    numbers = equation.params["dimension_numbers"]
-    rank, axes = len(shape_of(equation.outvars[0])), len(view.shape) - 1
+    """Tells whether whole rows are taken, by one index each.
+
+    The other axes may have indices too, as under ``vmap``: where those are clipped, a
+    whole axis fits at one place only.
+    """
+    settings, axes = equation.params, len(view.shape) - 1
+    if not axes or tuple(settings["slice_sizes"]) != (1, *view.shape[1:]):
+        return False
+    if equation.primitive.name == "dynamic_slice":
+        return True
+    numbers, rank = settings["dimension_numbers"], len(shape_of(equation.outvars[0]))
+    starts, collapsed = numbers.start_index_map, numbers.collapsed_slice_dims
+    offsets = rank - axes - (not collapsed)
     return (
-        axes > 0
-        and tuple(numbers.start_index_map) == (0,)
-        and tuple(numbers.collapsed_slice_dims) == (0,)
-        and tuple(numbers.offset_dims) == tuple(range(rank - axes, rank))
+        tuple(starts[:1]) == (0,)
+        and (len(starts) == 1 or is_clipped(equation))
+        and tuple(collapsed) in ((0,), ())
+        and tuple(numbers.offset_dims) == tuple(range(offsets, rank))
         and not numbers.operand_batching_dims
-        and tuple(equation.params["slice_sizes"]) == (1, *view.shape[1:])
     )
+
+
+def is_clipped(equation: Any) -> bool:
+    """Tells whether a look-up takes an index out of bounds for the nearest within."""
+    return "CLIP" in str(equation.params.get("mode", "CLIP"))

@@ -95,7 +95,7 @@ class ZScore(Memory):
 
     def start(self, zeros):
         """Has moments of nothing."""
-        return Moments(zeros, zeros)
+        return Moments(zeros, jax.tree.map(jnp.copy, zeros))
 
     def observe(self, memory, norm, seen):
         """Follows Welford, then the order of the paper: variance about the new mean."""
@@ -143,7 +143,7 @@ class MomentRatio(Memory):
 
     def start(self, zeros):
         """Has moments of nothing."""
-        return Moments(zeros, zeros)
+        return Moments(zeros, jax.tree.map(jnp.copy, zeros))
 
     def observe(self, memory, norm, seen):
         """Averages both without bias, each with its own decay."""

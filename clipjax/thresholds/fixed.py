@@ -79,7 +79,7 @@ class Schedule(Threshold):
     def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
         """Evaluates the schedule; the first value is ``function(0)``."""
         del norms
-        return jnp.asarray(self.function(context.count)), state
+        return jnp.asarray(self.function(context.count), context.dtype), state
 
 
 def constant(value: Any) -> Constant:

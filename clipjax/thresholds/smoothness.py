@@ -86,11 +86,13 @@ class EstimatedSmoothness(Threshold):
         """Has compared nothing."""
         zeros = context.zeros()
         seen = jax.tree.map(lambda zero: jnp.full(zero.shape, -1, jnp.int32), zeros)
-        still = {
-            name: jnp.zeros(leaf.shape, leaf.dtype)
-            for name, leaf in context.leaves.arrays.items()
-        }
-        return SmoothnessState(seen, still, dict(still), zeros, (zeros,) * 4)
+        still, more = (
+            {n: jnp.zeros(x.shape, x.dtype) for n, x in context.leaves.arrays.items()}
+            for _ in range(2)
+        )
+        # Numbers that share a buffer could not be donated.
+        norms, *moments = (jax.tree.map(jnp.copy, zeros) for _ in range(5))
+        return SmoothnessState(seen, still, more, norms, tuple(moments))
 
     def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
         """Compares this step with the one before."""

@@ -1,0 +1,183 @@
+"""Losses that are easy to get wrong: book-keeping against gradients made one by one."""
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from oracle import assert_close, norm
+
+import clipjax
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+def both(loss, params, batch, limit=1.0, **options):
+    """Gives sums and norms by both methods."""
+    options |= {"l2_clip_norm": limit, "keep_batch_dim": False}
+    found = []
+    for method in ("vmap", "ghost"):
+        grad = clipjax.clipped_grad(
+            loss, method=method, return_grad_norms=True, **options
+        )
+        with jax.numpy_dtype_promotion("standard"):
+            total, info = grad(params, batch)
+        found.append((total, info.grad_norms))
+    return found
+
+
+def rounds(dtype):
+    """Makes a loss that computes in a narrow dtype, of float32 parameters."""
+    return lambda w, x: jnp.sum((x.astype(dtype) @ w.astype(dtype)).astype(jnp.float32))
+
+
+def casts_to_integers(w, x):
+    whole = x.astype(jnp.int32) @ w.astype(jnp.int32)
+    return jnp.sum(jnp.sin(x @ w) ** 2) + jnp.sum(whole).astype(jnp.float32)
+
+
+def takes_rows(table, index):
+    return jnp.sum(jnp.sin(jnp.take(table, index, axis=0)))
+
+
+def takes_rows_under_vmap(table, index):
+    return jnp.sum(jnp.sin(jax.vmap(lambda i: table[i])(index)))
+
+
+def takes_rows_in_a_scan(table, index):
+    step = lambda carry, i: (jnp.tanh(carry + table[i]), None)  # noqa: E731
+    return jnp.sum(jax.lax.scan(step, jnp.zeros(table.shape[1]), index)[0])
+
+
+def has_nothing(params, x):
+    return jnp.sum(x @ params["none"]) + jnp.sum(jnp.tanh(x @ params["some"]))
+
+
+def stops(params, x):
+    return jnp.sum(x @ jax.lax.stop_gradient(params["base"]) @ params["adapter"])
+
+
+def unrolled(steps):
+    def loss(params, x):
+        hidden = jnp.zeros(8)
+        for step in range(steps):
+            hidden = jnp.tanh(x[step] @ params["input"] + hidden @ params["hidden"])
+        return jnp.sum(hidden**2)
+
+    return loss
+
+
+RECURRENT = {"input": normal(0, 4, 8), "hidden": 0.3 * normal(1, 8, 8)}
+CASES = {
+    "complex_inputs": (
+        lambda w, x: jnp.sum((jnp.fft.fft(x) @ w).imag),
+        normal(0, 4),
+        normal(1, 5, 4),
+    ),
+    "casts_to_integers": (casts_to_integers, normal(0, 4, 3), 3 * normal(1, 5, 4)),
+    "bytes": (takes_rows, normal(0, 256, 2), jnp.arange(12, dtype=jnp.uint8)[:, None]),
+    "few_of_many_rows": (
+        takes_rows,
+        normal(0, 300, 2),
+        jnp.arange(12, dtype=jnp.uint8).reshape(3, 4),
+    ),
+    "rows_under_vmap": (
+        takes_rows_under_vmap,
+        normal(0, 10, 4),
+        jnp.arange(-2, 10).reshape(3, 4),
+    ),
+    "rows_in_a_scan": (
+        takes_rows_in_a_scan,
+        normal(0, 10, 4),
+        jnp.arange(12).reshape(3, 4) % 10,
+    ),
+    "leaf_without_entries": (
+        has_nothing,
+        {"none": jnp.zeros((4, 0)), "some": normal(0, 4, 2)},
+        normal(1, 5, 4),
+    ),
+    "stopped": (
+        stops,
+        {"base": normal(0, 4, 4), "adapter": normal(1, 4, 2)},
+        normal(2, 5, 4),
+    ),
+    "unrolled": (unrolled(5), RECURRENT, normal(2, 3, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_same_as_one_by_one(case):
+    (expected, lengths), (total, measured) = both(*case)
+    assert measured.dtype == jnp.float32
+    assert_close(measured, lengths, rtol=1e-5, atol=1e-6)
+    assert_close(total, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_one_example_moves_a_sum_of_a_thousand_by_the_threshold(dtype):
+    """A float32 sum is not rounded to the dtype that the loss computes in."""
+    grad = clipjax.clipped_grad(rounds(dtype), l2_clip_norm=1.0, method="ghost")
+    params, ones = jnp.zeros((4, 4)), jnp.ones((1001, 4))
+    assert grad.sensitivity() == 1.0
+    moved = grad(params, ones) - grad(params, ones[1:])
+    assert norm({"w": moved}) == pytest.approx(1.0, abs=1e-2)
+
+
+def test_a_sum_beyond_float16_is_no_infinity():
+    grad = clipjax.clipped_grad(rounds(jnp.float16), l2_clip_norm=1e3, method="ghost")
+    total = grad(jnp.zeros((4, 4)), jnp.full((1000, 4), 100.0))
+    np.testing.assert_allclose(total, 1e5, rtol=1e-6)
+
+
+def test_terms_that_cancel_let_no_example_through():
+    """Activations of a large mean, and cotangents that sum to nothing over tokens."""
+    inputs = 10 + 1e-4 * normal(0, 8, 4, 64)
+    back = normal(1, 4, 64)
+    back -= back.mean(0, keepdims=True)
+    limit = 1e-4
+    for row in range(8):
+        (_, lengths), (total, measured) = both(
+            lambda w, x: jnp.sum((x @ w) * back),
+            jnp.zeros((64, 64)),
+            inputs[row : row + 1],
+            limit,
+        )
+        assert lengths[0] > limit  # so that a norm of zero would let it through
+        assert measured[0] >= lengths[0]
+        assert norm({"w": total}) <= 1.001 * limit
+
+
+def test_what_is_not_made_for_every_example():
+    """Frozen parameters, and the look-up that Equinox does under ``vmap``."""
+    params = {"base": normal(0, 4, 4), "adapter": normal(1, 4, 2)}
+    grad = clipjax.clipped_grad(stops, l2_clip_norm=1.0)
+    assert "base: not used, 0 MiB" in grad.plan(params, normal(2, 5, 4))
+    table = equinox.nn.Embedding(10, 4, key=jax.random.key(0))
+
+    def loss(weight, index):
+        look_up = equinox.tree_at(lambda module: module.weight, table, weight)
+        return jnp.sum(jnp.sin(jax.vmap(look_up)(index)))
+
+    grad = clipjax.clipped_grad(loss, l2_clip_norm=1.0, keep_batch_dim=False)
+    assert "lookup by equal rows" in grad.plan(table.weight, jnp.zeros((3, 4), int))
+
+
+def test_unrolled_steps_cost_equations_in_proportion():
+    def equations(steps):
+        grad = clipjax.clipped_grad(
+            unrolled(steps), l2_clip_norm=1.0, keep_batch_dim=False
+        )
+        jaxpr = jax.make_jaxpr(grad)(RECURRENT, jnp.ones((3, steps, 4)))
+        return str(jaxpr).count(" = ")
+
+    few, more, many = map(equations, (8, 16, 32))
+    assert many - more <= 2.1 * (more - few)
+
+
+def test_sensitivity_of_arrays():
+    grad = clipjax.clipped_grad(stops, l2_clip_norm=np.array([1.0, 2.0]))
+    assert float(grad.sensitivity()) == 2.0
+    grad = clipjax.clipped_grad(stops, l2_clip_norm=jnp.array(-3.0))
+    assert float(grad.sensitivity()) == 0.0
