@@ -117,8 +117,8 @@ def periodic_reset(
         raise ValueError("counters=True goes with select=None: let select pick them")
 
     def init(params: Any) -> PeriodicResetState:
-        counts = (jnp.zeros((), jnp.int32) for _ in range(2))
-        return PeriodicResetState(*counts, inner.init(params))
+        position, count = (jnp.zeros((), jnp.int32) for _ in range(2))
+        return PeriodicResetState(position, count, inner.init(params))
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any

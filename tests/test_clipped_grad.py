@@ -286,3 +286,37 @@ def test_what_has_no_sensitivity():
         clipjax.clipped_grad(lambda w, x: x @ w, l2_clip_norm=1.0)(
             jnp.ones((4, 2)), INPUTS
         )
+
+
+def test_plan_takes_shapes_for_all_arguments():
+    def loss(params, inputs, key, scale):
+        keep = jax.random.bernoulli(key, 0.5, inputs.shape)
+        return jnp.sum(jnp.where(keep, inputs, 0) @ params["w"]) * scale
+
+    grad = clipjax.clipped_grad(loss, l2_clip_norm=1.0, prng_argnum=2)
+    arguments = (
+        {"w": jnp.ones((3, 2)), "steps": jnp.int32(4)},
+        jnp.ones((5, 3)),
+        jax.random.key(0),
+        jnp.float32(2.0),
+    )
+    shapes = jax.eval_shape(lambda *arguments: arguments, *arguments)
+    assert grad.plan(*shapes) == grad.plan(*arguments)
+    assert "w: dot" in grad.plan(*shapes)
+
+
+@pytest.mark.parametrize("method", ["ghost", "vmap"])
+def test_shard_map_must_not_sum_before_the_clip(method):
+    mesh = jax.make_mesh((4,), ("d",), (AxisType.Auto,), devices=jax.devices()[:4])
+    inputs, part = 3 * jnp.eye(4), PartitionSpec("d")
+    whole = PartitionSpec()
+    grad = clipjax.clipped_grad(
+        lambda w, x: jnp.sum(x @ w), l2_clip_norm=1.0, method=method
+    )
+    local = lambda inputs: grad(jnp.zeros(4), inputs)  # noqa: E731
+    where = {"mesh": mesh, "in_specs": part}
+    with pytest.raises(ValueError, match="before they can be clipped.*check_vma=False"):
+        jax.jit(jax.shard_map(local, out_specs=whole, **where))(inputs)
+    summed = lambda inputs: jax.lax.psum(local(inputs), "d")  # noqa: E731
+    run = jax.shard_map(summed, out_specs=whole, check_vma=False, **where)
+    np.testing.assert_allclose(jax.jit(run)(inputs), grad(jnp.zeros(4), inputs))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..distributed import varying_axes
 from ..norms import l2
 from ..rules import Rule, hard, lengths, ratio
 from ..thresholds.base import require_integer, require_number
@@ -88,6 +89,7 @@ class ClippedGrad:
     def _run(self, is_padding_example: Any, *arguments: Any, **options: Any) -> Any:
         params = self.examples.params(arguments)
         batch = self.examples.batch(arguments)
+        _require_no_mixing(batch)
         loss = self.examples.loss(arguments, options)
         leaves = NamedLeaves.of(params)
         groups = Groups.of(self.l2_clip_norm, leaves)
@@ -186,9 +188,20 @@ class ClippedGrad:
             The memory is that of what is kept until the norms are known, for the whole
             batch, whatever ``microbatch_size`` is; XLA may need less.
         """
-        loss = self.examples.loss(arguments, options)
-        params, batch = self.examples.params(arguments), self.examples.batch(arguments)
-        return describe(loss, params, batch, always_dense=self.method == "vmap")
+        leaves, structure = jax.tree.flatten(arguments)
+        arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
+        lines = []
+
+        def read(arrays: dict[int, Any]) -> None:
+            filled = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+            arguments = jax.tree.unflatten(structure, filled)
+            loss = self.examples.loss(arguments, options)
+            params = self.examples.params(arguments)
+            batch = self.examples.batch(arguments)
+            lines.append(describe(loss, params, batch, self.method == "vmap"))
+
+        jax.eval_shape(read, arrays)
+        return lines[0]
 
 
 def clipped_grad(
@@ -228,6 +241,7 @@ def clipped_grad(
     | C negative or NaN, known now | ValueError |
     | C negative or NaN, traced | adds nothing |
     | an integer parameter | zeros |
+    | ``shard_map`` with checked types | ValueError: see the message |
 
     The loss sees one example at a time, so that nothing can mix examples: batch
     statistics are those of one.
@@ -345,6 +359,7 @@ def per_example_grad_norms(
 
     def norms(*arguments: Any, **options: Any) -> Any:
         params, batch = examples.params(arguments), examples.batch(arguments)
+        _require_no_mixing(batch)
         loss = examples.loss(arguments, options)
         size = jax.tree.leaves(batch)[0].shape[0]
         chunk = lambda rows: ((), METHODS[method](loss, params, rows).squares)  # noqa: E731
@@ -354,6 +369,18 @@ def per_example_grad_norms(
         return l2.finish(sum(squares.values(), jnp.zeros(size)), 1)
 
     return norms
+
+
+def _require_no_mixing(batch: Any) -> None:
+    """Refuses what JAX would sum over devices before it is clipped."""
+    axes = set().union(*map(varying_axes, jax.tree.leaves(batch)))
+    if axes:
+        raise ValueError(
+            f"the batch differs over the mesh axes {sorted(map(str, axes))} in "
+            "shard_map, where JAX sums gradients over devices before they can be "
+            "clipped: call it under jit with the batch sharded, or pass "
+            "check_vma=False to shard_map and sum the result with jax.lax.psum"
+        )
 
 
 def _require_method(method: str, microbatch_size: int | None) -> None:

@@ -95,12 +95,12 @@ def product_of(
     # A weight of zero does not undo NaN. To leave it out here, where the factors are
     # copied anyway, saves a copy of the gradient. By Cauchy and Schwarz, no entry of
     # the gradient is beyond the product of the factors' norms.
-    sizes = _sum(map(dense_squares, read))
+    sizes = added(map(dense_squares, read))
     is_finite = jnp.isfinite(sizes)
     keep = lambda part: jnp.where(is_finite[:, None, None, None], part, 0)  # noqa: E731
     right = keep(factors.right)
     gradient = tuple(_gradient(keep(piece), right) for piece in factors.left)
-    squares = jnp.where(is_finite, _sum(map(dense_squares, gradient)), sizes)
+    squares = jnp.where(is_finite, added(map(dense_squares, gradient)), sizes)
     return Product(layout, factors, read, gradient, squares)
 
 
@@ -112,7 +112,7 @@ def squared_norm(product: Product) -> jax.Array:
     if product.is_lookup or product.uses_gram:
         return at_least_rounding(inner(product, product), _uses(product))
     pieces = (_gradient(piece, factors.right) for piece in factors.left)
-    return _sum(map(dense_squares, pieces))
+    return added(map(dense_squares, pieces))
 
 
 def at_least_rounding(square: jax.Array, length: jax.Array) -> jax.Array:
@@ -134,7 +134,7 @@ def _uses(product: Product) -> jax.Array:
     rows = lambda part: jnp.sum(jnp.square(widened(part)), -1)  # noqa: E731
     squares = rows(product.factors.right)
     if not product.is_lookup:
-        squares = squares * _sum(map(rows, product.factors.left))
+        squares = squares * added(map(rows, product.factors.left))
     return jnp.sum(jnp.sqrt(squares), axis=(1, 2))
 
 
@@ -150,7 +150,7 @@ def inner(one: Product, two: Product, swapped: bool = False) -> jax.Array:
         return inner(two, one, swapped)
     if one.gradient and two.gradient and not swapped:
         pairs = _paired(one.gradient, two.gradient, 2)
-        return _sum(jnp.sum(first * second, (1, 2, 3)) for first, second in pairs)
+        return added(jnp.sum(first * second, (1, 2, 3)) for first, second in pairs)
     left, right = two.factors.left, two.factors.right
     if swapped:
         left, right = (right,), jnp.concatenate(left, -1)
@@ -164,11 +164,12 @@ def inner(one: Product, two: Product, swapped: bool = False) -> jax.Array:
         rows = jnp.minimum(one.factors.left[0], columns.shape[1] - 1)[:, :, None]
         picked = widened(jnp.take_along_axis(columns, rows, axis=1))
         return jnp.sum(picked * gram[:, 0], axis=(1, 2))
-    lefts = _sum(_gram(*pair) for pair in _paired(one.factors.left, left, 3))
+    lefts = added(_gram(*pair) for pair in _paired(one.factors.left, left, 3))
     return jnp.sum(lefts * gram, axis=(1, 2, 3))
 
 
-def _sum(arrays: Iterable[jax.Array]) -> jax.Array:
+def added(arrays: Iterable[jax.Array]) -> jax.Array:
+    """Sums arrays up."""
     return functools.reduce(jnp.add, arrays)
 
 

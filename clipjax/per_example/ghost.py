@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from ..trees import NamedLeaves
 from .direct import PerExample, dense_squares, dense_sum, widened
-from .factors import Product, at_least_rounding, inner, product_of, squared_norm
+from .factors import Product, added, at_least_rounding, inner, product_of, squared_norm
 from .jaxprs import trace
 from .plan import Plan, make_plan
 from .taps import Runner
@@ -166,12 +166,12 @@ def _squares(found: Pass) -> dict[str, jax.Array]:
     own = [squared_norm(product) for product in products]
     for leaf in {product.site.view.leaf for product in products}:
         mine = [i for i, p in enumerate(products) if p.site.view.leaf == leaf]
-        squares[leaf] = sum(own[i] for i in mine)
+        squares[leaf] = added(own[i] for i in mine)
         meeting = [pair for pair in plan.pairs.items() if pair[0][0] in mine]
         for (i, j), swapped in meeting:
             squares[leaf] += 2 * inner(products[i], products[j], swapped)
         if meeting:
-            length = sum(jnp.sqrt(own[i]) for i in mine)
+            length = added(jnp.sqrt(own[i]) for i in mine)
             squares[leaf] = at_least_rounding(squares[leaf], length)
     return {name: squares[leaf] for leaf, name in enumerate(plan.names)}
 

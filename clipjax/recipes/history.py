@@ -171,7 +171,7 @@ def zclip(
         z_thresh: the z-score above which a norm is an outlier.
         max_grad_norm: a cap on all norms, in the gradient's units; None for none.
         warmup_steps: how many norms to know first.
-        mode: ``zscore``, or ``percentile``: to μ + z_thresh·σ.
+        mode: ``zscore``; ``percentile``: to μ + z_thresh·σ; or ``mean``: to μ.
         clip_option: with ``zscore``, ``adaptive_scaling`` as above, or ``mean``: to μ.
         clip_factor: what an outlier's length is multiplied by; None for 1.
         skip_update_on_spike: keep outliers out of the statistics altogether.
