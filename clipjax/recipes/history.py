@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax
+
 from .. import granularity, thresholds
 from ..engine import Clip, clip_by
 from ..thresholds.base import require_number
+from ..thresholds.history import require_fraction
 
 
 def autoclip(
@@ -63,6 +66,10 @@ def autoclip(
         <https://arxiv.org/abs/2007.14469>`_, 2020
     """
     require_number("percentile", percentile, infinite=False)
+    if not isinstance(percentile, jax.Array) and percentile > 100:
+        raise ValueError(
+            f"percentile must be a number from 0 to 100, got {percentile!r}"
+        )
     size = 1000 if window is None else window
     source = thresholds.quantile(percentile / 100, size, include_current=True)
     return clip_by(source, axis_name=axis_name, name=name)
@@ -121,12 +128,13 @@ def quantile_clip(
         Merad, Gaïffas, `Robust stochastic optimization via gradient quantile clipping
         <https://arxiv.org/abs/2309.17316>`_, 2024
     """
+    require_fraction("quantile", quantile)
     size = 1000 if window is None else window
     source = thresholds.quantile(
         quantile,
         size,
         minimum_history=size if minimum_history is None else minimum_history,
-        cap=math.inf if max_norm is None else max_norm,
+        cap=_cap("max_norm", max_norm),
     )
     return clip_by(source, axis_name=axis_name, name=name)
 
@@ -195,6 +203,8 @@ def zclip(
         Kumar, Owen, Roy Chowdhury, Güra, `ZClip <https://arxiv.org/abs/2504.02507>`_,
         2025, equations 4 to 8
     """
+    require_number("z_thresh", z_thresh, infinite=False)
+    require_fraction("alpha", alpha)
     source = thresholds.zscore(
         z_thresh,
         decay=alpha,
@@ -202,7 +212,7 @@ def zclip(
         mode="mean" if (mode, clip_option) == ("zscore", "mean") else mode,
         factor=1.0 if clip_factor is None else clip_factor,
         remember="inliers" if skip_update_on_spike else "target",
-        cap=math.inf if max_grad_norm is None else max_grad_norm,
+        cap=_cap("max_grad_norm", max_grad_norm),
     )
     return clip_by(source, axis_name=axis_name, name=name)
 
@@ -255,6 +265,7 @@ def clip_update_by_history(
     References:
         ``clip_update_norm`` of Levanter
     """
+    require_number("sigma", sigma, infinite=False)
     size = 128 if window is None else window
     history = size // 2 if minimum_history is None else minimum_history
     source = thresholds.mean_plus_std(size, sigma, minimum_history=history)
@@ -325,3 +336,10 @@ def norm_growth_limiter(
     )
     leaf = granularity.leaf(stacked)
     return clip_by(source, granularity=leaf, axis_name=axis_name, name=name)
+
+
+def _cap(name: str, value: Any) -> Any:
+    """Reads a cap by the name that it has in a recipe; None for none."""
+    value = math.inf if value is None else value
+    require_number(name, value)
+    return value

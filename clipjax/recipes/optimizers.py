@@ -10,7 +10,9 @@ from .. import granularity, norms, rules
 from ..compound import CompoundClip, clip_after, clip_before, second_moment
 from ..engine import clip_by
 from ..measured import Surprise
+from ..thresholds.base import require_number
 from ..thresholds.elementwise import AverageMaximum, PowerAverage, SecondMoment
+from ..thresholds.history import require_fraction
 from .tensorwise import gradient_stabilizer
 
 
@@ -71,6 +73,9 @@ def stable_update_clip(
         Wortsman et al., `Stable and low-precision training for large-scale
         vision-language models <https://arxiv.org/abs/2304.13013>`_, 2023, algorithm 2
     """
+    require_fraction("b1", b1)
+    require_fraction("b2", b2)
+    require_number("eps", eps, infinite=False)
     clip = clip_by(
         threshold,
         granularity=granularity.leaf(),
@@ -266,6 +271,7 @@ def acclip(
         Zhang, Karimireddy, Veit, Kim, Reddi, Kumar, Sra, `Why are adaptive methods good
         for attention models? <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 2
     """
+    require_fraction("b1", b1)
     clip = clip_by(
         PowerAverage(b2, alpha),
         granularity=granularity.element(),

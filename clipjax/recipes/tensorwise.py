@@ -9,6 +9,7 @@ from typing import Any
 from .. import granularity, rules
 from ..engine import Clip, clip_by
 from ..thresholds.averages import moment_ratio
+from ..thresholds.history import require_fraction
 from ..thresholds.tensorwise import AdaptiveBand, AdaptiveTensorwise
 
 
@@ -225,6 +226,8 @@ def gradient_stabilizer(
         `GradientStabilizer: fix the norm, not the gradient
         <https://arxiv.org/abs/2502.17055v3>`_, 2026; AdaGN of Stable-SPAM before
     """
+    require_fraction("gamma1", gamma1)
+    require_fraction("gamma2", gamma2)
     source = moment_ratio(gamma1, gamma2, epsilon=1e-8 if eps is None else eps)
     return clip_by(
         source,
