@@ -202,6 +202,32 @@ def test_sharded_batch(method, kind):
     np.testing.assert_allclose(flat(found), flat(exact), rtol=1e-5, atol=1e-6)
 
 
+@every_method
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_all_else_on_a_mesh(method, kind):
+    """Thresholds by example, norms in microbatches, arguments that are no arrays."""
+
+    def named(params, inputs, targets, name):
+        return loss(params, inputs, targets) * (2.0 if name == "twice" else 1.0)
+
+    batch = (normal(5, 8, 4), normal(6, 8, 3))
+    options = {"batch_argnums": (1, 2), "method": method}
+
+    def measure(place):
+        limits = place(jnp.linspace(0.1, 2.0, 8))
+        grad = clipjax.clipped_grad(named, l2_clip_norm=limits, **options)
+        norms = clipjax.per_example_grad_norms(named, microbatch_size=4, **options)
+        arguments = (PARAMS, *map(place, batch))
+        return grad(*arguments, "twice"), norms(*arguments, "twice")
+
+    alone = measure(lambda array: array)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        split = NamedSharding(mesh, PartitionSpec("data"))
+        found = measure(lambda array: jax.device_put(array, split))
+    np.testing.assert_allclose(flat(found), flat(alone), rtol=1e-5, atol=1e-6)
+
+
 def test_norms_alone():
     norms = clipjax.per_example_grad_norms(loss, batch_argnums=(1, 2))
     lengths = [norm(gradient) for gradient in singles()]

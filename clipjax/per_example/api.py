@@ -20,6 +20,7 @@ from .batches import in_microbatches
 from .direct import direct
 from .examples import Examples, take_apart
 from .ghost import describe, ghost
+from .meshes import WHOLE, of_arrays, on_any_mesh
 from .thresholds import Groups
 
 METHODS = {"auto": ghost, "ghost": ghost, "vmap": direct}
@@ -68,31 +69,32 @@ class ClippedGrad:
             is_padding_example: bool of shape ``[B]``: examples that are not there.
             **options: keyword arguments of the loss function, the same for all.
         """
-        mesh = jax.sharding.get_abstract_mesh()
-        run = functools.partial(self._run, **options)
-        if jax.sharding.AxisType.Explicit not in mesh.axis_types:
-            return run(is_padding_example, *arguments)
-        # Sums over examples on several devices: XLA knows how, as in Auto mode.
-        specs = jax.tree.map(
-            lambda param: jax.typeof(param).sharding.spec,
-            self.examples.params(arguments),
-        )
-        whole = jax.sharding.PartitionSpec()
-        places = (specs, whole) if self._gives_more else specs
-        run = jax.sharding.auto_axes(run, out_sharding=places)
-        return run(is_padding_example, *arguments)
+
+        def specs() -> Any:
+            params = self.examples.params(arguments)
+            own = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, params)
+            return (own, WHOLE) if self._gives_more else own
+
+        run = on_any_mesh(functools.partial(self._run, **options), specs)
+        return run(is_padding_example, self.l2_clip_norm, *arguments)
 
     @property
     def _gives_more(self) -> bool:
         return self.examples.has_aux or self.return_values or self.return_grad_norms
 
-    def _run(self, is_padding_example: Any, *arguments: Any, **options: Any) -> Any:
+    def _run(
+        self,
+        is_padding_example: Any,
+        l2_clip_norm: Any,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
         params = self.examples.params(arguments)
         batch = self.examples.batch(arguments)
         _require_no_mixing(batch)
         loss = self.examples.loss(arguments, options)
         leaves = NamedLeaves.of(params)
-        groups = Groups.of(self.l2_clip_norm, leaves)
+        groups = Groups.of(l2_clip_norm, leaves)
         size = jax.tree.leaves(batch)[0].shape[0]
         padding = jnp.zeros(size, bool)
         if is_padding_example is not None:
@@ -188,19 +190,16 @@ class ClippedGrad:
             The memory is that of what is kept until the norms are known, for the whole
             batch, whatever ``microbatch_size`` is; XLA may need less.
         """
-        leaves, structure = jax.tree.flatten(arguments)
-        arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
         lines = []
 
-        def read(arrays: dict[int, Any]) -> None:
-            filled = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
-            arguments = jax.tree.unflatten(structure, filled)
+        def read(*arguments: Any) -> None:
             loss = self.examples.loss(arguments, options)
             params = self.examples.params(arguments)
             batch = self.examples.batch(arguments)
             lines.append(describe(loss, params, batch, self.method == "vmap"))
 
-        jax.eval_shape(read, arrays)
+        run, arrays = of_arrays(on_any_mesh(read, lambda: None), arguments)
+        jax.eval_shape(run, arrays)
         return lines[0]
 
 
@@ -357,7 +356,7 @@ def per_example_grad_norms(
     )
     _require_method(method, microbatch_size)
 
-    def norms(*arguments: Any, **options: Any) -> Any:
+    def run(options: Any, *arguments: Any) -> Any:
         params, batch = examples.params(arguments), examples.batch(arguments)
         _require_no_mixing(batch)
         loss = examples.loss(arguments, options)
@@ -367,6 +366,9 @@ def per_example_grad_norms(
         if per_leaf:
             return {name: l2.finish(square, 1) for name, square in squares.items()}
         return l2.finish(sum(squares.values(), jnp.zeros(size)), 1)
+
+    def norms(*arguments: Any, **options: Any) -> Any:
+        return on_any_mesh(run, lambda: WHOLE)(options, *arguments)
 
     return norms
 

@@ -1,0 +1,44 @@
+"""Lets XLA lay per-example work out, also where a mesh is explicit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+WHOLE = jax.sharding.PartitionSpec()
+
+
+def of_arrays(
+    function: Callable[..., Any], arguments: Sequence[Any]
+) -> tuple[Callable[[dict[int, Any]], Any], dict[int, Any]]:
+    """Makes a function of the arrays among some arguments, and gives those."""
+    leaves, structure = jax.tree.flatten(arguments)
+    arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
+
+    def run(arrays: dict[int, Any]) -> Any:
+        filled = [arrays.get(i, leaf) for i, leaf in enumerate(leaves)]
+        return function(*jax.tree.unflatten(structure, filled))
+
+    return run, arrays
+
+
+def on_any_mesh(
+    function: Callable[..., Any], specs: Callable[[], Any]
+) -> Callable[..., Any]:
+    """Runs a function as in Auto mode, where sums over devices need no words.
+
+    Args:
+        function: takes any arguments.
+        specs: tells how the result lies on an explicit mesh.
+    """
+
+    def run(*arguments: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+            return function(*arguments)
+        inner, arrays = of_arrays(function, arguments)
+        return jax.sharding.auto_axes(inner, out_sharding=specs())(arrays)
+
+    return run
