@@ -346,3 +346,29 @@ def test_shard_map_must_not_sum_before_the_clip(method):
     summed = lambda inputs: jax.lax.psum(local(inputs), "d")  # noqa: E731
     run = jax.shard_map(summed, out_specs=whole, check_vma=False, **where)
     np.testing.assert_allclose(jax.jit(run)(inputs), grad(jnp.zeros(4), inputs))
+
+
+@every_method
+def test_double_precision_beside_single(method):
+    with jax.enable_x64(True):
+        params = {"a": jnp.ones((3, 2), jnp.float64), "b": jnp.ones(2, jnp.float32)}
+
+        def mixed(params, inputs):
+            return jnp.sum(inputs @ params["a"]).astype(jnp.float32) + jnp.sum(
+                params["b"]
+            )
+
+        grad = clipjax.clipped_grad(
+            mixed, l2_clip_norm=0.5, method=method, return_grad_norms=True
+        )
+        total, info = grad(params, normal(5, 4, 3).astype(jnp.float64))
+        assert (total["a"].dtype, total["b"].dtype) == (jnp.float64, jnp.float32)
+        assert info.grad_norms.dtype == jnp.float64
+        assert norm(total) <= 4 * 0.5 * (1 + 1e-6)
+
+
+def test_padding_of_another_shape_is_refused():
+    grad = make("ghost")
+    for padding in (True, jnp.ones(3, bool)):
+        with pytest.raises(ValueError, match=r"is_padding_example must be of shape"):
+            grad(PARAMS, normal(5, 8, 4), normal(6, 8, 3), is_padding_example=padding)

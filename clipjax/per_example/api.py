@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..distributed import varying_axes
 from ..norms import l2
 from ..rules import Rule, hard, lengths, ratio
 from ..thresholds.base import require_integer, require_number
@@ -20,7 +19,7 @@ from .batches import in_microbatches
 from .direct import direct
 from .examples import Examples, take_apart
 from .ghost import describe, ghost
-from .meshes import WHOLE, of_arrays, on_any_mesh
+from .meshes import WHOLE, of_arrays, on_any_mesh, require_no_mixing
 from .thresholds import Groups
 
 METHODS = {"auto": ghost, "ghost": ghost, "vmap": direct}
@@ -91,7 +90,7 @@ class ClippedGrad:
     ) -> Any:
         params = self.examples.params(arguments)
         batch = self.examples.batch(arguments)
-        _require_no_mixing(batch)
+        require_no_mixing(batch)
         loss = self.examples.loss(arguments, options)
         leaves = NamedLeaves.of(params)
         groups = Groups.of(l2_clip_norm, leaves)
@@ -99,6 +98,11 @@ class ClippedGrad:
         padding = jnp.zeros(size, bool)
         if is_padding_example is not None:
             padding = jnp.asarray(is_padding_example, bool)
+            if padding.shape != (size,):
+                raise ValueError(
+                    f"is_padding_example must be of shape ({size},), one for each "
+                    f"example, got shape {padding.shape}"
+                )
         shown = [batch[i] for i in self.examples.batch_argnums]
 
         def chunk(rows: Any) -> tuple[Any, Any]:
@@ -130,13 +134,12 @@ class ClippedGrad:
         limits: Sequence[jax.Array],
         padding: jax.Array,
     ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-        nothing = jnp.zeros_like(padding, jnp.float32)
-        whole = l2.finish(sum(squares.values(), nothing), 1)
+        whole = l2.finish(_added(squares.values(), padding), 1)
         # The sum of an example whose squares overflow cannot be bounded.
         bad = ~jnp.isfinite(whole) & ~padding
         weights = {}
         for names, limit in zip(groups.members, limits, strict=True):
-            norm = l2.finish(sum((squares[name] for name in names), nothing), 1)
+            norm = l2.finish(_added((squares[name] for name in names), padding), 1)
             factor = ratio(lengths(self.rule, norm, limit), norm)
             if self.nan_safe:
                 factor = jnp.where(bad, 0, factor)
@@ -358,14 +361,14 @@ def per_example_grad_norms(
 
     def run(options: Any, *arguments: Any) -> Any:
         params, batch = examples.params(arguments), examples.batch(arguments)
-        _require_no_mixing(batch)
+        require_no_mixing(batch)
         loss = examples.loss(arguments, options)
         size = jax.tree.leaves(batch)[0].shape[0]
         chunk = lambda rows: ((), METHODS[method](loss, params, rows).squares)  # noqa: E731
         _, squares = in_microbatches(chunk, batch, size, microbatch_size)
         if per_leaf:
             return {name: l2.finish(square, 1) for name, square in squares.items()}
-        return l2.finish(sum(squares.values(), jnp.zeros(size)), 1)
+        return l2.finish(_added(squares.values(), jnp.zeros(size)), 1)
 
     def norms(*arguments: Any, **options: Any) -> Any:
         return on_any_mesh(run, lambda: WHOLE)(options, *arguments)
@@ -373,16 +376,11 @@ def per_example_grad_norms(
     return norms
 
 
-def _require_no_mixing(batch: Any) -> None:
-    """Refuses what JAX would sum over devices before it is clipped."""
-    axes = set().union(*map(varying_axes, jax.tree.leaves(batch)))
-    if axes:
-        raise ValueError(
-            f"the batch differs over the mesh axes {sorted(map(str, axes))} in "
-            "shard_map, where JAX sums gradients over devices before they can be "
-            "clipped: call it under jit with the batch sharded, or pass "
-            "check_vma=False to shard_map and sum the result with jax.lax.psum"
-        )
+def _added(squares: Iterable[jax.Array], like: jax.Array) -> jax.Array:
+    """Sums up in the widest dtype that there is; nothing gives zeros."""
+    parts = [*squares, jnp.zeros(like.shape, jnp.float32)]
+    dtype = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
+    return functools.reduce(jnp.add, (part.astype(dtype) for part in parts))
 
 
 def _require_method(method: str, microbatch_size: int | None) -> None:

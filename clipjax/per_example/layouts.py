@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .direct import HIGHEST, finite, weighted
+from .direct import HIGHEST, finite, weighted, widened
 from .jaxprs import shape_of
 from .views import Site, is_clipped
 
@@ -49,7 +49,9 @@ class Factors(NamedTuple):
 
 
 def _concatenate(one: jax.Array, two: jax.Array, axis: int) -> jax.Array:
-    dtype = jnp.promote_types(one.dtype, two.dtype)
+    if one.dtype != two.dtype and jnp.issubdtype(one.dtype, jnp.floating):
+        one, two = widened(one), widened(two)
+    dtype = max(one.dtype, two.dtype, key=lambda dtype: dtype.itemsize)
     return jnp.concatenate([one.astype(dtype), two.astype(dtype)], axis)
 
 

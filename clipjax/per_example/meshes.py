@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from ..distributed import varying_axes
+
 WHOLE = jax.sharding.PartitionSpec()
 
 
@@ -42,3 +44,15 @@ def on_any_mesh(
         return jax.sharding.auto_axes(inner, out_sharding=specs())(arrays)
 
     return run
+
+
+def require_no_mixing(batch: Any) -> None:
+    """Refuses what JAX would sum over devices before it is clipped."""
+    axes = set().union(*map(varying_axes, jax.tree.leaves(batch)))
+    if axes:
+        raise ValueError(
+            f"the batch differs over the mesh axes {sorted(map(str, axes))} in "
+            "shard_map, where JAX sums gradients over devices before they can be "
+            "clipped: call it under jit with the batch sharded, or pass "
+            "check_vma=False to shard_map and sum the result with jax.lax.psum"
+        )
