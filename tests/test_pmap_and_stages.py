@@ -10,6 +10,7 @@ from oracle import assert_close, bits, eps, norm
 from placements import RECIPES, SPECTRAL, OneDevice, assert_same_numbers
 
 import clipjax
+from clipjax import granularity
 
 SHAPES = {"matrix": (16, 3), "vector": (16,)}
 ONE_DEVICE = OneDevice(RECIPES, SHAPES, "matrix")
@@ -171,3 +172,29 @@ def test_e40_a_gibibyte_needs_no_temporary_memory(name, dtype):
     compiled = step.lower(grads, state, grads).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 2 * MEGABYTE
     assert "all-gather" not in compiled.as_text()
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        granularity.element(),
+        granularity.unit({"split": 0}),
+        granularity.leaf(),
+        granularity.whole(),
+    ],
+    ids=repr,
+)
+def test_devices_by_themselves_with_leaves_that_are_split_and_not(blocks):
+    mesh = jax.make_mesh((2,), ("x",), (AxisType.Auto,), devices=jax.devices()[:2])
+    clip = clipjax.clip_by(0.5, granularity=blocks, axis_name=())
+    tree = {"split": jnp.arange(8.0).reshape(4, 2), "whole": jnp.ones(3)}
+
+    def measure(tree):
+        return clip.update(tree, None)[1].info.norm[None]
+
+    specs = {"split": PartitionSpec("x"), "whole": PartitionSpec()}
+    run = jax.shard_map(
+        norm, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec("x")
+    )
+    squares = np.array([0 + 1 + 4 + 9, 16 + 25 + 36 + 49]) + 3
+    np.testing.assert_allclose(jax.jit(run)(tree), np.sqrt(squares), rtol=1e-6)

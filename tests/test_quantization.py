@@ -200,3 +200,10 @@ def test_the_recipe_is_its_coordinates():
     )
     assert clipjax.quantization_clip() == expected
     assert hash(clipjax.quantization_clip()) == hash(expected)
+
+
+def test_a_format_as_wide_as_float32_clips_next_to_nothing():
+    grads = {"w": jnp.array([1.0, 1e30])}
+    update = clipjax.quantization_clip(jnp.bfloat16).update
+    for run in (update, jax.jit(update)):
+        np.testing.assert_array_equal(run(grads, None)[0]["w"], grads["w"])

@@ -34,12 +34,14 @@ class QuantizationRange(Threshold):
             raise ValueError(f"threshold {self.kind} needs granularity.element()")
         largest, smallest = format_limits(self.dtype)
         steps = jnp.asarray(self.steps, context.dtype)
+        # bfloat16 spans more than float32 can tell.
+        span = min(largest / smallest, float(jnp.finfo(context.dtype).max))
         totals = {name: _logarithms(sizes) for name, sizes in norms.items()}
         thresholds = {}
         for name, total in context.joined(totals, jax.lax.psum).items():
             total = beside(total, norms[name])
             typical = jnp.exp(total[0] / jnp.maximum(total[1], 1))
-            limit = typical / steps * (largest / smallest)
+            limit = typical / steps * span
             thresholds[name] = jnp.where(total[1] > 0, limit, jnp.inf)
         return thresholds, state
 
