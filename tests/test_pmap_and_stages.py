@@ -194,7 +194,7 @@ def test_devices_by_themselves_with_leaves_that_are_split_and_not(blocks):
 
     specs = {"split": PartitionSpec("x"), "whole": PartitionSpec()}
     run = jax.shard_map(
-        norm, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec("x")
+        measure, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec("x")
     )
     squares = np.array([0 + 1 + 4 + 9, 16 + 25 + 36 + 49]) + 3
     np.testing.assert_allclose(jax.jit(run)(tree), np.sqrt(squares), rtol=1e-6)
