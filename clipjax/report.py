@@ -156,7 +156,7 @@ def summarise(
 ) -> Measurement:
     """Measures the leaves, by their blocks where that is enough."""
     source = leaves.replace(dict(granularity.summary(leaves, blocks)))
-    source = source.map(lambda leaf: apart(leaf, leaf))
+    source = source.map(lambda leaf: apart(leaf, leaf))  # not as for scaling
     return measure(norm, Leaf(), source, names, split_of_blocks(granularity, split))
 
 
@@ -241,6 +241,7 @@ def _sums(
     And nothing but arithmetic: XLA's CPU backend writes comparisons and selections to
     memory before it sums them up.
     """
+    # Told apart from the copies for scaling, of one, and for the norms, of two.
     old, new = apart(old, old, old), apart(new)
     largest = jnp.finfo(limit.dtype).max
     is_below_infinity = jnp.abs(jnp.sign(largest / limit))
