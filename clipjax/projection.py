@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .recipes import clip_by_global_norm
+from .engine import clip_by
+from .thresholds.fixed import as_threshold
 
 
 def project_onto_ball(tree: Any, radius: Any) -> Any:
@@ -29,5 +30,5 @@ def project_onto_ball(tree: Any, radius: Any) -> Any:
         >>> print(clipjax.project_onto_ball(jnp.array([3.0, 4.0]), 1.0))
         [0.6 0.8]
     """
-    clip = clip_by_global_norm(radius)
+    clip = clip_by(as_threshold(radius, "radius"))
     return clip.update(tree, clip.init(tree))[0]

@@ -151,16 +151,16 @@ def test_spectral_norm_goes_with_leaves_only(part):
 
 
 NUMBERS = {
-    "clip_by_value": (lambda x: clipjax.clip_by_value(x), "threshold"),
-    "clip_by_global_norm": (lambda x: clipjax.clip_by_global_norm(x), "threshold"),
-    "clip_by_leaf_norm": (lambda x: clipjax.clip_by_leaf_norm({"a": x}), "threshold"),
+    "clip_by_value": (lambda x: clipjax.clip_by_value(x), "max_delta"),
+    "clip_by_global_norm": (lambda x: clipjax.clip_by_global_norm(x), "max_norm"),
+    "clip_by_leaf_norm": (lambda x: clipjax.clip_by_leaf_norm({"a": x}), "max_norm"),
     "clip_by_group_norm": (
         lambda x: clipjax.clip_by_group_norm(catalogue.by_rank, {"a": x}),
-        "threshold",
+        "max_norms",
     ),
     "clip_by_block_rms": (lambda x: clipjax.clip_by_block_rms(x), "threshold"),
-    "adaptive_grad_clip": (lambda x: clipjax.adaptive_grad_clip(x), "ratio"),
-    "adaptive_grad_clip_eps": (lambda x: clipjax.adaptive_grad_clip(0.1, x), "floor"),
+    "adaptive_grad_clip": (lambda x: clipjax.adaptive_grad_clip(x), "clipping"),
+    "adaptive_grad_clip_eps": (lambda x: clipjax.adaptive_grad_clip(0.1, x), "eps"),
     "quantile": (lambda x: clipjax.quantile_clip(x), "quantile"),
     "quantile_max_norm": (lambda x: clipjax.quantile_clip(max_norm=x), "max_norm"),
     "percentile": (lambda x: clipjax.autoclip(x), "percentile"),
@@ -172,12 +172,14 @@ NUMBERS = {
     "adam_b1": (lambda x: clipjax.stable_update_clip(x), "b1"),
     "adam_eps": (lambda x: clipjax.stable_update_clip(eps=x), "eps"),
     "momentum": (lambda x: clipjax.acclip(x), "b1"),
-    "soft_clip_by_global_norm": (clipjax.soft_clip_by_global_norm, "threshold"),
-    "normalise_by_global_norm": (clipjax.normalise_by_global_norm, "threshold"),
-    "torch_clip_grad_norm": (clipjax.torch_clip_grad_norm, "threshold"),
+    "soft_clip_by_global_norm": (clipjax.soft_clip_by_global_norm, "max_norm"),
+    "normalise_by_global_norm": (clipjax.normalise_by_global_norm, "norm"),
+    "torch_clip_grad_norm": (clipjax.torch_clip_grad_norm, "max_norm"),
     "norm_type": (lambda x: clipjax.torch_clip_grad_norm(1.0, x), "p"),
     "l0": (lambda x: clipjax.scale_by_l0_l1(x, 1.0), "l0"),
     "l1": (lambda x: clipjax.scale_by_l0_l1(1.0, x), "l1"),
+    "cclip": (clipjax.cclip, "tau"),
+    "delta_clip": (clipjax.delta_clip, "max_norm"),
     "constant": (thresholds.constant, "threshold"),
     "scaled_factor": (lambda x: thresholds.scaled(1.0, x), "factor"),
     "minimum": (lambda x: thresholds.minimum(1.0, x), "threshold"),
@@ -196,7 +198,7 @@ NUMBERS = {
         lambda x: clipjax.skip_nonfinite(optax.sgd(1.0), alarm_after=x),
         "alarm_after",
     ),
-    "radius": (lambda x: clipjax.project_onto_ball(jnp.ones(2), x), "threshold|radius"),
+    "radius": (lambda x: clipjax.project_onto_ball(jnp.ones(2), x), "radius"),
 }
 
 

@@ -77,7 +77,7 @@ def test_a07_infinite_threshold(run):
 
 @pytest.mark.parametrize("threshold", [-1.0, np.nan, True, "1.0"])
 def test_a08_bad_threshold_when_built(threshold):
-    with pytest.raises((TypeError, ValueError), match="threshold must be"):
+    with pytest.raises((TypeError, ValueError), match="max_norm must be"):
         clipjax.clip_by_global_norm(threshold)
 
 

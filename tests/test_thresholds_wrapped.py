@@ -129,6 +129,15 @@ def test_inject_hyperparams(make, arguments, changed):
     assert play(injected, [1.0], state)[0] == pytest.approx(0.01, rel=1e-5)
 
 
+def test_aggc_can_be_injected_without_labels():
+    sizes = normal(30, spread=0.5)
+    lengths, state = play(optax.inject_hyperparams(clipjax.aggc)(beta=0.9), sizes)
+    np.testing.assert_allclose(
+        lengths, play(clipjax.aggc(beta=0.9), sizes)[0], rtol=1e-5
+    )
+    assert float(state.hyperparams["beta"]) == pytest.approx(0.9)
+
+
 def test_a_window_cannot_be_injected():
     for make in (
         clipjax.autoclip,

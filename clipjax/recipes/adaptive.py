@@ -75,6 +75,8 @@ def adaptive_grad_clip(
         Brock, De, Smith, Simonyan, `High-performance large-scale image recognition
         without normalization <https://arxiv.org/abs/2102.06171>`_, 2021, equation 3
     """
+    require_number("clipping", clipping)
+    require_number("eps", eps)
     return clip_by(
         relative_to_params(clipping, eps),
         granularity=granularity.unit(axis, stacked),

@@ -7,6 +7,7 @@ from typing import Any
 
 from .. import granularity, norms, rules
 from ..engine import Clip, clip_by
+from ..thresholds.fixed import as_threshold
 
 
 def clip_by_value(max_delta: Any, *, axis_name: Any = None, name: str = "clip") -> Clip:
@@ -54,7 +55,10 @@ def clip_by_value(max_delta: Any, *, axis_name: Any = None, name: str = "clip") 
         <https://arxiv.org/abs/1308.0850>`_, 2013
     """
     return clip_by(
-        max_delta, granularity=granularity.element(), axis_name=axis_name, name=name
+        as_threshold(max_delta, "max_delta"),
+        granularity=granularity.element(),
+        axis_name=axis_name,
+        name=name,
     )
 
 
@@ -104,7 +108,8 @@ def clip_by_global_norm(
         Pascanu, Mikolov, Bengio, `On the difficulty of training recurrent neural
         networks <https://arxiv.org/abs/1211.5063>`_, 2013
     """
-    return clip_by(max_norm, axis_name=axis_name, name=name)
+    source = as_threshold(max_norm, "max_norm")
+    return clip_by(source, axis_name=axis_name, name=name)
 
 
 def clip_by_leaf_norm(
@@ -158,7 +163,7 @@ def clip_by_leaf_norm(
         <https://arxiv.org/abs/1710.06963>`_, 2018, for thresholds per layer
     """
     return clip_by(
-        max_norm,
+        as_threshold(max_norm, "max_norm"),
         granularity=granularity.leaf(stacked),
         axis_name=axis_name,
         name=name,
@@ -223,7 +228,8 @@ def clip_by_group_norm(
             f"max_norms must be a dictionary from label to number, got {max_norms!r}"
         )
     groups = granularity.group(labels, tuple(max_norms))
-    return clip_by(dict(max_norms), granularity=groups, axis_name=axis_name, name=name)
+    source = as_threshold(dict(max_norms), "max_norms")
+    return clip_by(source, granularity=groups, axis_name=axis_name, name=name)
 
 
 def clip_by_block_rms(
@@ -331,7 +337,7 @@ def torch_clip_grad_norm(
         PyTorch 2.13, ``torch.nn.utils.clip_grad_norm_``
     """
     return clip_by(
-        max_norm,
+        as_threshold(max_norm, "max_norm"),
         norm=norms.l2 if norm_type is None else norms.lp(norm_type),
         rule=rules.Hard(epsilon=1e-6),
         axis_name=axis_name,

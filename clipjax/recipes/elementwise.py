@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from .. import granularity, rules, thresholds
 from ..engine import Clip, clip_by
+from ..thresholds.fixed import as_threshold
 
 
 def cclip(tau: Any = 1.0, *, axis_name: Any = None, name: str = "clip") -> Clip:
@@ -53,9 +54,8 @@ def cclip(tau: Any = 1.0, *, axis_name: Any = None, name: str = "clip") -> Clip:
         Zhang, Karimireddy, Veit, Kim, Reddi, Kumar, Sra, `Why are adaptive methods good
         for attention models? <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 1
     """
-    return clip_by(
-        tau, granularity=granularity.element(), axis_name=axis_name, name=name
-    )
+    source, element = as_threshold(tau, "tau"), granularity.element()
+    return clip_by(source, granularity=element, axis_name=axis_name, name=name)
 
 
 def two_sided_clip(
@@ -109,7 +109,8 @@ def two_sided_clip(
     """
     for argument, value in [("lower", lower), ("upper", upper)]:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{argument} must be a number, got {value!r}")
+            hint = "; with optax.inject_hyperparams, name it in static_args"
+            raise TypeError(f"{argument} must be a Python number{hint}, got {value!r}")
     if not 0 <= lower <= upper or upper == 0:
         raise ValueError(
             f"lower and upper must be 0 <= lower <= upper, with upper above 0, got "
@@ -169,7 +170,8 @@ def delta_clip(
         trains wide and deep neural networks <https://arxiv.org/abs/2404.08624>`_, 2025
     """
     rule = rules.floored(1e-3 if delta is None else delta)
-    return clip_by(max_norm, rule=rule, axis_name=axis_name, name=name)
+    source = as_threshold(max_norm, "max_norm")
+    return clip_by(source, rule=rule, axis_name=axis_name, name=name)
 
 
 def quantization_clip(

@@ -13,6 +13,7 @@ from .. import rules
 from ..casts import accumulation_dtype, narrow, widen
 from ..engine import Clip, clip_by
 from ..thresholds.base import require_number
+from ..thresholds.fixed import as_threshold
 from ..trees import NamedLeaves
 
 
@@ -65,7 +66,8 @@ def soft_clip_by_global_norm(
         <https://arxiv.org/abs/1905.11881>`_, 2020; Gorbunov et al., `Methods for
         convex (L0, L1)-smooth optimization <https://arxiv.org/abs/2409.14989>`_, 2024
     """
-    return clip_by(max_norm, rule=rules.soft, axis_name=axis_name, name=name)
+    source = as_threshold(max_norm, "max_norm")
+    return clip_by(source, rule=rules.soft, axis_name=axis_name, name=name)
 
 
 def normalise_by_global_norm(
@@ -114,7 +116,8 @@ def normalise_by_global_norm(
         Hazan, Levy, Shalev-Shwartz, `Beyond convexity: stochastic quasi-convex
         optimization <https://arxiv.org/abs/1507.02030>`_, 2015
     """
-    return clip_by(norm, rule=rules.normalise, axis_name=axis_name, name=name)
+    source = as_threshold(norm, "norm")
+    return clip_by(source, rule=rules.normalise, axis_name=axis_name, name=name)
 
 
 def scale_by_l0_l1(

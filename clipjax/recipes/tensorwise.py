@@ -95,7 +95,7 @@ def by_function(path: str, leaf: Any) -> str:
 
 
 def aggc(
-    labels: Any = by_function,
+    labels: Any = None,
     alpha_low: Any = 1.0,
     alpha_high: Any = 1.0,
     beta: Any = 0.98,
@@ -130,8 +130,9 @@ def aggc(
     | all else | as `clipjax.clip_by` guarantees |
 
     Args:
-        labels: a prefix tree of strings, or a function of (path, leaf) to a string; by
-            default the path without its numbers.
+        labels: a prefix tree of strings, or a function of (path, leaf) to a string;
+            None for the path without its numbers. No function is the default, since
+            ``optax.inject_hyperparams`` would take it for a schedule.
         alpha_low: the band's lower end as a multiple of S, a number or a schedule.
         alpha_high: the band's upper end.
         beta: weight of the past in S, from 0 to 1.
@@ -165,7 +166,7 @@ def aggc(
         0.0 if max_down_scale is None else max_down_scale,
     )
     rule = rules.normalise if raises else rules.hard
-    group = granularity.group(labels)
+    group = granularity.group(by_function if labels is None else labels)
     return clip_by(source, granularity=group, rule=rule, axis_name=axis_name, name=name)
 
 

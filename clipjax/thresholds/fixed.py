@@ -21,9 +21,14 @@ class Constant(Threshold):
     Python and NumPy numbers are kept in the clip's state, where they can be edited
     between steps without a retrace. JAX arrays are read anew at every update, so
     that ``optax.inject_hyperparams`` and closures decide.
+
+    Attributes:
+        value: the number, array or tree.
+        argument: what errors call it.
     """
 
     value: Any = dataclasses.field(compare=False)
+    argument: str = dataclasses.field(default="threshold", compare=False)
     _key: Any = dataclasses.field(init=False, repr=False)
     kind = "constant"
 
@@ -34,7 +39,7 @@ class Constant(Threshold):
         )
         for leaf in leaves:
             if leaf is not None:
-                require_number("threshold", leaf)
+                require_number(self.argument, leaf)
         object.__setattr__(self, "_key", (treedef, tuple(map(_identity, leaves))))
 
     def _in_state(self) -> bool:
@@ -105,8 +110,12 @@ def schedule(function: Callable[[Any], Any]) -> Schedule:
     return Schedule(function)
 
 
-def as_threshold(value: Any) -> Threshold:
+def as_threshold(value: Any, argument: str = "threshold") -> Threshold:
     """Reads the ``threshold`` argument of `clipjax.clip_by`.
+
+    Args:
+        value: what was given.
+        argument: its name, for errors.
 
     Raises:
         TypeError: a bool, a string, or something else that is no threshold.
@@ -116,7 +125,7 @@ def as_threshold(value: Any) -> Threshold:
         return value
     if isinstance(value, type) or isinstance(value, str | bytes):
         raise TypeError(
-            "threshold must be a number, an array, a schedule, a tree of those or a "
+            f"{argument} must be a number, an array, a schedule, a tree of those or a "
             f"Threshold, got {value!r}"
         )
-    return Schedule(value) if callable(value) else Constant(value)
+    return Schedule(value) if callable(value) else Constant(value, argument)
