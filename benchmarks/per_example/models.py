@@ -93,19 +93,19 @@ def transformer(batch, length, layers=4, width=256, heads=4, tied=False):
     return Model(loss, params, (words(batch, length),))
 
 
-def perceptron(batch, width=512):
-    """Four dense layers."""
-    params = {"in": normal(0, 784, width), "out": normal(9, width, 10)}
-    params |= {f"w{i}": normal(i, width, width) for i in (1, 2)}
-    params |= {f"b{i}": jnp.zeros(width) for i in (0, 1, 2)}
+def perceptron(batch, *widths):
+    """Dense layers, the last of which has no bias."""
+    shapes = list(zip(widths, widths[1:], strict=False))
+    params = {f"w{i}": normal(i, *shape) for i, shape in enumerate(shapes)}
+    params |= {f"b{i}": jnp.zeros(width) for i, (_, width) in enumerate(shapes[:-1])}
 
     def loss(params, inputs, label):
-        hidden = inputs
-        for weights, bias in (("in", "b0"), ("w1", "b1"), ("w2", "b2")):
-            hidden = jax.nn.relu(hidden @ params[weights] + params[bias])
-        return -jax.nn.log_softmax(hidden @ params["out"])[label]
+        hidden, last = inputs, len(shapes) - 1
+        for i in range(last):
+            hidden = jax.nn.relu(hidden @ params[f"w{i}"] + params[f"b{i}"])
+        return -jax.nn.log_softmax(hidden @ params[f"w{last}"])[label]
 
-    return Model(loss, params, (normal(3, batch, 784), classes(batch)))
+    return Model(loss, params, (normal(3, batch, widths[0]), classes(batch)))
 
 
 def single_layer(batch, width=1024):
@@ -209,7 +209,7 @@ MODELS = {
     "transformer, 64 x 32 words": lambda: transformer(64, 32),
     "tied transformer, 16 x 128 words": lambda: transformer(16, 128, 2, tied=True),
     "tied Linen transformer, 16 x 128 words": lambda: linen_transformer(16, 128),
-    "perceptron, 256 images": lambda: perceptron(256),
+    "perceptron, 256 images": lambda: perceptron(256, 784, 512, 512, 512, 10),
     "1024 x 1024 layer, 256 examples": lambda: single_layer(256),
     "LSTM, 32 x 64 steps": lambda: lstm(32, 64),
     "convolutional net, 64 images": lambda: convolutional(64),
