@@ -178,7 +178,7 @@ def beside(value: jax.Array, leaf: Any) -> jax.Array:
         isinstance(x, Tracer) or not isinstance(x, jax.Array) for x in (value, leaf)
     ):
         return value
-    if value.sharding.device_set == leaf.sharding.device_set:
+    if value.sharding.device_set == leaf.sharding.device_set or not leaf.committed:
         return value
     return jax.device_put(value, _replicated(leaf.sharding))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from .casts import accumulation_dtype, narrow, widen
-from .distributed import AxisNames, split_over
+from .distributed import AxisNames, beside, split_over
 from .measurement import first_nonfinite_leaf
 from .recipes import clip_by_global_norm
 from .thresholds.base import require_number
@@ -115,7 +115,10 @@ def error_feedback(
         is_bad = first_nonfinite_leaf(leaves.replace(total), split) >= 0
 
         # A residual that stays must not be given out, or it would count twice.
-        seen = {name: jnp.where(is_bad, raw[name], total[name]) for name in raw}
+        seen = {
+            name: jnp.where(beside(is_bad, leaf), leaf, total[name])
+            for name, leaf in raw.items()
+        }
         clipped, inner_state = inner.update(
             leaves.replace(seen).tree(), state.inner_state, params, **extra
         )
@@ -125,12 +128,13 @@ def error_feedback(
             for name, leaf in leaves.arrays.items()
         }
         rest = {name: total[name] - _widest(leaf) for name, leaf in given.items()}
-        is_bad |= first_nonfinite_leaf(leaves.replace(rest), split) >= 0
+        overflows = first_nonfinite_leaf(leaves.replace(rest), split) >= 0
+        is_bad |= beside(overflows, is_bad)
         if limit is not None:
             owners = None if params is None else NamedLeaves.of(params).arrays
             rest, _ = limit.update(rest, None, owners)
         kept = {
-            name: jnp.where(is_bad, old, rest[name].astype(old.dtype))
+            name: jnp.where(beside(is_bad, old), old, rest[name].astype(old.dtype))
             for name, old in residual.arrays.items()
             if name in rest
         }

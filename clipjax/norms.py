@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .distributed import gathered
+from .distributed import gathered, resharded
 from .floats import safe_scale, scaling_power, split
 
 Axes = tuple[int, ...] | None
@@ -341,6 +341,7 @@ class Spectral(Linf):
         # surely not orthogonal to the leading singular vector.
         start = jax.random.normal(jax.random.key(0), (matrix.shape[-1], 1))
         start = jnp.broadcast_to(start, (*matrix.shape[:-2], *start.shape))
+        start = resharded(start, (*jax.typeof(matrix).sharding.spec[:-2], None, None))
 
         def step(_, vector):
             vector = adjoint @ (matrix @ vector)

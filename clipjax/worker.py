@@ -29,8 +29,8 @@ def per_worker(
     gradients 10 and -8 average to 0, and their mean clips to 1.
 
     Use it inside ``shard_map``, ``pmap`` or ``vmap`` with an axis name, on gradients
-    that have not been reduced, in the place of the mean. The mean is taken in the
-    dtype of the gradients.
+    that have not been reduced, in the place of the mean. The mean is taken in
+    float32 or wider.
 
     All workers have the same state, which is the mean of what each would have made of
     it: a threshold that remembers follows the mean over the workers of what it would
@@ -42,6 +42,7 @@ def per_worker(
     |---|---|
     | one worker, or all with the same gradient | the clip's own result |
     | NaN or inf on one worker | as the clip does there, then averaged |
+    | … before that worker remembers anything | its zero counts in the mean memory |
     | leaves split over other mesh axes | joined over those, per worker |
     | a wrapper or a chain as ``clip`` | works; its whole state is averaged |
     | integer, float0, PRNG-key, None leaves | as the clip gives them |
@@ -86,9 +87,8 @@ def per_worker(
         _require_own(updates, axes)
         with each_worker(axes):
             clipped, own = inner.update(updates, state, params, **extra)
-        mean = functools.partial(jax.lax.pmean, axis_name=axes)
         clipped = jax.tree.map(
-            lambda leaf: mean(leaf) if is_clippable(leaf) else leaf, clipped
+            lambda leaf: _mean(axes, leaf) if is_clippable(leaf) else leaf, clipped
         )
         return clipped, jax.tree.map(functools.partial(_shared, axes), own)
 
@@ -105,6 +105,14 @@ def _require_own(updates: Any, axes: tuple[Any, ...]) -> None:
             "already, as jax.grad gives them for parameters that do not differ. Give "
             f"the loss jax.lax.pcast(params, {axes}, to='varying')"
         )
+
+
+def _mean(axes: tuple[Any, ...], leaf: Any) -> jax.Array:
+    """Averages in float32 or wider: in float16 the sum may overflow."""
+    leaf = jnp.asarray(leaf)
+    if jnp.finfo(leaf.dtype).bits >= 32:
+        return jax.lax.pmean(leaf, axes)
+    return jax.lax.pmean(leaf.astype(jnp.float32), axes).astype(leaf.dtype)
 
 
 def _shared(axes: tuple[Any, ...], own: Any) -> Any:

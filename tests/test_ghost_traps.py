@@ -181,3 +181,68 @@ def test_sensitivity_of_arrays():
     assert float(grad.sensitivity()) == 2.0
     grad = clipjax.clipped_grad(stops, l2_clip_norm=jnp.array(-3.0))
     assert float(grad.sensitivity()) == 0.0
+
+
+def test_rows_and_columns_looked_up_in_one_table():
+    def loss(table, index):
+        return jnp.sum(table[index[0]] ** 2) + jnp.sum(table.T[index[1]] ** 2)
+
+    table, indices = normal(0, 6, 4), jnp.array([[0, 1], [5, 2]])
+    (total, norms), (other, measured) = both(loss, table, indices)
+    assert_close({"w": other}, {"w": total}, 1e-5)
+    np.testing.assert_allclose(measured, norms, rtol=1e-5)
+
+
+def test_products_of_integers_and_floats():
+    def loss(w, x):
+        numbers = (((0,), (0,)), ((), ()))
+        product = jax.lax.dot_general(x, w, numbers, preferred_element_type=jnp.float32)
+        return jnp.sum(jnp.sin(product))
+
+    inputs = jnp.arange(16, dtype=jnp.int8).reshape(2, 8)
+    (total, norms), (other, measured) = both(loss, normal(0, 8, 3), inputs)
+    assert_close({"w": other}, {"w": total}, 1e-5)
+    np.testing.assert_allclose(measured, norms, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["vmap", "ghost"])
+def test_keys_among_the_parameters_of_microbatches(method):
+    params = {"w": normal(0, 4, 2), "key": jax.random.key(0), "count": jnp.int32(3)}
+    grad = clipjax.clipped_grad(
+        lambda p, x: jnp.sum(x @ p["w"]), l2_clip_norm=1.0, method=method
+    )
+    parts = clipjax.clipped_grad(
+        lambda p, x: jnp.sum(x @ p["w"]),
+        l2_clip_norm=1.0,
+        method=method,
+        microbatch_size=2,
+    )
+    inputs = normal(1, 5, 4)
+    found, expected = parts(params, inputs), grad(params, inputs)
+    np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-6)
+    assert int(found["count"]) == 0
+
+
+def test_layers_that_are_slices_of_one_parameter_are_compared_once(monkeypatch):
+    """All pairs of 30 layers took half a minute."""
+
+    def loss(layers, x):
+        for layer in layers:
+            x = jnp.tanh(x @ layer)
+        return jnp.sum(x)
+
+    def pairwise(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(np, "intersect1d", pairwise)
+    grad = clipjax.clipped_grad(loss, l2_clip_norm=1.0, keep_batch_dim=False)
+    plan = grad.plan(jnp.zeros((30, 8, 8)), jnp.zeros((2, 4, 8)))
+    assert "dot" in plan and "gradients per example" not in plan
+
+
+@pytest.mark.parametrize(("limit", "size"), [(0.1, 1.0), (1e50, 1e60), (1e-50, 1.0)])
+def test_thresholds_in_double_precision(limit, size):
+    with jax.enable_x64(True):
+        grad = clipjax.clipped_grad(lambda w, x: jnp.sum(x @ w), l2_clip_norm=limit)
+        total = grad(jnp.zeros(1), jnp.full((1, 1), size))
+        np.testing.assert_allclose(total, limit, rtol=1e-12)

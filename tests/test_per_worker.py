@@ -245,3 +245,20 @@ def test_gradients_that_are_summed_already_are_refused():
         else:
             with pytest.raises(ValueError, match="look summed already.*pcast"):
                 run(inputs)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [(jnp.float16, 1e4), (jnp.float8_e4m3fn, 64.0), (jnp.float8_e5m2, 8192.0)],
+)
+def test_the_sum_of_a_mean_may_be_beyond_the_dtype(dtype, size):
+    clip = clipjax.per_worker(clipjax.clip_by_global_norm(1e9), "workers")
+    step = jax.shard_map(
+        lambda grads: clip.update(grads, None)[0],
+        mesh=mesh(),
+        in_specs=WORKERS,
+        out_specs=PartitionSpec(),
+    )
+    updates = jax.jit(step)(jnp.full((8,), size, dtype))
+    assert updates.dtype == dtype
+    assert float(updates[0]) == size

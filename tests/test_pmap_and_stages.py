@@ -198,3 +198,56 @@ def test_devices_by_themselves_with_leaves_that_are_split_and_not(blocks):
     )
     squares = np.array([0 + 1 + 4 + 9, 16 + 25 + 36 + 49]) + 3
     np.testing.assert_allclose(jax.jit(run)(tree), np.sqrt(squares), rtol=1e-6)
+
+
+def test_a_stack_is_not_guessed_from_a_shard():
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    layers, clip = jnp.ones((8, 4)), clipjax.clip_by_leaf_norm(1.0, stacked=1)
+    specs = (PartitionSpec("x"), PartitionSpec(), PartitionSpec("x"))
+    step = jax.shard_map(clip.update, mesh=mesh, in_specs=specs, out_specs=specs[:2])
+    with pytest.raises(ValueError, match="does not tell which layers of a stack"):
+        jax.jit(step)(layers, clip.init(layers), layers)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize(
+    "name", ["clip_by_leaf_norm", "adagc", "larc_clip", "spectral_clip"]
+)
+def test_a_stack_that_is_split_under_jit(name, kind):
+    settings = {"trust_coefficient": 0.1} if name == "larc_clip" else {}
+    clip = getattr(clipjax, name)(1.0, stacked=1, **settings)
+    layers = jnp.arange(1.0, 9.0).reshape(8, 1, 1) * jnp.ones((8, 4, 3))
+    expected, state = clip.update(layers, clip.init(layers), layers)
+    mesh = jax.make_mesh((8,), ("x",), (kind,))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(layers, jax.NamedSharding(mesh, PartitionSpec("x")))
+        found, other = jax.jit(clip.update)(split, clip.init(split), split)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        other.info.blocks.norm, state.info.blocks.norm, rtol=1e-6
+    )
+
+
+WRAPPERS = {
+    "skip_nonfinite": clipjax.skip_nonfinite,
+    "skip_on_spike": lambda clip: clipjax.skip_on_spike(clip, loss=False),
+    "error_feedback": clipjax.error_feedback,
+    "error_feedback with a cap": lambda clip: clipjax.error_feedback(clip, cap=1.0),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_of_stages_that_leave_the_default_device_out(name):
+    wrapped = WRAPPERS[name](clipjax.clip_by_global_norm(1.0))
+    grads = {"a": jnp.arange(3.0), "b": jnp.arange(4.0)}
+    one, two = jax.devices()[1:3]
+    placed = {
+        "a": jax.device_put(grads["a"], one),
+        "b": jax.device_put(grads["b"], two),
+    }
+    here, there = wrapped.init(grads), wrapped.init(placed)
+    for _ in range(3):
+        expected, here = wrapped.update(grads, here, grads)
+        found, there = wrapped.update(placed, there, placed)
+        assert_close(found, expected, 1e-6)
+        assert found["a"].devices() == {one} and found["b"].devices() == {two}

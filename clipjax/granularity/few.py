@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..distributed import gathered
 from ..norms import Axes
 from ..trees import NamedLeaves, per_leaf
 from .base import Blocks, Granularity, stacked_axes
@@ -65,6 +66,16 @@ class Leaf(Granularity):
             )
         return members
 
+    def require_shards(self, leaves, split) -> None:
+        """Does not guess from a shard's shape which layers of a stack it holds."""
+        for name, leaf in leaves.arrays.items():
+            if split[name] and self.axes(name, leaf) is not None:
+                raise ValueError(
+                    f"{name or 'the update'} is split over {split[name]}, and a shard "
+                    "does not tell which layers of a stack it holds: leave stacked "
+                    "out, or call the clip under jit"
+                )
+
     def fold(self, partials, names, merge, leaves) -> Blocks:
         """Lines the leaves up by name; one that is absent from the tree gives 0."""
         del merge
@@ -72,7 +83,7 @@ class Leaf(Granularity):
         for members, partial in zip(
             self._members(leaves), partials.values(), strict=True
         ):
-            flat = partial.reshape(-1)
+            flat = _unsplit(partial).reshape(-1)
             by_name |= {name: flat[i] for i, name in enumerate(members)}
         if not names:
             return jnp.zeros((0,))
@@ -102,6 +113,11 @@ class Leaf(Granularity):
     def _stack_shape(self, name: str, leaf: Any) -> tuple[int, ...]:
         axes = self.axes(name, leaf)
         return () if axes is None else leaf.shape[: leaf.ndim - len(axes)]
+
+
+def _unsplit(partial: Any) -> Any:
+    """Gathers one number for each layer, which an explicit mesh may have split."""
+    return gathered(partial, 0) if isinstance(partial, jax.Array) else partial
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

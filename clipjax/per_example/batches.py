@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..trees import is_clippable
+
 
 def in_microbatches(
     chunk: Callable[[Any], tuple[Any, Any]], rows: Any, size: int, limit: int | None
@@ -33,7 +35,7 @@ def in_microbatches(
 
     def step(total: Any, rows: Any) -> tuple[Any, Any]:
         more, results = chunk(rows)
-        return jax.tree.map(jnp.add, total, more), results
+        return jax.tree.map(_plus, total, more), results
 
     total, results = jax.lax.scan(step, zeros, jax.tree.map(cut, rows))
     joined = lambda leaf: leaf.reshape(count * limit, *leaf.shape[2:])  # noqa: E731
@@ -43,6 +45,11 @@ def in_microbatches(
     total, rest = step(total, jax.tree.map(lambda leaf: leaf[count * limit :], rows))
     line_up = lambda one, two: jnp.concatenate([one, two])  # noqa: E731
     return total, jax.tree.map(line_up, results, rest)
+
+
+def _plus(total: jax.Array, more: jax.Array) -> jax.Array:
+    """Adds; keys and integers among the parameters stay as they came."""
+    return total + more if is_clippable(more) else more
 
 
 def _nothing(chunk: Any, rows: Any) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 
 from .direct import HIGHEST, dense_squares, widened
 from .layouts import Factors, Layout, Lookup, layout_of
+from .rounding import Reach, reach_of, safe_square
 from .views import Site
 
 Pieces = tuple[jax.Array, ...]
@@ -61,6 +63,12 @@ class Product:
         uses, rows, columns = _sizes(self.factors)
         return 2 * uses * uses < rows * columns
 
+    @property
+    def reach(self) -> Reach:
+        """How far rounding reaches where the norm is found by Gram matrices."""
+        left = None if self.is_lookup else self.factors.left
+        return reach_of(left, self.factors.right)
+
     def weighted(self, weights: jax.Array) -> jax.Array:
         """Sums the gradients with weights, arranged as the view."""
         if not self.gradient:
@@ -81,6 +89,8 @@ def product_of(
     gradient of each example is made after all, once for its norm and the sum.
     """
     layout, *others = map(layout_of, sites)
+    if layout.site.kind != "lookup":
+        records = [_floating(*read) for read in zip(records, cotangents, strict=True)]
     factors = layout.read(records[0], cotangents[0])
     for other, *read in zip(others, records[1:], cotangents[1:], strict=True):
         factors = factors.joined(other.read(*read))
@@ -104,38 +114,21 @@ def product_of(
     return Product(layout, factors, read, gradient, squares)
 
 
+def _floating(record: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """Casts integers, which some products take with floats."""
+    is_floating = jnp.issubdtype(record.dtype, jnp.inexact)
+    return record if is_floating else record.astype(widened(cotangent).dtype)
+
+
 def squared_norm(product: Product) -> jax.Array:
     """Gives ‖G‖² of each example, the cheaper way."""
     factors = product.factors
     if product.squares is not None:
         return product.squares
     if product.is_lookup or product.uses_gram:
-        return at_least_rounding(inner(product, product), _uses(product))
+        return safe_square(inner(product, product), product.reach)
     pieces = (_gradient(piece, factors.right) for piece in factors.left)
     return added(map(dense_squares, pieces))
-
-
-def at_least_rounding(square: jax.Array, length: jax.Array) -> jax.Array:
-    """Lets no square be less than what rounding can have done to it.
-
-    Terms may cancel. A norm that is too large is clipped to less than it could be; one
-    that is too small would let an example through.
-
-    Args:
-        square: the sum of terms that may have either sign.
-        length: the sum of the lengths that those are products of.
-    """
-    rounding = 2 * jnp.finfo(square.dtype).eps
-    return jnp.maximum(square, rounding * jnp.square(length))
-
-
-def _uses(product: Product) -> jax.Array:
-    """Sums up the lengths of the gradients of the single uses."""
-    rows = lambda part: jnp.sum(jnp.square(widened(part)), -1)  # noqa: E731
-    squares = rows(product.factors.right)
-    if not product.is_lookup:
-        squares = squares * added(map(rows, product.factors.left))
-    return jnp.sum(jnp.sqrt(squares), axis=(1, 2))
 
 
 def inner(one: Product, two: Product, swapped: bool = False) -> jax.Array:
@@ -168,9 +161,9 @@ def inner(one: Product, two: Product, swapped: bool = False) -> jax.Array:
     return jnp.sum(lefts * gram, axis=(1, 2, 3))
 
 
-def added(arrays: Iterable[jax.Array]) -> jax.Array:
+def added(terms: Iterable[Any]) -> Any:
     """Sums arrays up."""
-    return functools.reduce(jnp.add, arrays)
+    return functools.reduce(operator.add, terms)
 
 
 def _paired(one: Pieces, two: Pieces, axis: int) -> Iterator[tuple[jax.Array, ...]]:

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from ..trees import NamedLeaves
 from .direct import PerExample, dense_squares, dense_sum, widened
-from .factors import Product, added, at_least_rounding, inner, product_of, squared_norm
+from .factors import Product, added, inner, product_of, squared_norm
 from .jaxprs import trace
 from .plan import Plan, make_plan
+from .rounding import Reach, safe_square
 from .taps import Runner
 
 
@@ -171,9 +172,15 @@ def _squares(found: Pass) -> dict[str, jax.Array]:
         for (i, j), swapped in meeting:
             squares[leaf] += 2 * inner(products[i], products[j], swapped)
         if meeting:
-            length = added(jnp.sqrt(own[i]) for i in mine)
-            squares[leaf] = at_least_rounding(squares[leaf], length)
+            squares[leaf] = safe_square(squares[leaf], _reach(products, own, mine))
     return {name: squares[leaf] for leaf, name in enumerate(plan.names)}
+
+
+def _reach(products: list[Product], own: list[jax.Array], mine: list[int]) -> Reach:
+    if all(products[i].gradient for i in mine):
+        lengths = (jnp.sqrt(jax.lax.stop_gradient(own[i])) for i in mine)
+        return added(Reach(length, jnp.zeros_like(length)) for length in lengths)
+    return added(products[i].reach for i in mine)
 
 
 def _site_sum(

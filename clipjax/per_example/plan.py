@@ -80,12 +80,19 @@ def _align(
         mine = _alike(sites, positions, shapes[leaf])
         first = len(groups)
         groups += [members for members, _ in mine]
+        # To compare all pairs takes long where layers are slices of one parameter.
+        uses = np.zeros(math.prod(shapes[leaf]), np.int32)
+        for _, one in mine:
+            uses[one.reshape(-1)] += 1
+        if uses.max(initial=0) < 2:
+            continue
         for (i, (_, one)), (j, (_, two)) in itertools.combinations(
             enumerate(mine, first), 2
         ):
+            are_lookups = all(sites[groups[k][0]].kind == "lookup" for k in (i, j))
             if np.array_equal(one, two):
                 pairs[i, j] = False
-            elif np.array_equal(one, np.swapaxes(two, 1, 2)):
+            elif np.array_equal(one, np.swapaxes(two, 1, 2)) and not are_lookups:
                 pairs[i, j] = True
             elif np.intersect1d(one, two).size:
                 dense[leaf] = "used in arrangements that overlap but do not align"

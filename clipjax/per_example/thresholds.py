@@ -76,7 +76,8 @@ class Groups:
         for norm in self.norms:
             if callable(norm):
                 norm = jax.vmap(norm)(*batch)
-            limit = jnp.asarray(jnp.inf if norm is None else norm, jnp.float32)
+            widest = jnp.result_type(float)  # float64 in double precision
+            limit = jnp.asarray(jnp.inf if norm is None else norm, widest)
             if limit.shape not in ((), (size,)):
                 raise ValueError(
                     f"l2_clip_norm must be scalars or of shape ({size},), one for each "
