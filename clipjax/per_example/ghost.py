@@ -18,6 +18,7 @@ from ..trees import NamedLeaves
 from .direct import PerExample, dense_squares, dense_sum, widened
 from .factors import Product, added, inner, product_of, squared_norm
 from .jaxprs import trace
+from .order import after
 from .plan import Plan, make_plan
 from .rounding import Reach, safe_square
 from .taps import Runner
@@ -103,17 +104,23 @@ def ghost(loss: Any, params: Any, batch: Any) -> PerExample:
     """
     leaves = NamedLeaves.of(params)
     found = backward(loss, leaves, batch)
+    plan, arrays = found.plan, list(leaves.arrays.values())
 
     def weighted_sum(weights: dict[str, jax.Array]) -> Any:
-        sums = {}
-        for leaf, (name, array) in enumerate(leaves.arrays.items()):
-            weight = weights[name]
-            if leaf in found.gradients:
-                sums[name] = dense_sum(found.gradients[leaf], weight)
-            else:
-                mine = [p for p in found.products if p.site.view.leaf == leaf]
-                sums[name] = _site_sum(mine, array, weight)
-        return leaves.replace(sums).tree()
+        sums, last = {}, None
+        for leaf in plan.unused:
+            sums[leaf] = jnp.zeros_like(widened(arrays[leaf]))
+        for leaf, gradient in found.gradients.items():
+            weight = after(weights[plan.names[leaf]], last)
+            sums[leaf] = last = dense_sum(gradient, weight)
+        # What was made last, at the last sites, is let go first.
+        for product in reversed(found.products):
+            leaf = product.site.view.leaf
+            weight = after(weights[plan.names[leaf]], last)
+            part = _site_sum(product, arrays[leaf], weight)
+            sums[leaf] = last = sums[leaf] + part if leaf in sums else part
+        named = {name: sums[leaf] for leaf, name in enumerate(plan.names)}
+        return leaves.replace(named).tree()
 
     squares = _squares(found)
     return PerExample(squares, found.losses, found.aux, weighted_sum)
@@ -183,12 +190,6 @@ def _reach(products: list[Product], own: list[jax.Array], mine: list[int]) -> Re
     return added(products[i].reach for i in mine)
 
 
-def _site_sum(
-    products: list[Product], leaf: jax.Array, weights: jax.Array
-) -> jax.Array:
-    total = jnp.zeros_like(widened(leaf))
-    for product in products:
-        arranged, back = jax.vjp(product.site.view.arrange, jnp.zeros_like(total))
-        part = product.weighted(weights).astype(arranged.dtype)
-        total = total + back(part)[0]
-    return total
+def _site_sum(product: Product, leaf: jax.Array, weights: jax.Array) -> jax.Array:
+    arranged, back = jax.vjp(product.site.view.arrange, jnp.zeros_like(widened(leaf)))
+    return back(product.weighted(weights).astype(arranged.dtype))[0]
