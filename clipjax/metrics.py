@@ -71,7 +71,7 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
     """
     numbers: dict[str, jax.Array] = {}
     names: dict[str, int] = {}
-    for state in _states(opt_state):
+    for state in states_in(opt_state):
         name = next(iter(_names(state)))
         prefix = name
         while prefix in names:
@@ -104,7 +104,7 @@ def nonfinite_path(opt_state: Any, tree: Any) -> str | None:
         'b'
     """
     names = list(NamedLeaves.of(tree).arrays)
-    for state in _states(opt_state):
+    for state in states_in(opt_state):
         if isinstance(state, SkipOnSpikeState):
             continue
         info = state.info if isinstance(state, ClipState) else state
@@ -179,7 +179,8 @@ def direction_cosine(before: Any, after: Any) -> jax.Array:
     return sum(products[1:], products[0]) / (near_one[0] * near_one[1])
 
 
-def _states(opt_state: Any) -> list[Ours]:
+def states_in(opt_state: Any) -> list[Ours]:
+    """Finds the states of all clips and skips in an optimizer state."""
     found = []
 
     def visit(tree: Any) -> None:

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from .distributed import AxisNames, as_tuple, each_worker, types_tell, varying_axes
+from .metrics import states_in
+from .report import ClipState
 from .trees import NamedLeaves, is_clippable
 from .wrapped import as_transformation
 
@@ -34,15 +36,16 @@ def per_worker(
 
     All workers have the same state, which is the mean of what each would have made of
     it: a threshold that remembers follows the mean over the workers of what it would
-    have remembered, and the reported norm is the mean of the workers' norms. Of
-    integers and flags, such as counts, it is the largest. So a state is as large as
-    one worker's, and needs a second, small all-reduce, of the kind maximum.
+    have remembered, and the reported norm is the mean of the workers' norms. A worker
+    that has NaN or inf, or skips the step, is left out of that, unless all are. Of
+    integers and flags, such as counts, it is the largest. So a state is as large as one
+    worker's, and needs further, small all-reduces, of the kind maximum.
 
     | input | result |
     |---|---|
     | one worker, or all with the same gradient | the clip's own result |
-    | NaN or inf on one worker | as the clip does there, then averaged |
-    | … before that worker remembers anything | its zero counts in the mean memory |
+    | NaN or inf on one worker | as the clip does there, then averaged; the state is
+      the other workers' |
     | leaves split over other mesh axes | joined over those, per worker |
     | a wrapper or a chain as ``clip`` | works; its whole state is averaged |
     | integer, float0, PRNG-key, None leaves | as the clip gives them |
@@ -90,7 +93,8 @@ def per_worker(
         clipped = jax.tree.map(
             lambda leaf: _mean(axes, leaf) if is_clippable(leaf) else leaf, clipped
         )
-        return clipped, jax.tree.map(functools.partial(_shared, axes), own)
+        join = functools.partial(_shared, axes, _shares(axes, own, state))
+        return clipped, jax.tree.map(join, own)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
@@ -115,14 +119,33 @@ def _mean(axes: tuple[Any, ...], leaf: Any) -> jax.Array:
     return jax.lax.pmean(leaf.astype(jnp.float32), axes).astype(leaf.dtype)
 
 
-def _shared(axes: tuple[Any, ...], own: Any) -> Any:
+def _shares(axes: tuple[Any, ...], own: Any, before: Any) -> jax.Array:
+    """Gives 0 for a worker that left this step out of its memories, else 1."""
+    now, then = (list(map(_left_out, states_in(tree))) for tree in (own, before))
+    share = jnp.int32(1)
+    for count, earlier in zip(now, then or [0] * len(now), strict=True):
+        share = jnp.where(count > earlier, 0, share)
+    return jnp.where(jax.lax.pmax(share, axes) > 0, share, 1)
+
+
+def _left_out(state: Any) -> jax.Array:
+    """Counts steps."""
+    is_clip = isinstance(state, ClipState)
+    return state.info.nonfinite_count if is_clip else state.skipped_count
+
+
+def _shared(axes: tuple[Any, ...], share: jax.Array, own: Any) -> Any:
     """Joins a leaf of the workers' states."""
     own = jnp.asarray(own)
     if is_clippable(own):
         # The mean of the differences: what is the same on all workers stays as it is.
-        largest = jax.lax.pmax(own, axes)
-        base = jnp.where(jnp.isfinite(largest), largest, jnp.zeros_like(largest))
-        return base + jax.lax.pmean(own - base, axes)
+        base = jnp.zeros_like(own)
+        if not jnp.iscomplexobj(own):
+            base = jax.lax.pmax(jnp.where(jnp.isfinite(own), own, -jnp.inf), axes)
+            base = jnp.where(base == -jnp.inf, 0, base)
+        beyond = jnp.where(share > 0, own - base, 0)
+        count = jax.lax.psum(share.astype(own.real.dtype), axes)
+        return base + jax.lax.psum(beyond, axes) / count
     if own.dtype == bool:
         return jax.lax.pmax(own.astype(jnp.int32), axes) > 0
     if jnp.issubdtype(own.dtype, jnp.integer):

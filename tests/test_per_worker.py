@@ -119,6 +119,54 @@ def test_one_bad_worker_is_counted_once_by_all():
     assert clipjax.nonfinite_path(state, updates) == "b"
 
 
+REMEMBER = {
+    "previous": clipjax.clip_by(clipjax.thresholds.relative_to_previous(1.5)),
+    "ema": clipjax.clip_by(clipjax.thresholds.ema(1.5)),
+    "adagc": clipjax.adagc(warmup_steps=2),
+    "autoclip": clipjax.autoclip(),
+    "zclip": clipjax.zclip(warmup_steps=1),
+    "skip": clipjax.skip_nonfinite(optax.trace(0.9)),
+}
+
+
+@pytest.mark.parametrize("name", REMEMBER)
+def test_a_bad_worker_has_no_part_in_what_all_remember(name):
+    """Its memory, empty at first, would halve that of two workers."""
+    clip = REMEMBER[name]
+    each_clip = clipjax.per_worker(clip, "workers")
+    together = jax.vmap(
+        each_clip.update, in_axes=(0, None), out_axes=None, axis_name="workers"
+    )
+    alone = state = clip.init(jnp.ones(2))
+    for scale, bad in ((1.0, True), (1.2, False), (0.9, True), (30.0, False)):
+        grads = scale * jnp.array([[3.0, 4.0]] * 2)
+        expected, alone = clip.update(grads[0], alone)
+        if bad:
+            grads = grads.at[1].set(jnp.nan)
+        updates, state = together(grads, state)
+        if not bad:
+            np.testing.assert_allclose(updates, expected, rtol=1e-6)
+    mine, theirs = (
+        jax.tree.leaves(tree.threshold if hasattr(tree, "threshold") else tree)
+        for tree in (state, alone)
+    )
+    for one, other in zip(mine, theirs, strict=True):
+        if jnp.issubdtype(one.dtype, jnp.inexact):
+            np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
+def test_nothing_is_remembered_where_all_workers_are_bad():
+    clip = clipjax.per_worker(REMEMBER["ema"], "workers")
+    grads = {name: jnp.ones((8, *shape)) for name, shape in SHAPES.items()}
+    start = clip.init(jax.tree.map(lambda leaf: leaf[0], grads))
+    _, before = on_workers(clip)(grads, start)
+    _, state = on_workers(clip)(
+        jax.tree.map(lambda leaf: leaf * jnp.nan, grads), before
+    )
+    assert_close(state.threshold, before.threshold, rtol=0, atol=0)
+    assert int(state.info.nonfinite_count) == 1 and jnp.isnan(state.info.norm)
+
+
 def test_parameters_may_be_split_over_another_axis():
     grid = jax.make_mesh((2, 4), ("workers", "model"), (AxisType.Auto,) * 2)
     grads = random_tree(1, {"w": (2, 8)}, size=30.0)
