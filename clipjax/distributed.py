@@ -67,7 +67,7 @@ def split_over(
 
     Raises:
         ValueError: there is no way to tell, or a leaf differs over further axes, as
-            the gradient of a single worker does.
+            the gradient of a single worker does, or over fewer than its parameter.
     """
     workers = _WORKERS.get()
     manual = jax.sharding.get_abstract_mesh().manual_axes
@@ -93,6 +93,9 @@ def split_over(
         unreduced = varying - workers - set(split[leaf_name])
         if unreduced and axis_name != ():
             raise ValueError(_is_unreduced(leaf_name, unreduced, axis_name))
+        alike = varying_axes(owner) - workers - varying
+        if alike:
+            raise ValueError(_is_no_shard(leaf_name, alike))
     return split
 
 
@@ -126,6 +129,15 @@ def _is_unreduced(leaf: str, axes: Iterable[Hashable], axis_name: AxisNames) -> 
         "like one worker's gradient, not yet reduced. Pass jax.lax.pmean(grads, "
         f"{axes}) to clip the mean, or clip each worker's by clipjax.per_worker(clip, "
         f"{axes})"
+    )
+
+
+def _is_no_shard(leaf: str, axes: Iterable[Hashable]) -> str:
+    axes = _listed(axes)
+    return (
+        f"{leaf or 'the update'} is the same over the mesh axes {axes}, and its "
+        "parameter differs: it looks reduced. Pass update the parameters as they were "
+        f"before jax.lax.pcast; or, if it is a shard, jax.lax.pcast it over {axes}"
     )
 
 

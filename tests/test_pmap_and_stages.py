@@ -1,5 +1,7 @@
 """Placements without types or meshes: pmap, and leaves on different devices."""
 
+import functools
+
 import catalogue
 import jax
 import jax.numpy as jnp
@@ -111,17 +113,26 @@ def test_e39_replicas_do_not_enlarge_the_norm():
     assert float(jax.jit(step)(grads)) == pytest.approx(norm(grads), rel=1e-6)
 
 
-def test_a_constant_shard_counts_on_every_device():
-    """A gradient without a type of its own is split as its parameter is."""
+def test_a_reduced_gradient_is_no_shard():
+    """A leaf that does not differ would be counted on each device of its parameter."""
     mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
     clip = clipjax.clip_by_global_norm(1.0)
-    where = {"in_specs": PartitionSpec("x"), "out_specs": PartitionSpec()}
-    step = jax.shard_map(
-        lambda params: clip.update(jnp.ones(2), None, params)[1].info.norm,
-        mesh=mesh,
-        **where,
-    )
-    assert float(jax.jit(step)(jnp.zeros(16))) == 4
+
+    def step(inputs, params, passed):
+        varying = jax.lax.pcast(params, "x", to="varying")
+        grads = jax.grad(lambda params: jnp.sum(params * inputs))(varying)
+        grads = jax.lax.pmean(grads, "x")
+        return clip.update(grads, None, {"own": varying, "old": params}[passed])[0]
+
+    def run(passed):
+        where = {"in_specs": (PartitionSpec("x"), PartitionSpec())}
+        run = functools.partial(step, passed=passed)
+        run = jax.shard_map(run, mesh=mesh, out_specs=PartitionSpec(), **where)
+        return jax.jit(run)(jnp.full(8, 5.0), jnp.zeros(1))
+
+    np.testing.assert_array_equal(run("old"), [1.0])
+    with pytest.raises(ValueError, match="it looks reduced.*before jax.lax.pcast"):
+        run("own")
 
 
 def test_devices_without_work_take_part():
