@@ -52,8 +52,18 @@ def types_tell(axis: Hashable) -> bool:
     """Tells whether types know of an axis, as in ``shard_map`` by default.
 
     They do not under ``pmap`` and ``vmap``, nor with ``check_vma=False``.
+
+    Raises:
+        ValueError: there is no such axis.
     """
-    return axis in varying_axes(jnp.asarray(jax.lax.axis_index(axis)))
+    try:
+        index = jax.lax.axis_index(axis)
+    except NameError as error:
+        raise ValueError(
+            f"axis_name names {axis!r}, and there is no such axis here: pass those of "
+            "shard_map, pmap or vmap, and under jit alone leave axis_name out"
+        ) from error
+    return axis in varying_axes(jnp.asarray(index))
 
 
 def split_over(

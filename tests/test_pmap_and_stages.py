@@ -135,6 +135,19 @@ def test_a_reduced_gradient_is_no_shard():
         run("own")
 
 
+@pytest.mark.parametrize(
+    "clip",
+    [
+        clipjax.clip_by_global_norm(1.0, axis_name="x"),
+        clipjax.per_worker(clipjax.clip_by_global_norm(1.0), "x"),
+    ],
+)
+def test_an_axis_that_is_not_there(clip):
+    step = jax.jit(lambda grads: clip.update(grads, None)[0])
+    with pytest.raises(ValueError, match=r"names 'x', .*leave axis_name out"):
+        step(jnp.ones(2))
+
+
 def test_devices_without_work_take_part():
     """edges E41: a stage whose gradient is all zeros, or empty, reduces as others."""
     mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
