@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .casts import narrow
 from .distributed import AxisNames, as_tuple, each_worker, types_tell, varying_axes
 from .metrics import states_in
 from .report import ClipState
@@ -111,12 +112,16 @@ def _require_own(updates: Any, axes: tuple[Any, ...]) -> None:
         )
 
 
+def _wide(leaf: jax.Array) -> jax.Array:
+    """Casts to float32 or wider: in float16 a sum over workers may overflow."""
+    is_narrow = jnp.finfo(leaf.dtype).bits < 32
+    return leaf.astype(jnp.float32) if is_narrow else leaf
+
+
 def _mean(axes: tuple[Any, ...], leaf: Any) -> jax.Array:
-    """Averages in float32 or wider: in float16 the sum may overflow."""
     leaf = jnp.asarray(leaf)
-    if jnp.finfo(leaf.dtype).bits >= 32:
-        return jax.lax.pmean(leaf, axes)
-    return jax.lax.pmean(leaf.astype(jnp.float32), axes).astype(leaf.dtype)
+    mean = jax.lax.pmean(_wide(leaf), axes)
+    return mean if mean.dtype == leaf.dtype else mean.astype(leaf.dtype)
 
 
 def _shares(axes: tuple[Any, ...], own: Any, before: Any) -> jax.Array:
@@ -138,14 +143,16 @@ def _shared(axes: tuple[Any, ...], share: jax.Array, own: Any) -> Any:
     """Joins a leaf of the workers' states."""
     own = jnp.asarray(own)
     if is_clippable(own):
+        wide = _wide(own)
         # The mean of the differences: what is the same on all workers stays as it is.
-        base = jnp.zeros_like(own)
-        if not jnp.iscomplexobj(own):
-            base = jax.lax.pmax(jnp.where(jnp.isfinite(own), own, -jnp.inf), axes)
+        base = jnp.zeros_like(wide)
+        if not jnp.iscomplexobj(wide):
+            base = jax.lax.pmax(jnp.where(jnp.isfinite(wide), wide, -jnp.inf), axes)
             base = jnp.where(base == -jnp.inf, 0, base)
-        beyond = jnp.where(share > 0, own - base, 0)
-        count = jax.lax.psum(share.astype(own.real.dtype), axes)
-        return base + jax.lax.psum(beyond, axes) / count
+        beyond = jnp.where(share > 0, wide - base, 0)
+        count = jax.lax.psum(share.astype(wide.real.dtype), axes)
+        mean = narrow(base + jax.lax.psum(beyond, axes) / count, base)
+        return mean if mean.dtype == own.dtype else mean.astype(own.dtype)
     if own.dtype == bool:
         return jax.lax.pmax(own.astype(jnp.int32), axes) > 0
     if jnp.issubdtype(own.dtype, jnp.integer):
