@@ -150,7 +150,7 @@ def _shared(axes: tuple[Any, ...], share: jax.Array, own: Any) -> Any:
             base = jax.lax.pmax(jnp.where(jnp.isfinite(wide), wide, -jnp.inf), axes)
             base = jnp.where(base == -jnp.inf, 0, base)
         beyond = jnp.where(share > 0, wide - base, 0)
-        count = jax.lax.psum(share.astype(wide.real.dtype), axes)
+        count = jax.lax.psum(share.astype(wide.dtype), axes)
         mean = narrow(base + jax.lax.psum(beyond, axes) / count, base)
         return mean if mean.dtype == own.dtype else mean.astype(own.dtype)
     if own.dtype == bool:

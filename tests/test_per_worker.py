@@ -158,12 +158,12 @@ def test_a_bad_worker_has_no_part_in_what_all_remember(name):
 @pytest.mark.parametrize("dtype", [jnp.complex64, jnp.float16])
 def test_momentum_of_any_dtype(dtype):
     clip = clipjax.per_worker(optax.trace(0.5), "workers")
-    grads = (jnp.arange(1, 9) * 8000 * (1j if dtype == jnp.complex64 else 1))[:, None]
+    grads = 8000 * np.arange(1, 9)[:, None] * (1j if dtype == jnp.complex64 else 1)
     state = clip.init(jnp.ones(1, dtype))
-    updates, state = on_workers(clip)(grads.astype(dtype), state)
+    updates, state = on_workers(clip)(jnp.asarray(grads, dtype), state)
     assert state.trace.dtype == updates.dtype == dtype
     for mean in (updates, state.trace):
-        np.testing.assert_allclose(mean, np.mean(np.asarray(grads), 0), rtol=1e-3)
+        np.testing.assert_allclose(mean, np.mean(grads, 0), rtol=1e-3)
 
 
 def test_nothing_is_remembered_where_all_workers_are_bad():
