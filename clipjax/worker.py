@@ -145,7 +145,7 @@ def _shared(axes: tuple[Any, ...], share: jax.Array, own: Any) -> Any:
     if is_clippable(own):
         wide = _wide(own)
         # The mean of the differences: what is the same on all workers stays as it is.
-        base = jnp.zeros_like(wide)
+        base = jnp.zeros(wide.shape, wide.dtype)
         if not jnp.iscomplexobj(wide):
             base = jax.lax.pmax(jnp.where(jnp.isfinite(wide), wide, -jnp.inf), axes)
             base = jnp.where(base == -jnp.inf, 0, base)
