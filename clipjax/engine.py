@@ -25,6 +25,7 @@ from .granularity import Block, Blocks, Granularity, Leaf, whole
 from .guards import Guard
 from .measurement import count, first_nonfinite_leaf, measure
 from .norms import Norm, l2
+from .order import after
 from .report import (
     ClipState,
     Outcome,
@@ -133,6 +134,10 @@ class Clipper:
                 state.threshold,
             )
         unfilled, threshold = threshold, fill(threshold, norms)
+        if not self.granularity.joins_devices:
+            # At extreme magnitudes the tree's norm takes a second read: a donated leaf
+            # must not be written over before, or it is copied.
+            threshold = jax.tree.map(lambda c: after(c, summary.norms), threshold)
         lengths = jax.tree.map(
             functools.partial(rules.lengths, self.rule), norms, threshold
         )

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..order import after
 from ..trees import NamedLeaves
 from .direct import PerExample, dense_squares, dense_sum, widened
 from .factors import Product, added, inner, product_of, squared_norm
 from .jaxprs import trace
-from .order import after
 from .plan import Plan, make_plan
 from .rounding import Reach, safe_square
 from .taps import Runner
