@@ -1,4 +1,4 @@
-"""What XLA makes of every clip for TPUs: it takes ``pip install libtpu``, and no TPU."""
+"""What XLA makes of every clip for TPUs: it takes libtpu, and no TPU."""
 
 import catalogue
 import jax
