@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import ShapedArray
+from jax.core import ShapedArray, Tracer
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -39,7 +39,7 @@ def after(array: jax.Array, made_before: jax.Array | None) -> jax.Array:
         array: any array.
         made_before: another, or None for no order.
     """
-    if made_before is None or not made_before.size:
+    if not isinstance(made_before, Tracer) or not made_before.size:
         return array
     entry = jnp.real(made_before[(0,) * made_before.ndim])
     never = (entry < -jnp.inf) & ON_ONE_DEVICE.bind()
