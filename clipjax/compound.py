@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from .clipper import Clipper
 from .distributed import split_over
-from .engine import Clip, Clipper
+from .engine import Clip
 from .measurement import first_nonfinite_leaf
 from .skip import keep_if
 from .trees import NamedLeaves

@@ -234,3 +234,25 @@ def reduce_over_devices(
             reduced[leaf] = part.reshape(partials[leaf].shape)
             start += size
     return reduced
+
+
+def recorded(
+    function: Callable[..., Any],
+) -> tuple[Callable[..., Any], Callable[[], Callable[..., Any]]]:
+    """Keeps what a collective gives, to run the code that calls it again without it.
+
+    Returns:
+        The collective, for the first run; and what makes, for every further run, a
+        function that gives the same results in the same order.
+    """
+    results = []
+
+    def once(*arguments: Any) -> Any:
+        results.append(function(*arguments))
+        return results[-1]
+
+    def repeated() -> Callable[..., Any]:
+        remaining = iter(results)
+        return lambda *_: next(remaining)
+
+    return once, repeated

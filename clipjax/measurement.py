@@ -15,6 +15,7 @@ from .distributed import Split, beside, reduce_over_devices, shard_counts
 from .floats import scaling_power
 from .granularity import Blocks, Granularity
 from .norms import Axes, Linf, Norm, l2, linf
+from .order import Make, at_hand
 from .trees import NamedLeaves
 
 
@@ -33,7 +34,7 @@ class Measurement(NamedTuple):
 def measure(
     norm: Norm,
     granularity: Granularity,
-    leaves: NamedLeaves,
+    leaves: Make,
     names: tuple[str, ...],
     split: Split,
 ) -> Measurement:
@@ -42,22 +43,23 @@ def measure(
     Args:
         norm: how a block is measured.
         granularity: which entries form a block.
-        leaves: the tree.
+        leaves: makes the tree, and makes it again for the second read that extreme
+            magnitudes take, in a branch.
         names: the blocks' names, from ``granularity.names``.
         split: the axes over which each leaf is split, inside ``shard_map`` and
             ``pmap``; see `clipjax.distributed.split_over`.
     """
+    if norm.derivative is None:
+        return _measure(norm, granularity, leaves, names, split)
+    tree = leaves()
 
     def by(norm: Norm, arrays: dict[str, jax.Array]) -> Measurement:
-        return _measure(norm, granularity, leaves.replace(arrays), names, split)
+        return _measure(norm, granularity, at_hand(tree.replace(arrays)), names, split)
 
-    own = functools.partial(by, norm)
-    if norm.derivative is None:
-        return own(leaves.arrays)
+    own = jax.custom_jvp(functools.partial(by, norm))
     other = functools.partial(by, norm.derivative)
-    own = jax.custom_jvp(own)
     own.defjvp(lambda at, along: (own(*at), jax.jvp(other, at, along)[1]))
-    return own(leaves.arrays)
+    return own(tree.arrays)
 
 
 class _Peak(Linf):
@@ -72,20 +74,20 @@ class _Peak(Linf):
 def _measure(
     norm: Norm,
     granularity: Granularity,
-    leaves: NamedLeaves,
+    make: Make,
     names: tuple[str, ...],
     split: Split,
 ) -> Measurement:
+    leaves = make()
     dtype = accumulation_dtype(leaves)
-    arrays = leaves.arrays
 
-    def partials(norm: Norm, powers: Mapping[str, jax.Array] | None = None):
+    def partials(
+        norm: Norm, leaves: NamedLeaves, powers: Mapping[str, jax.Array] | None = None
+    ):
         sums = {}
-        for name, leaf in arrays.items():
-            if powers is None:
-                wide = widen(leaf, dtype)
-            else:
-                wide = widen(apart(leaf), dtype)
+        for name, leaf in leaves.arrays.items():
+            wide = widen(leaf, dtype)
+            if powers is not None:
                 wide = wide * beside(powers[name], leaf).astype(wide.dtype)
             with norm.precision():
                 sums[name] = norm.accumulate(wide, granularity.axes(name, leaf))
@@ -108,13 +110,13 @@ def _measure(
         return Measurement(jax.tree.map(norm.finish, totals, sizes), nonfinite_leaf)
 
     def rescaled() -> Measurement:
-        peaks = partials(linf if norm.at_scale else _Peak())
+        peaks = partials(linf if norm.at_scale else _Peak(), make(copy=1))
         peak = fold(linf, peaks)
         power = jax.tree.map(scaling_power, peak)
         # A number that leaves share would be written in the shape of a leaf.
         powers = granularity.spread(power, names, leaves)
         powers = {name: apart(powers[name], peaks[name]) for name in powers}
-        sums = partials(norm, powers)
+        sums = partials(norm, make(count(peak), copy=2), powers)
         totals = fold(norm, sums)
         norms = jax.tree.map(
             lambda length, peak, power: jnp.where(
@@ -135,7 +137,7 @@ def _measure(
 
     if norm.at_scale:
         return rescaled()
-    sums = partials(norm)
+    sums = partials(norm, leaves)
     totals = fold(norm, sums)
     if not norm.needs_rescaling:
         norms = jax.tree.map(norm.finish, totals, sizes)

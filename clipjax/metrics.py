@@ -13,6 +13,7 @@ from .floats import scaling_power
 from .granularity import Leaf
 from .measurement import measure
 from .norms import Norm, l2
+from .order import at_hand
 from .report import ClipState
 from .skip import SkipNonfiniteState
 from .spike import SkipOnSpikeState
@@ -140,7 +141,7 @@ def leaf_norms(tree: Any, norm: Norm = l2) -> dict[str, jax.Array]:
     leaves = NamedLeaves.of(tree)
     names = Leaf().names(leaves)
     split = split_over(leaves, None)
-    norms = measure(norm, Leaf(), leaves, names, split).norms
+    norms = measure(norm, Leaf(), at_hand(leaves), names, split).norms
     return {name: norms[i] for i, name in enumerate(names)}
 
 

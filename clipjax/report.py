@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from .casts import apart
 from .distributed import Split, reduce_over_devices, shard_counts
 from .granularity import Blocks, Granularity, Leaf
 from .measurement import Measurement, count, measure
 from .norms import Norm
+from .order import Make
 from .rules import ratio
 from .trees import NamedLeaves
 
@@ -149,21 +149,37 @@ def split_of_blocks(granularity: Granularity, split: Split) -> Split:
 def summarise(
     granularity: Granularity,
     norm: Norm,
-    leaves: NamedLeaves,
+    leaves: Make,
+    reader: int,
     blocks: Blocks,
     names: tuple[str, ...],
     split: Split,
 ) -> Measurement:
-    """Measures the leaves, by their blocks where that is enough."""
-    source = leaves.replace(dict(granularity.summary(leaves, blocks)))
-    source = source.map(lambda leaf: apart(leaf, leaf))  # not as for scaling
-    return measure(norm, Leaf(), source, names, split_of_blocks(granularity, split))
+    """Measures the leaves, by their blocks where that is enough.
+
+    Args:
+        granularity: the clip's granularity.
+        norm: the clip's norm.
+        leaves: makes the leaves.
+        reader: the number to make them for: see `clipjax.order.Make`.
+        blocks: the norms of their blocks.
+        names: the names to report under.
+        split: the axes that each leaf is split over.
+    """
+
+    def source(made_before: jax.Array | None = None, copy: int = 0) -> NamedLeaves:
+        tree = leaves(made_before, copy + reader)
+        return tree.replace(dict(granularity.summary(tree, blocks)))
+
+    split = split_of_blocks(granularity, split)
+    return measure(norm, Leaf(), source, names, split)
 
 
 def describe(
     granularity: Granularity,
     norm: Norm,
-    trees: tuple[NamedLeaves, NamedLeaves],
+    admitted: Make,
+    clipped: Make,
     outcome: Outcome,
     names: tuple[str, ...],
     split: Split,
@@ -173,12 +189,13 @@ def describe(
     Args:
         granularity: the clip's granularity.
         norm: the clip's norm.
-        trees: the updates before and after the clip.
+        admitted: makes the updates before the clip.
+        clipped: makes those after it.
         outcome: what was done to the blocks.
         names: the names to report under.
         split: the axes that each leaf is split over.
     """
-    before, after = trees
+    before = admitted()
     thresholds, lengths, norms = outcome.thresholds, outcome.lengths, outcome.reported
     if granularity.summarised:
         per_leaf = Leaf()
@@ -186,8 +203,8 @@ def describe(
         blocks_split = split_of_blocks(granularity, split)
         copies = shard_counts(blocks_split)
         limits = granularity.spread(thresholds, names, before)
-        old = granularity.summary(before, outcome.norms)
-        new = granularity.summary(after, lengths)
+        old = granularity.summary(admitted(copy=2), outcome.norms)
+        new = granularity.summary(clipped(copy=2), lengths)
         sums = {
             (name, key): total.astype(norms.dtype)
             for name, limit in limits.items()
@@ -205,7 +222,7 @@ def describe(
             for name, block in outcome.norms.items()
         }
         counts = per_leaf.fold(counts, names, max, before)
-        lengths = summarise(granularity, norm, after, lengths, names, split).norms
+        lengths = summarise(granularity, norm, clipped, 3, lengths, names, split).norms
         changed, invalid, share = map(line_up, ("changed", "invalid", "share"))
         changed = jnp.where(jnp.isnan(changed), 0, changed)
         mean = line_up("limit") / jnp.where(share == 0, 1, share)
@@ -241,8 +258,6 @@ def _sums(
     And nothing but arithmetic: XLA's CPU backend writes comparisons and selections to
     memory before it sums them up.
     """
-    # Told apart from the copies for scaling, of one, and for the norms, of two.
-    old, new = apart(old, old, old), apart(new)
     largest = jnp.finfo(limit.dtype).max
     is_below_infinity = jnp.abs(jnp.sign(largest / limit))
     weight = jnp.asarray(1 / max(copies * limit.size, 1), limit.dtype)

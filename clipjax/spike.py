@@ -14,6 +14,7 @@ from .distributed import AxisNames, split_over
 from .granularity import whole
 from .measurement import measure
 from .norms import l2
+from .order import at_hand
 from .skip import keep_if, nothing_if
 from .thresholds.base import require_integer, require_number
 from .trees import NamedLeaves
@@ -225,7 +226,7 @@ def _global_norm(updates: Any, axis_name: AxisNames, params: Any) -> jax.Array:
     granularity, leaves = whole(), NamedLeaves.of(updates)
     names = granularity.names(leaves)
     split = split_over(leaves, axis_name, params)
-    measured = measure(l2, granularity, leaves, names, split)
+    measured = measure(l2, granularity, at_hand(leaves), names, split)
     norm = measured.norms
     return jnp.where(measured.nonfinite_leaf < 0, norm, jnp.nan)
 
