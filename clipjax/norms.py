@@ -362,8 +362,6 @@ l2 = Lp(2)
 linf = Linf()
 rms = RMS()
 reproducible_l2 = ReproducibleL2()
-
-
 """The 2-norm, to the same bit on any mesh: sums of integers have no order.
 
 The largest magnitude is found first, then squares are added up in 48 bits behind the
