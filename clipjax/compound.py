@@ -15,7 +15,7 @@ from .distributed import split_over
 from .engine import Clip
 from .measurement import first_nonfinite_leaf
 from .skip import keep_if
-from .trees import NamedLeaves
+from .trees import NamedLeaves, is_clippable
 from .wrapped import as_transformation
 
 Observe = Callable[[Any, Any], Mapping[str, Any]]
@@ -84,6 +84,9 @@ class Compound:
             steps, inner = self.inner.update(clipped, inner, params, **extra)
         else:
             moved, inner = self.inner.update(updates, inner, params, **extra)
+            moved = jax.tree.map(
+                lambda new, old: new if is_clippable(old) else old, moved, updates
+            )
             seen = self.observe(updates, inner)
             steps, clip_state = self.clip.update(moved, clip_state, params, **seen)
         if self.holds:

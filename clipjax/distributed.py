@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Any
@@ -205,6 +206,24 @@ def beside(value: jax.Array, leaf: Any) -> jax.Array:
     return jax.device_put(value, _replicated(leaf.sharding))
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def pmax(values: jax.Array, axis_names: Any) -> jax.Array:
+    """Takes the largest over devices, with the derivative of ``jnp.max``.
+
+    ``jax.lax.pmax`` has none.
+    """
+    return jax.lax.pmax(values, axis_names)
+
+
+@pmax.defjvp
+def _derivative_of_pmax(axis_names: Any, primals: Any, tangents: Any) -> Any:
+    (values,), (along,) = primals, tangents
+    largest = pmax(values, axis_names)
+    is_largest = (values == largest).astype(values.dtype)
+    ties = jax.lax.psum(is_largest, axis_names)
+    return largest, jax.lax.psum(is_largest * along, axis_names) / ties
+
+
 def reduce_over_devices(
     partials: Mapping[Any, jax.Array],
     axes: Mapping[Any, tuple[Hashable, ...]],
@@ -216,7 +235,7 @@ def reduce_over_devices(
         partials: one array a leaf, of one dtype. Outside ``jit`` they may lie on
             different devices, as pipeline stages do, and come back on one.
         axes: the mesh axes each leaf is split over.
-        collective: ``jax.lax.psum`` or ``jax.lax.pmax``.
+        collective: ``jax.lax.psum`` or `pmax`.
     """
     if not partials:
         return {}

@@ -6,10 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from .casts import accumulation_dtype, widen
-from .thresholds.base import require_number
+from .thresholds.base import fits, require_number
 from .trees import NamedLeaves
 
 
@@ -30,12 +31,13 @@ def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
     | float64 and complex leaves | their own precision; complex64 at least |
     | NaN or inf, from an overflow of the scaled gradient | NaN or inf |
     | scale 1 | the same values, in float32 |
-    | scale below 1.18e-38, NaN or inf, known now | ValueError |
+    | scale below 1.18e-38 or beyond float32, NaN or inf, known now | ValueError |
     | scale not above 0, NaN or inf, traced | NaN in all leaves, for the check to see |
     | integer, float0, PRNG-key, None leaves | as they came |
 
     Args:
-        loss_scale: the factor s, a number or array above 0, where it does not change.
+        loss_scale: the factor s above 0, a number or an array that broadcasts against
+            each leaf, where it does not change.
             Without it, ``update`` takes it as the extra argument ``loss_scale``.
 
     Returns:
@@ -88,8 +90,21 @@ def _require_scale(scale: Any) -> None:
 
 def _divided(leaf: jax.Array, scale: Any) -> jax.Array:
     dtype = accumulation_dtype(NamedLeaves.of(leaf))
+    largest = float(jnp.finfo(dtype).max)
+    if not isinstance(scale, jax.Array) and np.any(np.asarray(scale) > largest):
+        raise ValueError(f"loss_scale must be at most {largest:g}, got {scale!r}")
     scale = jnp.asarray(scale, dtype)
+    if scale.size == 1:
+        scale = scale.reshape(())
+    if not fits(scale.shape, leaf.shape):
+        raise ValueError(
+            "loss_scale must be one number, or broadcast against each leaf, got shape "
+            f"{scale.shape} for a leaf of shape {leaf.shape}"
+        )
     # A negative scale would turn the gradient round, an infinite one make it zero.
     scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, jnp.nan)
+    # XLA multiplies by the reciprocal, and takes that for zero beyond 2^126.
+    power = jnp.where(scale > 2.0**100, 0.25, 1.0).astype(dtype)
+    power = jax.lax.optimization_barrier(power)  # or it goes into the reciprocal
     wide = widen(leaf, dtype)
-    return wide / scale.astype(wide.dtype)
+    return wide * power.astype(wide.dtype) / (scale * power).astype(wide.dtype)

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .casts import widen
+from .casts import accumulation_dtype, widen
 from .distributed import split_over
 from .floats import scaling_power
 from .granularity import Leaf
@@ -165,19 +165,24 @@ def direction_cosine(before: Any, after: Any) -> jax.Array:
         >>> print(f"{clipjax.direction_cosine(raw, jnp.clip(raw, -1.0, 1.0)):.4f}")
         0.9899
     """
-    first, second = NamedLeaves.of(before), NamedLeaves.of(after)
-    products = []
-    # Leaves of a length near one keep the products in range.
-    norms = leaf_norms(before), leaf_norms(after)
-    lengths = [jnp.stack(list(values.values())) for values in norms]
-    totals = [l2.combine(values, jnp.ones_like(values)) for values in lengths]
-    powers = [scaling_power(total) for total in totals]
-    for name, leaf in first.arrays.items():
-        one = widen(leaf, totals[0].dtype) * powers[0]
-        two = widen(second.arrays[name], totals[1].dtype) * powers[1]
-        products.append(jnp.sum(jnp.real(one * jnp.conj(two))))
-    near_one = [total * power for total, power in zip(totals, powers, strict=True)]
-    return sum(products[1:], products[0]) / (near_one[0] * near_one[1])
+    first, second = map(_near_one, (before, after))
+    products = [
+        jnp.sum(jnp.real(leaf * jnp.conj(second.arrays[name])))
+        for name, leaf in first.arrays.items()
+    ]
+    norms = [list(leaf_norms(tree.tree()).values()) for tree in (first, second)]
+    lengths = [l2.combine(jnp.stack(some), jnp.ones(len(some))) for some in norms]
+    return sum(products[1:], products[0]) / (lengths[0] * lengths[1])
+
+
+def _near_one(tree: Any) -> NamedLeaves:
+    """Brings the largest entry near one: neither products nor norms overflow."""
+    leaves = NamedLeaves.of(tree)
+    dtype = accumulation_dtype(leaves)
+    wide = leaves.map(lambda leaf: widen(leaf, dtype))
+    peaks = [jnp.max(jnp.abs(leaf), initial=0) for leaf in wide.arrays.values()]
+    power = scaling_power(jnp.max(jnp.stack(peaks)))
+    return wide.map(lambda leaf: leaf * power)
 
 
 def states_in(opt_state: Any) -> list[Ours]:

@@ -43,7 +43,7 @@ def after(array: jax.Array, made_before: jax.Array | None) -> jax.Array:
         array: any array.
         made_before: another, or None for no order.
     """
-    if not isinstance(made_before, Tracer) or not made_before.size:
+    if not isinstance(made_before, Tracer) or not made_before.size or not array.size:
         return array
     if varying_axes(made_before) - varying_axes(array):
         return array

@@ -105,10 +105,8 @@ def _compared(
     ordered = jnp.sort(gathered(quantized, 0).reshape(-1))
     is_first = jnp.append(True, ordered[1:] != ordered[:-1])[: ordered.size]
     occupied = jnp.sum(is_first & jnp.isfinite(ordered))
-    # What bfloat16 holds can be too long for its norm.
-    power = scaling_power(jnp.max(jnp.abs(quantized), initial=0))
     return QuantizationReport(
-        direction_cosine(quantized * power, original),
+        direction_cosine(quantized, original),
         stays / jnp.sum(was_nonzero).astype(dtype_of_result),
         occupied.astype(dtype_of_result) / _number_of_levels(dtype),
     )

@@ -84,7 +84,10 @@ class Tanh(Rule):
 
     def length(self, norm, threshold):
         """Saturates; rounding must not lengthen."""
-        return jnp.minimum(threshold * jnp.tanh(norm / threshold), norm)
+        length = jnp.minimum(threshold * jnp.tanh(norm / threshold), norm)
+        # Where rounding hides the difference, the quotient may even underflow.
+        is_short = norm < threshold * float(jnp.finfo(norm.dtype).eps) ** 0.5
+        return jnp.where(is_short, norm, length)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

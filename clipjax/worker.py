@@ -147,7 +147,8 @@ def _shared(axes: tuple[Any, ...], share: jax.Array, own: Any) -> Any:
         # The mean of the differences: what is the same on all workers stays as it is.
         base = jnp.zeros(wide.shape, wide.dtype)
         if not jnp.iscomplexobj(wide):
-            base = jax.lax.pmax(jnp.where(jnp.isfinite(wide), wide, -jnp.inf), axes)
+            base = jax.lax.stop_gradient(jnp.where(jnp.isfinite(wide), wide, -jnp.inf))
+            base = jax.lax.pmax(base, axes)
             base = jnp.where(base == -jnp.inf, 0, base)
         beyond = jnp.where(share > 0, wide - base, 0)
         count = jax.lax.psum(share.astype(wide.dtype), axes)

@@ -111,6 +111,17 @@ def test_leaves_that_are_none(name):
     assert updates["absent"] is None
 
 
+@pytest.mark.parametrize("name", ["acclip", "stable_update_clip"])
+def test_integer_leaves_pass_a_clip_after_an_optimizer(name):
+    compound, counts = catalogue.COMPOUNDS[name](), jnp.arange(3)
+    params = {**catalogue.parameters(), "counts": counts}
+    grads = {**catalogue.gradients(), "counts": counts}
+    with jax.numpy_dtype_promotion("standard"):  # Adam averages integers as well
+        updates, _ = compound.update(grads, compound.init(params), params)
+    np.testing.assert_array_equal(updates["counts"], counts)
+    assert updates["counts"].dtype == counts.dtype
+
+
 @every_compound
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 def test_a_mesh_gives_the_numbers_of_one_device(name, kind):

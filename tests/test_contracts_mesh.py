@@ -101,6 +101,22 @@ def test_jit_on_a_mesh_never_loses_a_nan(norm_name):
     assert clipjax.nonfinite_path(state, grads) == "rows"
 
 
+@pytest.mark.parametrize("part", ["whole", "leaf", "element"])
+def test_an_empty_leaf_that_is_split(part):
+    grads, _ = trees()
+    grads["empty"] = jnp.zeros((8, 0))
+    specs = {**SPECS, "empty": PartitionSpec("x")}
+    clip = clipjax.clip_by(1.0, granularity=GRANULARITIES[part])
+    step = jax.shard_map(
+        lambda grads, params: clip.update(grads, None, params)[0],
+        mesh=mesh(),
+        in_specs=(specs, specs),
+        out_specs=specs,
+    )
+    expected, _ = clip.update(grads, None, grads)
+    assert_close(jax.jit(step)(grads, grads), expected, rtol=1e-6, atol=1e-6)
+
+
 WRAPPED = {
     "error_feedback": lambda clip: clipjax.error_feedback(clip, cap=2.0),
     "periodic_reset": lambda clip: clipjax.periodic_reset(clip, 2),

@@ -175,7 +175,7 @@ NUMBERS = {
     "soft_clip_by_global_norm": (clipjax.soft_clip_by_global_norm, "max_norm"),
     "normalise_by_global_norm": (clipjax.normalise_by_global_norm, "norm"),
     "torch_clip_grad_norm": (clipjax.torch_clip_grad_norm, "max_norm"),
-    "norm_type": (lambda x: clipjax.torch_clip_grad_norm(1.0, x), "p"),
+    "norm_type": (lambda x: clipjax.torch_clip_grad_norm(1.0, x), "norm_type"),
     "l0": (lambda x: clipjax.scale_by_l0_l1(x, 1.0), "l0"),
     "l1": (lambda x: clipjax.scale_by_l0_l1(1.0, x), "l1"),
     "cclip": (clipjax.cclip, "tau"),

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import assert_close, eps, flat
+from jax.sharding import AxisType, PartitionSpec
+from oracle import assert_close, eps, flat, random_tree
 
 import clipjax
 from clipjax import granularity, norms, rules
@@ -125,3 +126,71 @@ def test_stop_gradient_on_the_threshold_input():
 
     # u = c g / n, so that the sum moves by (3 + 4) / 5 a unit of threshold.
     assert float(jax.grad(loss)(jnp.float32(1.0))) == pytest.approx(1.4, rel=1e-6)
+
+
+# One of each kind: sums and maxima over devices, entries, memories, thresholds of both.
+ON_A_MESH = {
+    "recipe-clip_by_value",
+    "recipe-clip_by_global_norm",
+    "recipe-clip_by_block_rms",
+    "recipe-clippy",
+    "recipe-quantization_clip",
+    "recipe-zclip",
+    "norm-linf",
+    "norm-lp",
+    "norm-reproducible_l2",
+}
+
+
+@pytest.mark.parametrize("key", sorted(ON_A_MESH))
+def test_derivatives_on_a_mesh_are_those_on_one_device(key):
+    shapes, specs = (
+        {"b": (4,), "w": (8, 4)},
+        {"b": PartitionSpec(), "w": PartitionSpec("x")},
+    )
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    params, grads, weights = (random_tree(seed, shapes, size=3.0) for seed in range(3))
+    clip = catalogue.clip(key)
+
+    def products(grads, params, weights):
+        updates, _ = clip.update(grads, clip.init(params), params)
+        return {name: jnp.sum(updates[name] * weights[name]) for name in shapes}
+
+    def on_one_device(grads):
+        return sum(products(grads, params, weights).values())
+
+    def on_shards(*trees):
+        found = products(*trees)
+        return found["b"] + jax.lax.psum(found["w"], "x")
+
+    on_mesh = jax.shard_map(
+        on_shards, mesh=mesh, in_specs=(specs,) * 3, out_specs=PartitionSpec()
+    )
+    found = jax.jit(jax.grad(lambda g: on_mesh(g, params, weights)))(grads)
+    expected = jax.jit(jax.grad(on_one_device))(grads)
+    assert np.any(flat(expected) != 0)
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_derivatives_of_each_worker_s_clip():
+    grads = jax.random.normal(jax.random.key(0), (8, 4))
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    clip = clipjax.clip_by_global_norm(1.0)
+    each = clipjax.per_worker(clip, "x")
+
+    def joined(grads):
+        updates, state = each.update(grads, each.init(grads))
+        return jnp.sum(jnp.sin(updates)) + state.info.norm
+
+    def one_by_one(grads):
+        updates, states = jax.vmap(lambda g: clip.update(g, clip.init(g)))(grads)
+        return jnp.sum(jnp.sin(jnp.mean(updates, 0))) + jnp.mean(states.info.norm)
+
+    on_mesh = jax.shard_map(
+        lambda g: joined(g[0]),
+        mesh=mesh,
+        in_specs=PartitionSpec("x"),
+        out_specs=PartitionSpec(),
+    )
+    found = jax.jit(jax.grad(on_mesh))(grads)
+    assert_close(found, jax.grad(one_by_one)(grads), rtol=1e-5, atol=1e-6)

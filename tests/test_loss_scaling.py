@@ -104,6 +104,28 @@ def test_a_scale_that_makes_no_sense(scale):
 STATE = chain(one).init(GRADS)
 
 
+@pytest.mark.parametrize("scale", [2.0**126, 2.0**127, 3e38])
+def test_a_scale_whose_reciprocal_is_subnormal(scale):
+    grads = np.array([1e38, 3e38], np.float32)
+    constant = jax.jit(lambda grads: clipjax.unscale(scale).update(grads, None)[0])
+    traced = jax.jit(
+        lambda grads, s: clipjax.unscale().update(grads, None, loss_scale=s)[0]
+    )
+    for found in (constant(grads), traced(grads, scale)):
+        np.testing.assert_allclose(found, grads.astype(float) / scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e39, np.ones(2, np.float32)])
+def test_a_scale_that_does_not_fit_the_gradient(scale):
+    with pytest.raises(ValueError, match="loss_scale must be"):
+        clipjax.unscale(scale).update(jnp.ones(3), None)
+
+
+def test_a_scale_of_size_one_leaves_the_shape_alone():
+    updates, _ = clipjax.unscale(jnp.full((1, 1), 2.0)).update(jnp.ones(3), None)
+    np.testing.assert_array_equal(updates, np.full(3, 0.5))
+
+
 @pytest.mark.parametrize("scale", [True, "2"])
 def test_a_scale_that_is_no_number(scale):
     with pytest.raises(TypeError, match="loss_scale must be"):

@@ -171,6 +171,17 @@ def test_direction_cosine():
     assert np.isnan(clipjax.direction_cosine(one, jnp.zeros(2)))
 
 
+@pytest.mark.parametrize("size", [1e-37, 3.4e38])
+def test_direction_cosine_at_extreme_magnitudes(size):
+    tree = {"a": jnp.full((3,), size, jnp.float32), "b": jnp.zeros(0)}
+    other = {"a": jnp.array([1.0, 0.0, 0.0]), "b": jnp.zeros(0)}
+    assert float(clipjax.direction_cosine(tree, tree)) == pytest.approx(1, rel=1e-6)
+    found = float(clipjax.direction_cosine(tree, other))
+    assert found == pytest.approx(3**-0.5, rel=1e-6)
+    cosine = clipjax.quantization_report(tree, jnp.int8)["a"].cosine
+    assert float(cosine) == pytest.approx(1, rel=1e-6)
+
+
 def test_clip_by_value_turns_a_gaussian_by_a_known_angle():
     grads = jnp.asarray(np.random.default_rng(0).standard_normal(100_000), jnp.float32)
     updates, _ = clipjax.clip_by_value(1e-3).update(grads, None)

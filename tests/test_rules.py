@@ -70,6 +70,14 @@ def test_special_values(name):
     assert np.isnan(length(np.inf, 1.0)) and np.isnan(length(np.nan, 1.0))
 
 
+@pytest.mark.parametrize("rule", [rules.hard, rules.soft, rules.tanh, rules.sqrt])
+@pytest.mark.parametrize("threshold", [1.0, 1e37, 3e38])
+def test_what_is_far_below_the_threshold_is_kept(rule, threshold):
+    norms = np.float32(threshold) * np.array([1e-37, 1e-20, 1e-7], np.float32)
+    found = rules.lengths(rule, jnp.asarray(norms), jnp.float32(threshold))
+    np.testing.assert_allclose(found, norms, rtol=1e-6)
+
+
 @every_rule
 def test_lengths_do_not_leave_the_range_of_float32(name):
     rule = catalogue.RULES[name]()

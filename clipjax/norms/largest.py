@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..distributed import pmax
 from .base import Axes, Norm
 
 
@@ -36,7 +37,7 @@ class Linf(Norm):
 
     def collective(self, partial: Any, axis_names: Any) -> Any:
         """Takes the largest over the devices."""
-        return jax.lax.pmax(partial, axis_names)
+        return pmax(partial, axis_names)
 
     def tally(self, leaf: jax.Array) -> jax.Array:
         """Takes the largest flag, as of magnitudes."""

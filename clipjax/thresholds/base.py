@@ -30,7 +30,7 @@ class Context:
         aligned: reads from another tree, of the given name, the leaves that the
             updates have.
         joined: joins one array a leaf over the devices that the leaf is split over, by
-            ``jax.lax.psum`` or ``jax.lax.pmax``.
+            ``jax.lax.psum`` or `clipjax.distributed.pmax`.
         params: the parameters, or None.
         extra: the extra arguments of the update: ``value``, ``learning_rate``, ….
         dtype: the norms' dtype.
@@ -105,7 +105,7 @@ def _fill_array(threshold: Any, norm: jax.Array) -> jax.Array:
     threshold = jnp.asarray(threshold)
     if threshold.size == 1 and threshold.ndim > norm.ndim:
         threshold = threshold.reshape(())
-    if not _fits(threshold.shape, norm.shape):
+    if not fits(threshold.shape, norm.shape):
         raise ValueError(
             f"threshold of shape {threshold.shape} does not fit blocks of shape "
             f"{norm.shape}; pass one number, or one per block"
@@ -115,7 +115,7 @@ def _fill_array(threshold: Any, norm: jax.Array) -> jax.Array:
     return threshold.reshape(shape).astype(norm.dtype) + jnp.zeros_like(norm)
 
 
-def _fits(shape: tuple[int, ...], norm_shape: tuple[int, ...]) -> bool:
+def fits(shape: tuple[int, ...], norm_shape: tuple[int, ...]) -> bool:
     """Tells whether a shape broadcasts to another without enlarging it."""
     if len(shape) > len(norm_shape):
         return False

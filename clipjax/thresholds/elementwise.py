@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..casts import widen
-from ..distributed import beside
+from ..distributed import beside, pmax
 from ..granularity import Blocks
 from .averages import average_weight
 from .base import Context, Threshold, require_number
@@ -60,7 +60,7 @@ class AverageMaximum(Threshold):
         leaves = _by_leaf(norms, self.kind)
         maxima = context.joined(
             {n: jnp.max(_no_nan(sizes), initial=0) for n, sizes in leaves.items()},
-            jax.lax.pmax,
+            pmax,
         )
         for name, sizes in leaves.items():
             largest = beside(maxima[name], sizes)
