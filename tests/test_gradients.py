@@ -172,6 +172,34 @@ def test_derivatives_on_a_mesh_are_those_on_one_device(key):
     assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("norm", [norms.l2, norms.linf], ids=repr)
+def test_derivatives_where_types_do_not_tell(norm):
+    grads = jax.random.normal(jax.random.key(0), (8, 3))
+    mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
+    split = clipjax.clip_by(1.0, norm=norm, axis_name="x")
+    whole = clipjax.clip_by(1.0, norm=norm)
+
+    def update(shard):
+        return split.update(shard, None)[0]
+
+    spec = PartitionSpec("x")
+    on_shards = jax.shard_map(
+        update, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    )
+    functions = (
+        lambda grads: whole.update(grads, None)[0],
+        jax.pmap(update, axis_name="x"),
+        jax.jit(on_shards),
+    )
+    expected, *found = (
+        jax.grad(lambda grads, f=f: jnp.sum(jnp.sin(f(grads))))(grads)
+        for f in functions
+    )
+    for gradient in found:
+        assert_close(gradient, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_derivatives_of_each_worker_s_clip():
     grads = jax.random.normal(jax.random.key(0), (8, 4))
     mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))
