@@ -25,6 +25,7 @@ EVERYWHERE = {
     "rule-band",
     "rule-skip",
     "guard-drop",
+    "threshold-estimated_smoothness",
 }
 
 

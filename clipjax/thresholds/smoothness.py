@@ -139,7 +139,8 @@ class EstimatedSmoothness(Threshold):
         # Between two points the model gives L0 + L1 times the mean of the norms there.
         between = (norm + before) / 2
         sample = (between, local, between * between, between * local)
-        weight = jnp.maximum(1 - cast(self.decay), 1 / (seen + 1).astype(dtype))
+        entered = jnp.maximum(seen + 1, 1).astype(dtype)
+        weight = jnp.maximum(1 - cast(self.decay), 1 / entered)
         x, y, xx, xy = (
             jnp.where(enters, old + weight * (value - old), old)
             for old, value in zip((x, y, xx, xy), sample, strict=True)
