@@ -84,6 +84,7 @@ class Compound:
             steps, inner = self.inner.update(clipped, inner, params, **extra)
         else:
             moved, inner = self.inner.update(updates, inner, params, **extra)
+            # Optimizers average integers as well, which a clip leaves alone.
             moved = jax.tree.map(
                 lambda new, old: new if is_clippable(old) else old, moved, updates
             )

@@ -31,21 +31,22 @@ def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
     | float64 and complex leaves | their own precision; complex64 at least |
     | NaN or inf, from an overflow of the scaled gradient | NaN or inf |
     | scale 1 | the same values, in float32 |
-    | scale below 1.18e-38 or beyond float32, NaN or inf, known now | ValueError |
+    | scale below 1.18e-38, inf in the result's dtype, or NaN; known now | ValueError |
     | scale not above 0, NaN or inf, traced | NaN in all leaves, for the check to see |
     | integer, float0, PRNG-key, None leaves | as they came |
 
     Args:
         loss_scale: the factor s above 0, a number or an array that broadcasts against
-            each leaf, where it does not change.
-            Without it, ``update`` takes it as the extra argument ``loss_scale``.
+            each leaf, where it does not change. Without it, ``update`` takes it as the
+            extra argument ``loss_scale``.
 
     Returns:
         An ``optax.GradientTransformationExtraArgs`` without a state.
 
     Raises:
         TypeError: loss_scale is no number.
-        ValueError: loss_scale is out of range, or update is not given one.
+        ValueError: loss_scale is out of range or does not fit a leaf's shape, or update
+            is not given one.
 
     Example:
         >>> import clipjax, optax, jax.numpy as jnp
