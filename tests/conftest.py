@@ -2,17 +2,12 @@
 
 import os
 
-# Before jax is imported: eight devices where there is one. And code that is soon made:
-# most of the time of these tests goes into compiling what then runs once.
+# Before jax is imported: eight devices where there is one.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-        "--xla_backend_optimization_level=0",
-        "--xla_llvm_disable_expensive_passes=true",
     ]
 ).strip()
 
