@@ -66,7 +66,7 @@ def clip_by(
     | input | result |
     |---|---|
     | norm ≤ threshold, hard rule | bit-identical |
-    | norm > threshold, bounded rule | norm ≤ threshold, to an ulp of the leaf's dtype |
+    | norm > threshold, bounded rule | norm ≤ threshold, to two ulps of a leaf's dtype |
     | squares that overflow or underflow | the right norm, by measuring at a scale |
     | zero gradient | zero |
     | threshold 0 | exact zeros |
