@@ -7,6 +7,8 @@ import pytest
 
 import clipjax
 
+pytestmark = pytest.mark.optimized
+
 SHAPE = (256, 512)
 LEAVES = 6
 

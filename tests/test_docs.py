@@ -11,6 +11,8 @@ import types
 
 import pytest
 
+pytestmark = pytest.mark.optimized
+
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 

@@ -10,6 +10,8 @@ from oracle import assert_same_bits, bits, eps, norm, random_tree
 
 import clipjax
 
+pytestmark = pytest.mark.optimized
+
 clip_one = clipjax.clip_by_global_norm(1.0)
 
 

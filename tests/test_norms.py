@@ -11,6 +11,8 @@ from oracle import eps, norm, random_tree
 import clipjax
 from clipjax import granularity, norms
 
+pytestmark = pytest.mark.optimized
+
 POWERS = {
     "l1": (norms.l1, 1),
     "l2": (norms.l2, 2),

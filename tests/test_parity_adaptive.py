@@ -18,6 +18,8 @@ import pytest
 import clipjax
 from clipjax import granularity, thresholds
 
+pytestmark = pytest.mark.optimized
+
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 MADE_WITH = {
     "zclip": ({"zclip": "1.0.0"}, 32),

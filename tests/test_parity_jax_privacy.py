@@ -12,6 +12,8 @@ import pytest
 
 import clipjax
 
+pytestmark = pytest.mark.optimized
+
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STORED = json.loads((GOLDEN / "jax_privacy.json").read_text())
 NOT_TAKEN = {"rescale_to_unit_norm", "pre_clipping_transform", "spmd_axis_name"}

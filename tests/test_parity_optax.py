@@ -14,6 +14,8 @@ from oracle import eps, flat, norm, random_tree
 
 import clipjax
 
+pytestmark = pytest.mark.optimized
+
 SHAPES = {"a": {"bias": (5,), "kernel": (4, 5)}, "scale": ()}
 PAIRS = {
     "clip_by_global_norm": (clipjax.clip_by_global_norm, optax.clip_by_global_norm),

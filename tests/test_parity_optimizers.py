@@ -16,6 +16,8 @@ import clipjax
 from clipjax import granularity
 from clipjax.thresholds.elementwise import AverageMaximum
 
+pytestmark = pytest.mark.optimized
+
 
 def train(step, start, gradients):
     """Runs a training step on each gradient; gives what it reports."""

@@ -11,6 +11,8 @@ import pytest
 
 import clipjax
 
+pytestmark = pytest.mark.optimized
+
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STORED = json.loads((GOLDEN / "torch_clip_grad_norm.json").read_text())
 

@@ -12,6 +12,8 @@ from oracle import assert_same_bits, bits, eps, hard_clip, kinds, norm, wide
 import clipjax
 from clipjax import granularity, norms
 
+pytestmark = pytest.mark.optimized
+
 NARROW = [
     "float16",
     "bfloat16",

@@ -11,6 +11,8 @@ from oracle import assert_same_bits, cosine, eps, flat, hard_clip, norm, random_
 import clipjax
 from clipjax import granularity, norms, rules
 
+pytestmark = pytest.mark.optimized
+
 # Few shapes, so that few programs are compiled.
 SHAPES = [
     {"a": (3,), "b": (2, 3)},

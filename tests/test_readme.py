@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.optimized
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
