@@ -25,7 +25,7 @@ from .granularity import Block, Blocks, Granularity
 from .guards import Guard
 from .measurement import Measurement, count, first_nonfinite_leaf, measure
 from .norms import Norm
-from .order import Make, after, anew, at_hand
+from .order import Make, after, anew, at_hand, together
 from .report import (
     ClipState,
     Outcome,
@@ -94,7 +94,7 @@ class Clipper:
         joined = measurement if self.granularity.joins_devices else summary
         nonfinite_leaf = joined.nonfinite_leaf
         if self.nonfinite.hides or self.measured is not None:
-            nonfinite_leaf = first_nonfinite_leaf(leaves, split, self.norm)
+            nonfinite_leaf = first_nonfinite_leaf(make(copy=5), split, self.norm)
         is_finite = nonfinite_leaf < 0
         # Finite entries can have a norm beyond the dtype, if more than one is summed.
         if self.granularity.block_norm(self.norm).needs_rescaling:
@@ -113,9 +113,10 @@ class Clipper:
             first = None if self.granularity.joins_devices else summary.norms
             return jax.tree.map(lambda limit: after(limit, first), threshold)
 
-        def clip(made_before: jax.Array | None = None, copy: int = 0) -> NamedLeaves:
+        def clip(made_before: jax.Array | None, copy: int) -> NamedLeaves:
             source = make(made_before, copy)
-            there = dataclasses.replace(context, leaves=source, joined=repeated())
+            there = _read_again(context, source, made_before, copy)
+            there = dataclasses.replace(there, joined=repeated())
             guarded = source.map(self.nonfinite.admit)
             norms = self._measure(at_hand(guarded), names, split).norms
             norms = self.granularity.limit(norms)
@@ -132,7 +133,8 @@ class Clipper:
         if is_remade:
             clipped = anew(clip)
         else:
-            guarded = leaves.map(self.nonfinite.admit)
+            source = make(copy=4) if self.nonfinite.hides else leaves
+            guarded = source.map(self.nonfinite.admit)
             limits = in_order(threshold)
             clipped = at_hand(self._clip(guarded, norms, limits, names))
         outcome = Outcome(
@@ -146,7 +148,10 @@ class Clipper:
         step = describe(
             self.granularity, self.norm, admitted, clipped, outcome, names, split
         )
-        is_read = step.norm + step.clipped_norm if is_remade else None
+        # What is donated must have been read by all sums before it is written over.
+        is_read = together(
+            step.norm, step.clipped_norm, step.clipped_fraction, nonfinite_leaf
+        )
         released = clipped(is_read).map(
             lambda leaf: self.nonfinite.release(leaf, beside(is_finite, leaf))
         )
@@ -166,10 +171,10 @@ class Clipper:
     def _admitted(self, make: Make, context: Context) -> Make:
         """Makes the leaves to measure."""
 
-        def admit(made_before: jax.Array | None = None, copy: int = 0) -> NamedLeaves:
+        def admit(made_before: jax.Array | None, copy: int) -> NamedLeaves:
             source = make(made_before, copy)
             if self.measured is not None:
-                source = self.measured(dataclasses.replace(context, leaves=source))
+                source = self.measured(_read_again(context, source, made_before, copy))
             return source.map(self.nonfinite.admit)
 
         is_raw = self.measured is None and not self.nonfinite.hides
@@ -305,3 +310,14 @@ class Clipper:
         )
         # Selecting, not multiplying by one, keeps every bit: subnormals, and -0.0.
         return narrow(jnp.where(kept, source, scaled.astype(leaf.dtype)), leaf)
+
+
+def _read_again(
+    context: Context, leaves: NamedLeaves, made_before: jax.Array | None, copy: int
+) -> Context:
+    """Gives a reader of its own all leaves that a part may look at."""
+
+    def aligned(tree: Any, what: str) -> NamedLeaves:
+        return at_hand(context.aligned(tree, what))(made_before, copy)
+
+    return dataclasses.replace(context, leaves=leaves, aligned=aligned)

@@ -16,6 +16,7 @@ from .floats import scaling_power
 from .granularity import Blocks, Granularity
 from .norms import Axes, Linf, Norm, l2, linf
 from .order import Make, at_hand
+from .sums import largest
 from .trees import NamedLeaves
 
 
@@ -67,8 +68,7 @@ class _Peak(Linf):
 
     def accumulate(self, leaf: jax.Array, axes: Axes) -> jax.Array:
         """Takes the largest magnitude."""
-        keep = axes is not None
-        return jnp.max(jnp.abs(leaf), axis=axes, keepdims=keep, initial=0)
+        return largest(jnp.abs(leaf), axes, self.is_computed)
 
 
 def _measure(
@@ -84,13 +84,15 @@ def _measure(
     def partials(
         norm: Norm, leaves: NamedLeaves, powers: Mapping[str, jax.Array] | None = None
     ):
+        summing = norm.of_computed() if make.is_computed else norm
         sums = {}
         for name, leaf in leaves.arrays.items():
             wide = widen(leaf, dtype)
             if powers is not None:
                 wide = wide * beside(powers[name], leaf).astype(wide.dtype)
             with norm.precision():
-                sums[name] = norm.accumulate(wide, granularity.axes(name, leaf))
+                axes = granularity.axes(name, leaf)
+                sums[name] = summing.accumulate(wide, axes)
         with norm.precision():
             if granularity.joins_devices:
                 sums = reduce_over_devices(sums, split, norm.collective)

@@ -6,7 +6,9 @@ that suits it. This is the one place that reads from JAX's lowering.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +21,42 @@ from .distributed import varying_axes
 from .trees import NamedLeaves
 
 
-def _lower_on_one_device(context: Any) -> Any:
-    axes = context.module_context.axis_context
-    is_one = np.bool_(getattr(axes, "num_devices", None) == 1)
-    return mlir.lower_fun(lambda: is_one, multiple_results=False)(context)
+def _is_one_device(axes: Any) -> bool:
+    return getattr(axes, "num_devices", None) == 1
 
 
-ON_ONE_DEVICE = Primitive("on_one_device")
-ON_ONE_DEVICE.def_impl(lambda: np.False_)
-ON_ONE_DEVICE.def_abstract_eval(lambda: ShapedArray((), np.dtype(bool)))
-mlir.register_lowering(ON_ONE_DEVICE, _lower_on_one_device)
+def _has_own_arrays(axes: Any) -> bool:
+    """Tells whether no array is split over devices: in ``shard_map``, shards are."""
+    mesh = getattr(axes, "mesh", None)
+    is_manual = mesh is not None and axes.manual_axes == frozenset(mesh.axis_names)
+    return is_manual or _is_one_device(axes)
+
+
+def _known_when_lowered(name: str) -> Primitive:
+    primitive = Primitive(name)
+    primitive.def_impl(lambda: np.False_)
+    primitive.def_abstract_eval(lambda: ShapedArray((), np.dtype(bool)))
+    return primitive
+
+
+def _lower(
+    primitive: Primitive, tell: Callable[[Any], bool], platform: str | None = None
+) -> None:
+    def rule(context: Any) -> Any:
+        answer = np.bool_(tell(context.module_context.axis_context))
+        return mlir.lower_fun(lambda: answer, multiple_results=False)(context)
+
+    mlir.register_lowering(primitive, rule, platform=platform)
+
+
+ON_ONE_DEVICE = _known_when_lowered("on_one_device")
+_lower(ON_ONE_DEVICE, _is_one_device)
+
+# XLA's CPU backend can do without writing down what sums read, but not where an array
+# is split over devices: see `clipjax.sums`.
+IS_REMADE = _known_when_lowered("is_remade")
+_lower(IS_REMADE, lambda _: True)
+_lower(IS_REMADE, _has_own_arrays, platform="cpu")
 
 
 def after(array: jax.Array, made_before: jax.Array | None) -> jax.Array:
@@ -52,12 +80,27 @@ def after(array: jax.Array, made_before: jax.Array | None) -> jax.Array:
     return jnp.where(never, 0, array)
 
 
-class Make(Protocol):
+def together(*arrays: jax.Array) -> jax.Array | None:
+    """Gives scalars as one that is made when all of them are; None outside of jit."""
+    if not all(isinstance(array, Tracer) for array in arrays):
+        return None
+    return sum((array.astype(jnp.float32) for array in arrays), jnp.float32(0))
+
+
+@dataclasses.dataclass(frozen=True)
+class Make:
     """Makes the leaves of a tree, and makes them anew for each who reads them.
 
     XLA writes to memory what it hands to a branch, taken or not, and what two sums
     share. What is soon computed takes less time and memory if each computes it.
+
+    Attributes:
+        function: makes the leaves.
+        is_computed: whether that takes more than to read them.
     """
+
+    function: Callable[[jax.Array | None, int], NamedLeaves]
+    is_computed: bool
 
     def __call__(
         self, made_before: jax.Array | None = None, copy: int = 0
@@ -68,44 +111,50 @@ class Make(Protocol):
             made_before: an array to be made first, as in `after`.
             copy: 0, or a number for each reader that shares nothing with the others.
         """
-        ...
+        return self.function(made_before, copy)
 
 
-def anew(make: Make) -> Make:
+def anew(function: Callable[[jax.Array | None, int], NamedLeaves]) -> Make:
     """Makes leaves at once, and again for each further reader.
 
-    Not on CPUs, where XLA would write down half of what goes into them each time: there
-    all read what was made first. A barrier then keeps casts from being shared.
+    Not on CPUs for arrays that are split over devices, since XLA would write down half
+    of what goes into them each time: there all read what was made first.
     """
-    there = make()
+    there = function(None, 0)
 
-    def again(made_before: jax.Array | None = None, copy: int = 0) -> NamedLeaves:
+    def again(made_before: jax.Array | None, copy: int) -> NamedLeaves:
         is_traced = any(isinstance(leaf, Tracer) for leaf in there.arrays.values())
         if not is_traced or (copy == 0 and made_before is None):
             return there
-
-        def read_again(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-            if copy == 0:
-                return arrays
-            return {
-                name: jax.lax.optimization_barrier((leaf,) * (copy + 1))[0]
-                for name, leaf in arrays.items()
-            }
-
-        arrays = jax.lax.platform_dependent(
-            there.arrays,
-            cpu=read_again,
-            default=lambda _: make(made_before, copy).arrays,
+        arrays = jax.lax.cond(
+            IS_REMADE.bind(),
+            lambda: function(made_before, copy).arrays,
+            lambda: at_hand(there)(None, copy).arrays,
         )
         return there.replace(arrays)
 
-    return again
+    return Make(again, is_computed=True)
 
 
 def at_hand(leaves: NamedLeaves) -> Make:
     """Gives leaves that are there."""
-    return anew(
-        lambda made_before=None, copy=0: leaves.map(
-            lambda leaf: after(leaf, made_before)
-        )
+
+    def read(made_before: jax.Array | None, copy: int) -> NamedLeaves:
+        return leaves.map(lambda leaf: _read(leaf, made_before, copy))
+
+    return Make(read, is_computed=False)
+
+
+def _read(leaf: jax.Array, made_before: jax.Array | None, copy: int) -> jax.Array:
+    """Reads after another array, but copies on CPUs, where it keeps those apart.
+
+    XLA's CPU backend would share the casts and quotients that are made of both, and
+    write them to memory for that.
+    """
+    if copy == 0 or not isinstance(leaf, Tracer):
+        return after(leaf, made_before)
+    return jax.lax.platform_dependent(
+        leaf,
+        cpu=lambda leaf: jax.lax.optimization_barrier((leaf,) * (copy + 1))[0],
+        default=lambda leaf: after(leaf, made_before),
     )

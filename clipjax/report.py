@@ -16,6 +16,7 @@ from .measurement import Measurement, count, measure
 from .norms import Norm
 from .order import Make
 from .rules import ratio
+from .sums import total
 from .trees import NamedLeaves
 
 RATIO_DECAY = 0.99
@@ -167,12 +168,12 @@ def summarise(
         split: the axes that each leaf is split over.
     """
 
-    def source(made_before: jax.Array | None = None, copy: int = 0) -> NamedLeaves:
+    def source(made_before: jax.Array | None, copy: int) -> NamedLeaves:
         tree = leaves(made_before, copy + reader)
         return tree.replace(dict(granularity.summary(tree, blocks)))
 
     split = split_of_blocks(granularity, split)
-    return measure(norm, Leaf(), source, names, split)
+    return measure(norm, Leaf(), Make(source, leaves.is_computed), names, split)
 
 
 def describe(
@@ -206,9 +207,9 @@ def describe(
         old = granularity.summary(admitted(copy=2), outcome.norms)
         new = granularity.summary(clipped(copy=2), lengths)
         sums = {
-            (name, key): total.astype(norms.dtype)
+            (name, key): one.astype(norms.dtype)
             for name, limit in limits.items()
-            for key, total in _sums(old[name], new[name], limit, copies[name]).items()
+            for key, one in _sums(old[name], new[name], limit, copies[name]).items()
         }
         axes = {(name, key): blocks_split[name] for name, key in sums}
         sums = reduce_over_devices(sums, axes, jax.lax.psum)
@@ -262,10 +263,10 @@ def _sums(
     is_below_infinity = jnp.abs(jnp.sign(largest / limit))
     weight = jnp.asarray(1 / max(copies * limit.size, 1), limit.dtype)
     return {
-        "changed": jnp.sum(jnp.sign(jnp.abs(new - old)), dtype=jnp.float32),
-        "invalid": jnp.sum(jnp.abs(jnp.sign(limit)) - jnp.sign(limit)),
-        "share": jnp.sum(weight * is_below_infinity),
-        "limit": jnp.sum(weight * is_below_infinity * jnp.minimum(limit, largest)),
+        "changed": total(jnp.sign(jnp.abs(new - old)).astype(jnp.float32)),
+        "invalid": total(jnp.abs(jnp.sign(limit)) - jnp.sign(limit)),
+        "share": total(weight * is_below_infinity),
+        "limit": total(weight * is_below_infinity * jnp.minimum(limit, largest)),
     }
 
 

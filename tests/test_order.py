@@ -1,4 +1,4 @@
-"""What XLA computes again, except on CPUs, is the same: here that program is run."""
+"""What XLA makes anew for each reader, or reads from memory, is the same."""
 
 import catalogue
 import jax
@@ -9,7 +9,7 @@ from jax.sharding import AxisType, PartitionSpec
 from oracle import random_tree
 
 import clipjax
-from clipjax import granularity
+from clipjax import granularity, order
 from clipjax.guards import drop
 
 SHAPES = {"bias": (7,), "kernel": (5, 7)}
@@ -36,8 +36,29 @@ READ_ANEW = (
 )
 
 
-def as_off_cpus(*arguments, default, **_):
-    return default(*arguments)
+class Never:
+    """In place of a primitive that is known when a program is lowered."""
+
+    @staticmethod
+    def bind():
+        return np.False_
+
+
+def as_off_cpus(monkeypatch):
+    """Orders reads, and shares what is made of them."""
+
+    def default_of(*arguments, default, **_):
+        return default(*arguments)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", default_of)
+
+
+def as_on_several_cpus(monkeypatch):
+    """Reads from memory what is made once."""
+    monkeypatch.setattr(order, "IS_REMADE", Never)
+
+
+elsewhere = pytest.mark.parametrize("as_elsewhere", [as_off_cpus, as_on_several_cpus])
 
 
 def gradients(dtype):
@@ -67,11 +88,12 @@ def run(clip, dtype):
     return results
 
 
+@elsewhere
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize("name", READ_ANEW)
-def test_the_same_numbers(name, dtype, monkeypatch):
+def test_the_same_numbers(name, dtype, as_elsewhere, monkeypatch):
     expected = run(CLIPS[name](), dtype)
-    monkeypatch.setattr(jax.lax, "platform_dependent", as_off_cpus)
+    as_elsewhere(monkeypatch)
     found = run(CLIPS[name](), dtype)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(
@@ -82,8 +104,9 @@ def test_the_same_numbers(name, dtype, monkeypatch):
     )
 
 
+@elsewhere
 @pytest.mark.parametrize("name", READ_ANEW)
-def test_the_same_numbers_on_shards(name, monkeypatch):
+def test_the_same_numbers_on_shards(name, as_elsewhere, monkeypatch):
     mesh = jax.make_mesh((2,), ("x",), (AxisType.Auto,), devices=jax.devices()[:2])
     tree = {"split": jnp.arange(8.0), "whole": jnp.ones(3)}
     specs = {"split": PartitionSpec("x"), "whole": PartitionSpec()}
@@ -101,7 +124,7 @@ def test_the_same_numbers_on_shards(name, monkeypatch):
             return jax.jit(on_shards)(scaled, tree)
 
     expected = [updates(size) for size in (1.0, 1e25)]
-    monkeypatch.setattr(jax.lax, "platform_dependent", as_off_cpus)
+    as_elsewhere(monkeypatch)
     found = [updates(size) for size in (1.0, 1e25)]
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-Axes = tuple[int, ...] | None
+from ..sums import Axes
 
 
 class Norm:
@@ -35,6 +35,10 @@ class Norm:
     def accumulate(self, leaf: jax.Array, axes: Axes) -> jax.Array:
         """Sums up a leaf over ``axes`` (None: all of them), keeping them as 1."""
         raise NotImplementedError
+
+    def of_computed(self) -> Norm:
+        """Gives the norm that sums up leaves made on the fly; see `clipjax.sums`."""
+        return self
 
     def merge(self, partials: Sequence[jax.Array]) -> jax.Array:
         """Joins the sums of several leaves of one block, in a tree for accuracy."""

@@ -10,12 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from ..distributed import pmax
+from ..sums import largest
 from .base import Axes, Norm
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Linf(Norm):
-    """The largest magnitude ``max |x|``."""
+    """The largest magnitude ``max |x|``.
+
+    Attributes:
+        is_computed: leaves are made on the fly; see `clipjax.sums`.
+    """
+
+    is_computed: bool = dataclasses.field(default=False, kw_only=True, compare=False)
 
     def __repr__(self) -> str:
         """Prints ``linf``."""
@@ -26,14 +33,18 @@ class Linf(Norm):
         size = jnp.abs(leaf)
         if axes != ():  # a maximum over the devices of a mesh may drop NaN
             size = jnp.where(jnp.isnan(size), jnp.inf, size)
-        return jnp.max(size, axis=axes, keepdims=axes is not None, initial=0)
+        return largest(size, axes, self.is_computed)
+
+    def of_computed(self) -> Norm:
+        """Sums up without a library."""
+        return dataclasses.replace(self, is_computed=True)
 
     def merge(self, partials: Sequence[jax.Array]) -> jax.Array:
         """Takes the larger, NaN above all."""
-        largest = partials[0]
+        result = partials[0]
         for partial in partials[1:]:
-            largest = jnp.maximum(largest, partial)
-        return largest
+            result = jnp.maximum(result, partial)
+        return result
 
     def collective(self, partial: Any, axis_names: Any) -> Any:
         """Takes the largest over the devices."""
@@ -41,7 +52,7 @@ class Linf(Norm):
 
     def tally(self, leaf: jax.Array) -> jax.Array:
         """Takes the largest flag, as of magnitudes."""
-        return jnp.max((~jnp.isfinite(leaf)).astype(jnp.float32), initial=0)
+        return largest((~jnp.isfinite(leaf)).astype(jnp.float32))
 
     def finish(self, total: jax.Array, size: int | jax.Array) -> jax.Array:
         """Is the norm already."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ..floats import scaling_power, split
+from ..sums import total
 from .base import Axes, Norm, positive_root
 from .largest import Linf
 
@@ -20,14 +21,15 @@ SEQUENTIAL = 4096
 SHORT = 32
 
 
-def _sum_of_squares(leaf: jax.Array, axes: Axes) -> jax.Array:
+def _sum_of_squares(leaf: jax.Array, axes: Axes, is_computed: bool) -> jax.Array:
     """Sums |x|²; a short sum is made as accurate as a long one is on all backends."""
     if jnp.iscomplexobj(leaf):
-        return _sum_of_squares(leaf.real, axes) + _sum_of_squares(leaf.imag, axes)
+        real = _sum_of_squares(leaf.real, axes, is_computed)
+        return real + _sum_of_squares(leaf.imag, axes, is_computed)
     reduced = range(leaf.ndim) if axes is None else axes
     entries = math.prod(leaf.shape[i] for i in reduced)
     if entries < SHORT or leaf.size > SEQUENTIAL:
-        return jnp.sum(jnp.square(leaf), axis=axes, keepdims=axes is not None)
+        return total(jnp.square(leaf), axes, is_computed)
     # Squares of short mantissas add up with next to no rounding, and hold all of the
     # sum but a small rest.
     high, low = split(leaf, 3 * jnp.finfo(leaf.dtype).nmant // 4)
@@ -57,9 +59,15 @@ def _sum_of_products(left: jax.Array, right: jax.Array, axes: Axes) -> jax.Array
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Lp(Norm):
-    """The p-norm ``(Σ |x|^p)^(1/p)``, 1 ≤ p < inf; the modulus of complex entries."""
+    """The p-norm ``(Σ |x|^p)^(1/p)``, 1 ≤ p < inf; the modulus of complex entries.
+
+    Attributes:
+        p: the exponent.
+        is_computed: leaves are made on the fly; see `clipjax.sums`.
+    """
 
     p: float
+    is_computed: bool = dataclasses.field(default=False, kw_only=True, compare=False)
     needs_rescaling = True
 
     def __post_init__(self):
@@ -73,10 +81,14 @@ class Lp(Norm):
     def accumulate(self, leaf: jax.Array, axes: Axes) -> jax.Array:
         """Sums |x|^p."""
         if self.p == 2:
-            return _sum_of_squares(leaf, axes)
+            return _sum_of_squares(leaf, axes, self.is_computed)
         powers = jnp.abs(leaf)
         powers = powers if self.p == 1 else powers**self.p
-        return jnp.sum(powers, axis=axes, keepdims=axes is not None)
+        return total(powers, axes, self.is_computed)
+
+    def of_computed(self) -> Norm:
+        """Sums up without a library."""
+        return dataclasses.replace(self, is_computed=True)
 
     def finish(self, total: jax.Array, size: int | jax.Array) -> jax.Array:
         """Takes the p-th root."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from ..casts import widen
 from ..distributed import beside, pmax
 from ..granularity import Blocks
+from ..sums import largest as largest_of
 from .averages import average_weight
 from .base import Context, Threshold, require_number
 from .history import complement, reached, require_fraction
@@ -59,7 +60,7 @@ class AverageMaximum(Threshold):
         thresholds, seen, average = {}, dict(state.seen), dict(state.average)
         leaves = _by_leaf(norms, self.kind)
         maxima = context.joined(
-            {n: jnp.max(_no_nan(sizes), initial=0) for n, sizes in leaves.items()},
+            {n: largest_of(_no_nan(sizes)) for n, sizes in leaves.items()},
             pmax,
         )
         for name, sizes in leaves.items():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ..distributed import beside
 from ..floats import format_limits
 from ..granularity import Blocks
+from ..sums import total
 from .base import Context, Threshold, require_number
 
 
@@ -38,11 +39,11 @@ class QuantizationRange(Threshold):
         span = min(largest / smallest, float(jnp.finfo(context.dtype).max))
         totals = {name: _logarithms(sizes) for name, sizes in norms.items()}
         thresholds = {}
-        for name, total in context.joined(totals, jax.lax.psum).items():
-            total = beside(total, norms[name])
-            typical = jnp.exp(total[0] / jnp.maximum(total[1], 1))
+        for name, part in context.joined(totals, jax.lax.psum).items():
+            part = beside(part, norms[name])
+            typical = jnp.exp(part[0] / jnp.maximum(part[1], 1))
             limit = typical / steps * span
-            thresholds[name] = jnp.where(total[1] > 0, limit, jnp.inf)
+            thresholds[name] = jnp.where(part[1] > 0, limit, jnp.inf)
         return thresholds, state
 
 
@@ -53,7 +54,7 @@ def _logarithms(sizes: jax.Array) -> jax.Array:
     # the smallest normal one for zero.
     counts = (sizes >= info.tiny) & (sizes < info.max)
     logarithm = jnp.where(counts, jnp.log(jnp.where(counts, sizes, 1)), 0)
-    return jnp.stack([jnp.sum(logarithm), jnp.sum(counts.astype(sizes.dtype))])
+    return jnp.stack([total(logarithm), total(counts.astype(sizes.dtype))])
 
 
 def quantization_range(dtype: Any = jnp.int8, steps: Any = 4.0) -> QuantizationRange:
