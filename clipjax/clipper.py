@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from . import rules
-from .casts import accumulation_dtype, apart, narrow, widen
+from .casts import accumulation_dtype, narrow, widen
 from .distributed import (
     AxisNames,
     Split,
@@ -133,8 +133,9 @@ class Clipper:
         if is_remade:
             clipped = anew(clip)
         else:
-            source = make(copy=4) if self.nonfinite.hides else leaves
-            guarded = source.map(self.nonfinite.admit)
+            # Not the leaves that were measured: XLA would share casts with that, and
+            # keep a float32 copy of every narrow leaf in memory for it.
+            guarded = make(copy=4).map(self.nonfinite.admit)
             limits = in_order(threshold)
             clipped = at_hand(self._clip(guarded, norms, limits, names))
         outcome = Outcome(
@@ -301,15 +302,11 @@ class Clipper:
         """Rescales in the accumulation dtype and rounds once, to the leaf's own."""
         measurable = (norm > 0) & (norm < jnp.inf)
         divisor = jnp.where(measurable, norm, jnp.ones_like(norm))
-        is_narrow = jnp.finfo(leaf.dtype).bits < jnp.finfo(norm.dtype).bits
-        # Without the barrier XLA shares the cast between the norm and the scaling, and
-        # keeps a float32 copy of every narrow leaf in memory for it.
-        source = apart(leaf) if is_narrow else leaf
         scaled = self.granularity.rescale(
-            widen(source, norm.dtype), Block(divisor, length, threshold, self.rule)
+            widen(leaf, norm.dtype), Block(divisor, length, threshold, self.rule)
         )
         # Selecting, not multiplying by one, keeps every bit: subnormals, and -0.0.
-        return narrow(jnp.where(kept, source, scaled.astype(leaf.dtype)), leaf)
+        return narrow(jnp.where(kept, leaf, scaled.astype(leaf.dtype)), leaf)
 
 
 def _read_again(
