@@ -95,12 +95,7 @@ class Clipper:
         nonfinite_leaf = joined.nonfinite_leaf
         if self.nonfinite.hides or self.measured is not None:
             nonfinite_leaf = first_nonfinite_leaf(make(copy=5), split, self.norm)
-        is_finite = nonfinite_leaf < 0
-        # Finite entries can have a norm beyond the dtype, if more than one is summed.
-        if self.granularity.block_norm(self.norm).needs_rescaling:
-            is_finite &= (
-                count(jax.tree.map(lambda norm: ~jnp.isfinite(norm), norms)) == 0
-            )
+        is_finite = self._is_finite(norms, nonfinite_leaf)
 
         once, repeated = recorded(context.joined)
         context = dataclasses.replace(context, joined=once)
@@ -156,12 +151,7 @@ class Clipper:
         released = clipped(is_read).map(
             lambda leaf: self.nonfinite.release(leaf, beside(is_finite, leaf))
         )
-        if self.threshold.remembers:
-            memory = jax.tree.map(
-                lambda new, old: jnp.where(beside(is_finite, new), new, old),
-                memory,
-                state.threshold,
-            )
+        memory = self._remembered(memory, state.threshold, is_finite)
         new_state = ClipState(
             count=jnp.asarray(optax.safe_increment(state.count)),
             threshold=memory,
@@ -198,6 +188,14 @@ class Clipper:
                 "call init with parameters of the same structure"
             )
         return state
+
+    def _remembered(self, new: Any, old: Any, is_finite: jax.Array) -> Any:
+        """Forgets a step with NaN or infinity."""
+        if not self.threshold.remembers:
+            return new
+        return jax.tree.map(
+            lambda new, old: jnp.where(beside(is_finite, new), new, old), new, old
+        )
 
     def _context(
         self,
@@ -261,6 +259,14 @@ class Clipper:
     ) -> Measurement:
         norm = self.granularity.block_norm(self.norm)
         return measure(norm, self.granularity, leaves, names, split)
+
+    def _is_finite(self, norms: Blocks, nonfinite_leaf: jax.Array) -> jax.Array:
+        is_finite = nonfinite_leaf < 0
+        # Finite entries can have a norm beyond the dtype, if more than one is summed.
+        if self.granularity.block_norm(self.norm).needs_rescaling:
+            infinite = jax.tree.map(lambda norm: ~jnp.isfinite(norm), norms)
+            is_finite &= count(infinite) == 0
+        return is_finite
 
     def _lengths(self, norms: Blocks, threshold: Blocks) -> Blocks:
         lengths = functools.partial(rules.lengths, self.rule)
