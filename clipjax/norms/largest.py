@@ -16,12 +16,9 @@ from .base import Axes, Norm
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Linf(Norm):
-    """The largest magnitude ``max |x|``.
+    """The largest magnitude ``max |x|``."""
 
-    Attributes:
-        is_computed: leaves are made on the fly; see `clipjax.sums`.
-    """
-
+    # Leaves are made on the fly; see `clipjax.sums`.
     is_computed: bool = dataclasses.field(default=False, kw_only=True, compare=False)
 
     def __repr__(self) -> str:

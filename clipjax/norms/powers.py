@@ -59,14 +59,10 @@ def _sum_of_products(left: jax.Array, right: jax.Array, axes: Axes) -> jax.Array
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Lp(Norm):
-    """The p-norm ``(Σ |x|^p)^(1/p)``, 1 ≤ p < inf; the modulus of complex entries.
-
-    Attributes:
-        p: the exponent.
-        is_computed: leaves are made on the fly; see `clipjax.sums`.
-    """
+    """The p-norm ``(Σ |x|^p)^(1/p)``, 1 ≤ p < inf; the modulus of complex entries."""
 
     p: float
+    # Leaves are made on the fly; see `clipjax.sums`.
     is_computed: bool = dataclasses.field(default=False, kw_only=True, compare=False)
     needs_rescaling = True
 
