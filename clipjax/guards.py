@@ -1,4 +1,4 @@
-"""Guards: what a clip does about NaN and inf in the gradient.
+"""Guards: what a clip does about NaN and infinity in the gradient.
 
 A guard is the ``nonfinite`` slot of `clipjax.clip_by`. To leave a whole optimizer
 untouched by a bad step, wrap it in `clipjax.skip_nonfinite` instead.
@@ -19,51 +19,49 @@ import jax.numpy as jnp
 
 
 class Guard:
-    """What the engine needs of a guard. Parts are frozen dataclasses.
+    """The protocol between a guard and the engine. Guards are frozen dataclasses.
 
     Attributes:
-        hides: `admit` takes NaN and inf away before they can be measured.
+        admits_all: `admit` returns leaves unchanged.
     """
 
-    hides: bool = False
+    admits_all: bool = True
 
     def admit(self, leaf: jax.Array) -> jax.Array:
-        """Prepares a leaf before it is measured."""
+        """Return what is measured and clipped of a leaf."""
         return leaf
 
     def release(self, leaf: jax.Array, step_is_finite: jax.Array) -> jax.Array:
-        """Settles a clipped leaf before it leaves the clip."""
+        """Return what leaves the clip, whether or not the gradient was finite."""
         del step_is_finite
         return leaf
 
     def __repr__(self) -> str:
-        """Prints the guard's name."""
         return type(self).__name__.lower()
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Propagate(Guard):
-    """Lets a bad entry turn its whole block into NaN; see `guards`."""
+    """Turn the whole block of a bad entry into NaN; see `guards`."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Zero(Guard):
-    """Replaces the whole update by zeros; see `guards`."""
+    """Replace the whole update by zeros; see `guards`."""
 
     def release(self, leaf: jax.Array, step_is_finite: jax.Array) -> jax.Array:
-        """Selects: zero times NaN would be NaN."""
-        return jnp.where(step_is_finite, leaf, jnp.zeros_like(leaf))
+        # A selection, since zero times NaN is NaN.
+        return jax.lax.select(step_is_finite, leaf, jnp.zeros_like(leaf))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Drop(Guard):
-    """Replaces the bad entries by zeros; see `guards`."""
+    """Replace the bad entries by zeros; see `guards`."""
 
-    hides = True
+    admits_all = False
 
     def admit(self, leaf: jax.Array) -> jax.Array:
-        """Selects: zero times NaN would be NaN."""
-        return jnp.where(jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf))
+        return jax.lax.select(jnp.isfinite(leaf), leaf, jnp.zeros_like(leaf))
 
 
 propagate = Propagate()

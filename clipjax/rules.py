@@ -1,21 +1,25 @@
 """Rules: the length that a block of a given norm gets under a threshold.
 
-A rule sees positive, finite norms and thresholds; `lengths` settles zero, infinite
-and invalid ones in one place, for all rules alike.
+| norm | threshold | length, by every rule |
+|---|---|---|
+| 0 | any | 0 |
+| any | inf | the norm: not clipped |
+| finite | 0 | 0 |
+| inf | finite | of no consequence: the block becomes NaN, or as the guard has it |
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 
 import jax
 import jax.numpy as jnp
 
+from .core.checks import require_fraction, require_number
+
 
 class Rule:
-    """What the engine needs of a rule. Parts are frozen dataclasses.
+    """The protocol between a rule and the engine. Rules are frozen dataclasses.
 
     Attributes:
         contractive: never lengthens a block.
@@ -26,16 +30,33 @@ class Rule:
     bounded: bool = True
 
     def length(self, norm: jax.Array, threshold: jax.Array) -> jax.Array:
-        """Gives the norm after the clip, elementwise, for positive finite inputs."""
+        """Return the norm after the clip, for positive and finite inputs."""
         raise NotImplementedError
 
+    def lengths(self, norm: jax.Array, threshold: jax.Array) -> jax.Array:
+        """Return the norm after the clip, elementwise, for any inputs.
+
+        Args:
+            norm: at least 0, and not NaN.
+            threshold: likewise, of the norm's dtype and a shape that broadcasts to the
+                norm's; see `valid`.
+        """
+        threshold = threshold + jnp.zeros_like(norm)
+        usable = (norm > 0) & (norm < jnp.inf) & (threshold > 0) & (threshold < jnp.inf)
+        one = jnp.ones_like(norm)
+        length = self.length(
+            jnp.where(usable, norm, one), jnp.where(usable, threshold, one)
+        )
+        edge = jnp.where(threshold < jnp.inf, jnp.zeros_like(norm), norm)
+        return jnp.where(usable, length, edge)
+
     def factor(self, norm: jax.Array, threshold: jax.Array) -> jax.Array:
-        """Gives the multiplier, ``length / norm``, 1 at a zero norm."""
-        norm, threshold = jnp.asarray(norm), jnp.asarray(threshold)
-        return ratio(lengths(self, norm, threshold), norm)
+        """Return the multiplier ``length / norm``, which is 1 at a norm of zero."""
+        norm = jnp.asarray(norm)
+        length = self.lengths(norm, valid(jnp.asarray(threshold).astype(norm.dtype)))
+        return ratio(length, norm)
 
     def __repr__(self) -> str:
-        """Prints the rule's name, with the settings that are not the default."""
         settings = [
             f"{field.name}={getattr(self, field.name):g}"
             for field in dataclasses.fields(self)  # type: ignore[arg-type]
@@ -52,18 +73,14 @@ class Hard(Rule):
     epsilon: float = 0.0
 
     def __post_init__(self):
-        """Refuses what is no small number."""
-        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, numbers.Real):
-            raise TypeError(f"epsilon must be a number, got {self.epsilon!r}")
-        if not 0 <= self.epsilon < math.inf:
-            raise ValueError(
-                f"epsilon must be at least 0 and finite, got {self.epsilon!r}"
-            )
+        require_number("epsilon", self.epsilon, infinite=False)
+
+    def lengths(self, norm, threshold):
+        if self.epsilon:
+            return super().lengths(norm, threshold)
+        return jnp.minimum(norm, threshold)  # right at every edge
 
     def length(self, norm, threshold):
-        """Cuts at the threshold."""
-        if not self.epsilon:
-            return jnp.minimum(norm, threshold)
         length = norm * jnp.minimum(1.0, threshold / (norm + self.epsilon))
         return jnp.minimum(length, threshold)  # rounding must not lengthen
 
@@ -73,7 +90,7 @@ class Soft(Rule):
     """``n · c / (n + c)``: smooth, and within a factor 2 of the hard rule."""
 
     def length(self, norm, threshold):
-        """Takes half the harmonic mean, without a product that could overflow."""
+        # Half the harmonic mean, without a product that could overflow.
         low, high = jnp.minimum(norm, threshold), jnp.maximum(norm, threshold)
         return low / (1.0 + low / high)
 
@@ -83,7 +100,7 @@ class Tanh(Rule):
     """``c · tanh(n / c)``."""
 
     def length(self, norm, threshold):
-        """Saturates; rounding must not lengthen."""
+        # The minimum, since rounding must not lengthen.
         length = jnp.minimum(threshold * jnp.tanh(norm / threshold), norm)
         # Where rounding hides the difference, the quotient may even underflow.
         is_short = norm < threshold * float(jnp.finfo(norm.dtype).eps) ** 0.5
@@ -95,7 +112,7 @@ class Sqrt(Rule):
     """``n / √(1 + (n / c)²)``, also called pseudo-Huber or relativistic."""
 
     def length(self, norm, threshold):
-        """Is symmetric in its arguments, so that the ratio stays below one."""
+        # Symmetric in its arguments, so that the quotient stays at most 1.
         low, high = jnp.minimum(norm, threshold), jnp.maximum(norm, threshold)
         return low / jnp.sqrt(1.0 + jnp.square(low / high))
 
@@ -107,7 +124,6 @@ class Normalise(Rule):
     contractive = False
 
     def length(self, norm, threshold):
-        """Is the threshold."""
         return jnp.broadcast_to(
             threshold, jnp.broadcast_shapes(norm.shape, threshold.shape)
         )
@@ -121,11 +137,9 @@ class Band(Rule):
     contractive = False
 
     def __post_init__(self):
-        """Refuses an empty band."""
-        _require_fraction("lower", self.lower, "the threshold")
+        require_fraction("lower", self.lower)
 
     def length(self, norm, threshold):
-        """Cuts at both ends."""
         return jnp.clip(norm, self.lower * threshold, threshold)
 
 
@@ -134,7 +148,6 @@ class Skip(Rule):
     """``n`` up to the threshold, 0 beyond: drops a block rather than shorten it."""
 
     def length(self, norm, threshold):
-        """Keeps or drops."""
         return jnp.where(norm <= threshold, norm, jnp.zeros_like(norm))
 
 
@@ -146,11 +159,9 @@ class Floored(Rule):
     bounded = False
 
     def __post_init__(self):
-        """Refuses what is no fraction."""
-        _require_fraction("fraction", self.fraction, "the norm")
+        require_fraction("fraction", self.fraction)
 
     def length(self, norm, threshold):
-        """Takes the larger of the clipped norm and the fraction."""
         return jnp.maximum(jnp.minimum(norm, threshold), self.fraction * norm)
 
 
@@ -158,12 +169,12 @@ hard = Hard()
 soft = Soft()
 tanh = Tanh()
 sqrt = Sqrt()
-normalise = Normalise()
+normalise = normalize = Normalise()
 skip = Skip()
 
 
 def band(lower: float = 0.5) -> Band:
-    """Makes the two-sided rule; see `Band`.
+    """Make the two-sided rule; see `Band`.
 
     Args:
         lower: the lower end as a fraction of the threshold, from 0 to 1.
@@ -176,7 +187,7 @@ def band(lower: float = 0.5) -> Band:
 
 
 def floored(fraction: float) -> Floored:
-    """Makes the rule that keeps a fraction of every norm; see `Floored`.
+    """Make the rule that keeps a fraction of every norm; see `Floored`.
 
     Args:
         fraction: from 0, the hard rule, to 1, no clip.
@@ -188,40 +199,12 @@ def floored(fraction: float) -> Floored:
     return Floored(fraction)
 
 
-def _require_fraction(name: str, value: float, of: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value <= 1:
-        raise ValueError(
-            f"{name} must be a fraction of {of}, from 0 to 1, got {value!r}"
-        )
-
-
-def lengths(rule: Rule, norm: jax.Array, threshold: jax.Array) -> jax.Array:
-    """Applies a rule to any norms and thresholds, elementwise.
-
-    | norm | threshold | length |
-    |---|---|---|
-    | 0 | any | 0 |
-    | any | inf | the norm: not clipped |
-    | finite | 0 | 0 |
-    | any | negative or NaN | 0 |
-    | inf or NaN | finite | NaN, for the guard to settle |
-    """
-    one, zero = jnp.ones_like(norm), jnp.zeros_like(norm)
-    # Adding zeros broadcasts, and unlike broadcast_to takes the norm's sharding over.
-    threshold = threshold.astype(norm.dtype) + zero
-    measured = (norm > 0) & (norm < jnp.inf)
-    usable = (threshold > 0) & (threshold < jnp.inf)
-    length = rule.length(
-        jnp.where(measured, norm, one), jnp.where(usable, threshold, one)
-    )
-    length = jnp.where(usable & measured, length, zero)
-    length = jnp.where(jnp.isfinite(norm), length, jnp.full_like(norm, jnp.nan))
-    return jnp.where(threshold == jnp.inf, norm, length)
+def valid(threshold: jax.Array) -> jax.Array:
+    """Replace a negative threshold or NaN by 0, which stops all updates."""
+    return jnp.where(threshold >= 0, threshold, jnp.zeros_like(threshold))
 
 
 def ratio(length: jax.Array, norm: jax.Array) -> jax.Array:
-    """Gives ``length / norm``, and 1 where they are equal, zero or infinite."""
+    """Return ``length / norm``, and 1 where they are equal, zero or infinite."""
     same = length == norm
     return jnp.where(same, jnp.ones_like(norm), length / jnp.where(same, 1, norm))

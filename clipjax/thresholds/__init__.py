@@ -1,4 +1,4 @@
-"""Threshold sources: what is allowed, and from where."""
+"""Thresholds: how large a norm is allowed, and where that comes from."""
 
 from .averages import ema as ema
 from .averages import moment_ratio as moment_ratio
@@ -10,16 +10,16 @@ from .combine import after as after
 from .combine import maximum as maximum
 from .combine import minimum as minimum
 from .combine import scaled as scaled
+from .entries import quantization_range as quantization_range
 from .extremes import relative_to_previous as relative_to_previous
 from .extremes import running_extremum as running_extremum
 from .extremes import warmup_statistic as warmup_statistic
-from .fixed import constant as constant
-from .fixed import schedule as schedule
+from .given import constant as constant
+from .given import schedule as schedule
 from .history import Learnt as Learnt
 from .loss import from_loss as from_loss
 from .loss import polyak_cap as polyak_cap
 from .presets import rule_of_thumb as rule_of_thumb
-from .quantization import quantization_range as quantization_range
 from .relative import relative_to_learning_rate as relative_to_learning_rate
 from .relative import relative_to_params as relative_to_params
 from .smoothness import estimated_smoothness as estimated_smoothness

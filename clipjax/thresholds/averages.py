@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .base import require_number
-from .history import Learnt, Memory, complement, reached, require_fraction
+from ..core.checks import require_choice, require_fraction, require_number
+from ..core.dtypes import inverse_power
+from .history import Learnt, Memory, complement, reached
 from .window import LEAST_DEVIATION
 
 MODES = ("zscore", "mean", "percentile")
@@ -24,24 +25,22 @@ class Average(Memory):
     multiplier: Any
 
     def observe(self, memory, norm, seen):
-        """Weighs the norm as the bias correction of Adam would."""
         return memory + average_weight(self.decay, seen, norm.dtype) * (norm - memory)
 
     def threshold(self, memory, norm, seen):
-        """Multiplies."""
         del norm, seen
         return jnp.asarray(self.multiplier, memory.dtype) * memory
 
 
 def average_weight(decay: Any, seen: jax.Array, dtype: Any) -> jax.Array:
-    """Gives the weight of the next value in a bias-corrected exponential average."""
+    """Return the weight of the next value in a bias-corrected exponential average."""
     rest = bias_correction(decay, seen + 1, dtype)
     fresh = complement(decay, dtype)
     return jnp.where(seen == 0, 1, fresh / jnp.where(rest > 0, rest, 1))
 
 
 def bias_correction(decay: Any, count: jax.Array, dtype: Any) -> jax.Array:
-    """Gives ``1 - decay^count`` without cancellation."""
+    """Return ``1 - decay^count`` without cancellation."""
     if isinstance(decay, jax.Array):
         logarithm = jnp.log(decay.astype(dtype))
     else:
@@ -49,10 +48,13 @@ def bias_correction(decay: Any, count: jax.Array, dtype: Any) -> jax.Array:
     return -jnp.expm1(count.astype(dtype) * logarithm)
 
 
-def squarable(norm: jax.Array) -> jax.Array:
-    """Limits a norm to what can be squared: an infinite average would stay so."""
-    largest = 2.0 ** (jnp.finfo(norm.dtype).maxexp // 2 - 2)
-    return jnp.minimum(norm, jnp.asarray(largest, norm.dtype))
+def rms_average(root: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:
+    """Return ``√((1 - weight)·root² + weight·value²)`` without squares out of range."""
+    power = inverse_power(jnp.maximum(root, value))
+    square = (1 - weight) * jnp.square(root * power)
+    square = square + weight * jnp.square(value * power)
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1)), 0) / power
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,23 +65,25 @@ class StreamingQuantile(Memory):
     rate: Any
 
     def observe(self, memory, norm, seen):
-        """Takes a geometric step of the quantile's (pinball) loss."""
         rate, q = (jnp.asarray(x, norm.dtype) for x in (self.rate, self.q))
         is_below = (norm <= memory).astype(norm.dtype)
         moved = memory * jnp.exp(rate * (q - is_below))
         return jnp.where(seen == 0, norm, moved)
 
     def threshold(self, memory, norm, seen):
-        """Is the estimate."""
         del norm, seen
         return memory
 
 
 class Moments(NamedTuple):
-    """Two averages: of norms, and of their squares or squared deviations."""
+    """The average of norms, and the root of the average of squares or of the variance.
 
-    mean: jax.Array
-    square: jax.Array
+    Roots are kept, in the norms' units, since squares of norms beyond 1e19 or below
+    1e-19 leave the range of float32.
+    """
+
+    norms_mean: jax.Array
+    norms_root: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,34 +98,30 @@ class ZScore(Memory):
     epsilon: Any
 
     def start(self, zeros):
-        """Has moments of nothing."""
-        return Moments(zeros, jax.tree.map(jnp.copy, zeros))
+        return Moments(zeros, jnp.zeros_like(zeros))
 
     def observe(self, memory, norm, seen):
-        """Follows Welford, then the order of the paper: variance about the new mean."""
-        dtype, norm = norm.dtype, squarable(norm)
-        count = (seen + 1).astype(dtype)
-        deviation = norm - memory.mean
-        mean = memory.mean + deviation / count
-        spread = deviation * (norm - mean) - memory.square
-        exact = Moments(mean, memory.square + spread / count)
-        fresh = complement(self.decay, dtype)
-        mean = memory.mean + fresh * deviation
-        variance = memory.square + fresh * (jnp.square(norm - mean) - memory.square)
+        # Welford's recurrence during the warm-up; then, in the order of the paper, the
+        # variance about the new mean.
+        count = (seen + 1).astype(norm.dtype)
+        deviation = norm - memory.norms_mean
+        mean = memory.norms_mean + deviation / count
+        spread = jnp.sqrt(jnp.abs(deviation)) * jnp.sqrt(jnp.abs(norm - mean))
+        exact = Moments(mean, rms_average(memory.norms_root, spread, 1 / count))
+        fresh = complement(self.decay, norm.dtype)
+        mean = memory.norms_mean + fresh * deviation
+        root = rms_average(memory.norms_root, jnp.abs(norm - mean), fresh)
         is_warm = reached(seen, self.warmup)
         return jax.tree.map(
-            lambda new, old: jnp.where(is_warm, new, old),
-            Moments(mean, variance),
-            exact,
+            lambda new, old: jnp.where(is_warm, new, old), Moments(mean, root), exact
         )
 
     def threshold(self, memory, norm, seen):
-        """Gives the length of an outlier; inf for any other norm."""
         del seen
         limit, factor, epsilon = (
             jnp.asarray(x, norm.dtype) for x in (self.z, self.factor, self.epsilon)
         )
-        mean, deviation = memory.mean, jnp.sqrt(memory.square)
+        mean, deviation = memory
         deviation = jnp.maximum(deviation, LEAST_DEVIATION * mean)
         z = (norm - mean) / (deviation + epsilon)
         target = {
@@ -142,23 +142,18 @@ class MomentRatio(Memory):
     epsilon: Any
 
     def start(self, zeros):
-        """Has moments of nothing."""
-        return Moments(zeros, jax.tree.map(jnp.copy, zeros))
+        return Moments(zeros, jnp.zeros_like(zeros))
 
     def observe(self, memory, norm, seen):
-        """Averages both without bias, each with its own decay."""
-        norm = squarable(norm)
         weight = average_weight(self.mean_decay, seen, norm.dtype)
-        mean = memory.mean + weight * (norm - memory.mean)
+        mean = memory.norms_mean + weight * (norm - memory.norms_mean)
         weight = average_weight(self.square_decay, seen, norm.dtype)
-        square = memory.square + weight * (jnp.square(norm) - memory.square)
-        return Moments(mean, square)
+        return Moments(mean, rms_average(memory.norms_root, norm, weight))
 
     def threshold(self, memory, norm, seen):
-        """Divides."""
         del norm, seen
-        epsilon = jnp.asarray(self.epsilon, memory.mean.dtype)
-        return memory.mean / (jnp.sqrt(memory.square) + epsilon)
+        mean, root = memory
+        return mean / (root + jnp.asarray(self.epsilon, mean.dtype))
 
 
 def ema(
@@ -304,10 +299,7 @@ def zscore(
         require_number(name, value, infinite=False)
     require_number("warmup", warmup, lowest=1, infinite=False)
     require_fraction("decay", decay)
-    if mode not in MODES:
-        raise ValueError(
-            f"mode must be one of {', '.join(map(repr, MODES))}, got {mode!r}"
-        )
+    require_choice("mode", mode, MODES)
     memory = ZScore(z, decay, warmup, mode, factor, epsilon)
     return Learnt(
         memory,
@@ -325,7 +317,7 @@ def moment_ratio(
     """Gives lengths near 1: the average norm over the root of the average square.
 
     To go with ``rules.normalise``; see `clipjax.gradient_stabilizer`. Today's norm
-    counts, but as no more than what can be squared, 4.6e18 for float32.
+    counts.
 
     Args:
         mean_decay: weight of the past in the average norm, from 0 to 1.

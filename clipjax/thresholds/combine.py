@@ -1,44 +1,58 @@
-"""Combinators: thresholds made of other thresholds."""
+"""Thresholds made of other thresholds."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..granularity import Blocks
-from .base import Context, Threshold, fill, require_integer, require_number
-from .fixed import as_threshold
+from ..core.blocks import Blocks, Values
+from ..core.checks import require_integer, require_number
+from .base import Context, Threshold
+from .given import ThresholdLike, as_threshold
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Combined(Threshold):
-    """Asks several sources and joins their answers, block by block."""
+    """Several thresholds joined block by block."""
 
     sources: tuple[Threshold, ...]
 
     @property
     def remembers(self) -> bool:  # type: ignore[override]
-        """Tells whether any of the sources does."""
+        """Whether any of the sources does."""
         return any(source.remembers for source in self.sources)
 
-    def init(self, context: Context) -> Any:
-        """Starts all sources."""
-        return tuple(source.init(context) for source in self.sources)
+    @property
+    def reads(self) -> str:  # type: ignore[override]
+        """What the sources look at."""
+        found = {source.reads for source in self.sources} - {"nothing"}
+        if len(found) > 1:
+            raise ValueError(f"{self!r} joins thresholds of blocks and of entries")
+        return found.pop() if found else "nothing"
 
-    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
-        """Asks all sources, and joins their answers."""
-        answers = [
-            source.update(norms, memory, context)
-            for source, memory in zip(self.sources, state, strict=True)
-        ]
-        thresholds = [fill(threshold, norms) for threshold, _ in answers]
-        return self._join(thresholds, context), tuple(memory for _, memory in answers)
+    def init(self, blocks: Blocks, params: Any) -> Any:
+        return tuple(
+            {source.kind: source.init(blocks, params)} if source.remembers else ()
+            for source in self.sources
+        )
 
-    def _join(self, thresholds: list[Blocks], context: Context) -> Blocks:
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        thresholds, memories = [], []
+        for source, memory in zip(self.sources, state or [()] * len(self.sources), strict=True):
+            kept = memory[source.kind] if source.remembers else ()
+            threshold, kept = source.update(norms, kept, context)
+            thresholds.append(threshold)
+            memories.append({source.kind: kept} if source.remembers else ())
+        joined = [self.join(each, context) for each in zip(*thresholds, strict=True)]
+        return joined, tuple(memories)
+
+    def join(self, limits: Sequence[jax.Array], context: Context) -> jax.Array:
+        """Return a block's threshold from those of the sources."""
         raise NotImplementedError
 
 
@@ -47,11 +61,9 @@ class Minimum(Combined):
 
     kind = "minimum"
 
-    def _join(self, thresholds, context):
+    def join(self, limits, context):
         del context
-        return jax.tree.map(
-            lambda *values: functools.reduce(jnp.minimum, values), *thresholds
-        )
+        return functools.reduce(jnp.minimum, limits)
 
 
 class Maximum(Combined):
@@ -59,40 +71,36 @@ class Maximum(Combined):
 
     kind = "maximum"
 
-    def _join(self, thresholds, context):
+    def join(self, limits, context):
         del context
-        return jax.tree.map(
-            lambda *values: functools.reduce(jnp.maximum, values), *thresholds
-        )
+        return functools.reduce(jnp.maximum, limits)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Scaled(Combined):
     """A multiple of a threshold."""
 
     factor: float
     kind = "scaled"
 
-    def _join(self, thresholds, context):
-        del context
-        return jax.tree.map(lambda value: self.factor * value, thresholds[0])
+    def join(self, limits, context):
+        return context.cast(self.factor) * limits[0]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class After(Combined):
     """One threshold first, another later."""
 
     steps: int
     kind = "after"
 
-    def _join(self, thresholds, context):
-        later, earlier = thresholds
-        started = context.count >= self.steps
-        return jax.tree.map(lambda x, y: jnp.where(started, x, y), later, earlier)
+    def join(self, limits, context):
+        later, earlier = limits
+        return jnp.where(context.steps >= self.steps, later, earlier)
 
 
-def minimum(*sources: Any) -> Minimum:
-    """Takes the smallest of several thresholds, block by block.
+def minimum(*sources: ThresholdLike) -> Minimum:
+    """Take the smallest of several thresholds, block by block.
 
     Args:
         *sources: anything that `clipjax.clip_by` accepts as a threshold.
@@ -106,13 +114,13 @@ def minimum(*sources: Any) -> Minimum:
     return Minimum(_sources("minimum", sources))
 
 
-def maximum(*sources: Any) -> Maximum:
-    """Takes the largest of several thresholds, block by block; see `minimum`."""
+def maximum(*sources: ThresholdLike) -> Maximum:
+    """Take the largest of several thresholds, block by block; see `minimum`."""
     return Maximum(_sources("maximum", sources))
 
 
-def scaled(source: Any, factor: float) -> Scaled:
-    """Multiplies a threshold, for one proportional to a learning rate say.
+def scaled(source: ThresholdLike, factor: float) -> Scaled:
+    """Multiply a threshold, for one proportional to a learning rate say.
 
     Args:
         source: anything that `clipjax.clip_by` accepts as a threshold.
@@ -127,8 +135,10 @@ def scaled(source: Any, factor: float) -> Scaled:
     return Scaled((as_threshold(source),), factor)
 
 
-def after(steps: int, then: Any, before: Any = None) -> After:
-    """Uses one threshold for the first steps and another afterwards.
+def after(
+    steps: int, then: ThresholdLike, before: ThresholdLike | None = None
+) -> After:
+    """Use one threshold for the first steps and another afterwards.
 
     Both sources are asked at every step, so that one that learns is learning while
     the other is in force.

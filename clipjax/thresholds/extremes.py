@@ -8,8 +8,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .base import require_number
-from .history import Learnt, Memory, require_fraction, require_steps
+from ..core.checks import (
+    require_bool,
+    require_fraction,
+    require_number,
+    require_steps,
+)
+from .history import Learnt, Memory
 from .window import Quantile
 
 
@@ -21,12 +26,10 @@ class Extremum(Memory):
     factor: Any
 
     def observe(self, memory, norm, seen):
-        """Compares."""
         pick = jnp.maximum if self.largest else jnp.minimum
         return jnp.where(seen == 0, norm, pick(memory, norm))
 
     def threshold(self, memory, norm, seen):
-        """Multiplies."""
         del norm, seen
         return jnp.asarray(self.factor, memory.dtype) * memory
 
@@ -39,12 +42,10 @@ class Previous(Memory):
     slowest: Any
 
     def observe(self, memory, norm, seen):
-        """Replaces the previous norm."""
         least = jnp.asarray(self.slowest, norm.dtype) * memory
         return jnp.where(seen == 0, norm, jnp.maximum(norm, least))
 
     def threshold(self, memory, norm, seen):
-        """Multiplies."""
         del norm, seen
         return jnp.asarray(self.growth, memory.dtype) * memory
 
@@ -81,8 +82,7 @@ def running_extremum(
         >>> source = clipjax.thresholds.running_extremum(False, 2.0, minimum_history=10)
         >>> clip = clipjax.clip_by(source)
     """
-    if not isinstance(largest, bool):
-        raise TypeError(f"largest must be True or False, got {largest!r}")
+    require_bool("largest", largest)
     require_number("factor", factor, infinite=False)
     return Learnt(
         Extremum(largest, factor),

@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..distributed import shared
-from ..granularity import Blocks
+from ..core.blocks import Blocks, Values
+from ..core.checks import require_fraction, require_limits, require_number
+from ..core.meshes import shared
 from .averages import average_weight
-from .base import Context, Threshold, require_number
+from .base import Context, Threshold
 from .combine import Combined
-from .fixed import as_threshold
-from .history import require_fraction, require_limits
+from .given import ThresholdLike, as_threshold
 
 
 class LossState(NamedTuple):
     """The memory of `FromLoss`.
 
     Attributes:
-        seen: int32 number of finite losses.
-        fast: their average over the latest steps.
-        slow: their average over more steps.
-        base: the state of the threshold that is relaxed.
+        losses_seen: int32 number of finite losses.
+        fast_average: their average over the latest steps.
+        slow_average: their average over more steps.
+        relaxed: the memory of the threshold that is relaxed, as of `Combined`.
     """
 
-    seen: jax.Array
-    fast: jax.Array
-    slow: jax.Array
-    base: Any
+    losses_seen: jax.Array
+    fast_average: jax.Array
+    slow_average: jax.Array
+    relaxed: Any
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FromLoss(Combined):
     """A threshold that is relaxed where the loss has stopped falling."""
 
@@ -48,48 +47,45 @@ class FromLoss(Combined):
 
     @property
     def remembers(self) -> bool:  # type: ignore[override]
-        """Two averages of the loss."""
+        """Always: two averages of the loss."""
         return True
 
-    def init(self, context: Context) -> LossState:
-        """Has seen no loss."""
-        zero = jnp.zeros((), context.dtype)
-        base = self.sources[0].init(context)
-        return LossState(jnp.zeros((), jnp.int32), zero, zero, base)
+    def init(self, blocks: Blocks, params: Any) -> LossState:
+        averages = [jnp.zeros((), blocks.leaves.dtype) for _ in range(2)]
+        relaxed = super().init(blocks, params)
+        return LossState(jnp.zeros((), jnp.int32), *averages, relaxed)
 
-    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
-        """Lets the loss in, unless it is NaN or inf, and compares the averages."""
-        cast = functools.partial(jnp.asarray, dtype=context.dtype)
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        cast = context.cast
         loss = shared(context.argument("value", "from_loss"), "value")
-        loss = loss.astype(context.dtype).reshape(())
+        loss = cast(loss).reshape(())
+        seen, fast, slow, relaxed = state
+        # A loss of NaN or inf does not enter.
         enters = jnp.isfinite(loss)
         fast, slow = (
             jnp.where(
-                enters,
-                old + average_weight(decay, state.seen, loss.dtype) * (loss - old),
-                old,
+                enters, old + average_weight(decay, seen, loss.dtype) * (loss - old), old
             )
-            for old, decay in (
-                (state.fast, self.fast_decay),
-                (state.slow, self.slow_decay),
-            )
+            for old, decay in ((fast, self.fast_decay), (slow, self.slow_decay))
         )
         size = jnp.maximum(jnp.abs(slow), jnp.finfo(slow.dtype).tiny)
         progress = jnp.maximum((slow - fast) / size, 0)
-        relaxed = 1 + cast(self.relaxation) * jnp.exp(-progress / cast(self.tolerance))
+        factor = 1 + cast(self.relaxation) * jnp.exp(-progress / cast(self.tolerance))
         # The averages start out equal: at first that does not mean a plateau.
         past = jnp.asarray(1 / (1 - cast(self.slow_decay)))
-        relaxed = jnp.where(state.seen.astype(past.dtype) < past, 1, relaxed)
-        threshold, base = self.sources[0].update(norms, state.base, context)
-        threshold = jax.tree.map(
-            lambda value: jnp.minimum(value * relaxed, cast(self.cap)), threshold
-        )
-        seen = state.seen + enters.astype(jnp.int32)
-        return threshold, LossState(seen, fast, slow, base)
+        factor = jnp.where(seen.astype(past.dtype) < past, 1, factor)
+        thresholds, relaxed = super().update(norms, relaxed, context)
+        thresholds = [jnp.minimum(limit * factor, cast(self.cap)) for limit in thresholds]
+        seen = seen + enters.astype(jnp.int32)
+        return thresholds, LossState(seen, fast, slow, relaxed)
+
+    def join(self, limits, context):
+        del context
+        return limits[0]
 
 
 def from_loss(
-    threshold: Any,
+    threshold: ThresholdLike,
     *,
     relaxation: Any = 1.0,
     tolerance: Any = 0.01,
@@ -97,7 +93,7 @@ def from_loss(
     slow_decay: Any = 0.99,
     cap: Any = math.inf,
 ) -> FromLoss:
-    r"""Relaxes a threshold where the loss has stopped falling. Experimental.
+    r"""Relax a threshold where the loss has stopped falling. Experimental.
 
     No published method does this; the form is clipjax's own and may change. With a fast
     and a slow exponential average of the loss,
@@ -129,7 +125,7 @@ def from_loss(
         >>> state = clip.init(jnp.ones(2))
         >>> for loss in (2.0, 2.0, 2.0):
         ...     _, state = clip.update(jnp.ones(2), state, value=loss)
-        >>> print(state.info.threshold)
+        >>> print(state.clip_info.clip_threshold)
         2.0
     """
     require_number("relaxation", relaxation, infinite=False)
@@ -142,32 +138,31 @@ def from_loss(
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class PolyakCap(Threshold):
     """The norm with which a step of SGD is as long as Polyak's."""
 
     learning_rate: Any
     lower_bound: Any
     kind = "polyak-cap"
+    reads = "norms"
 
-    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
-        """Divides what there is to gain by the norm and the learning rate."""
-        cast = functools.partial(jnp.asarray, dtype=context.dtype)
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         loss = shared(context.argument("value", "polyak_cap"), "value")
-        loss = cast(loss).reshape(())
-        gain = jnp.maximum(loss - cast(self.lower_bound), 0)
+        loss = context.cast(loss).reshape(())
+        gain = jnp.maximum(loss - context.cast(self.lower_bound), 0)
         rate = self.learning_rate
-        rate = cast(rate(context.count) if callable(rate) else rate)
-        return (
-            jax.tree.map(
-                lambda norm: jnp.where(norm > 0, gain / (rate * norm), jnp.inf), norms
-            ),
-            state,
-        )
+        rate = context.cast(rate(context.steps) if callable(rate) else rate)
+
+        def limit(norm: jax.Array) -> jax.Array:
+            divisor = rate * norm
+            return jnp.where(divisor > 0, gain / jnp.where(divisor > 0, divisor, 1), jnp.inf)
+
+        return list(map(limit, norms)), state
 
 
 def polyak_cap(learning_rate: Any, lower_bound: Any = 0.0) -> PolyakCap:
-    r"""Caps the step of SGD at the length of Polyak's, from the loss.
+    r"""Cap the step of SGD at the length of Polyak's, from the loss.
 
     .. math:: c = \frac{f - f^*}{\eta \lVert g \rVert}
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..granularity import Blocks
-from .base import Context, Threshold, require_number
+from ..core.blocks import Values
+from ..core.checks import require_bool, require_number
+from .base import Context, Threshold
 from .combine import Combined
-from .fixed import as_threshold
+from .given import ThresholdLike, as_threshold
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RelativeToParams(Threshold):
     """``ratio · max(‖w‖, floor)``, with the parameters' blocks and norm."""
 
@@ -24,31 +24,18 @@ class RelativeToParams(Threshold):
     kind = "relative-to-params"
 
     def __post_init__(self):
-        """Checks the numbers."""
         require_number("ratio", self.ratio)
         require_number("floor", self.floor, infinite=False)
 
-    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
-        """Measures the parameters as they are before the update."""
-        params = context.measure(context.parameters("relative_to_params"))
-        return (
-            jax.tree.map(
-                lambda weight: (
-                    self._cast(self.ratio, weight)
-                    * jnp.maximum(weight, self._cast(self.floor, weight))
-                ),
-                params,
-            ),
-            state,
-        )
-
-    @staticmethod
-    def _cast(value: Any, like: jax.Array) -> jax.Array:
-        return jnp.asarray(value).astype(like.dtype)
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        del norms
+        ratio, floor = context.cast(self.ratio), context.cast(self.floor)
+        weights = context.measure(context.parameters("relative_to_params"))
+        return [ratio * jnp.maximum(weight, floor) for weight in weights], state
 
 
 def relative_to_params(ratio: Any, floor: Any = 1e-3) -> RelativeToParams:
-    """Allows each block a fraction of its parameters' norm.
+    """Allow each block a fraction of its parameters' norm.
 
     Args:
         ratio: the fraction, a number or array of at least 0.
@@ -70,7 +57,7 @@ def relative_to_params(ratio: Any, floor: Any = 1e-3) -> RelativeToParams:
     return RelativeToParams(ratio, floor)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TrustRatio(Threshold):
     """``n · τ‖w‖ / (η (n + ω‖w‖ + ε))``: the factor of LARC, as a length."""
 
@@ -79,43 +66,47 @@ class TrustRatio(Threshold):
     decay: Any
     epsilon: Any
     kind = "trust-ratio"
+    reads = "norms"
 
     def __post_init__(self):
-        """Checks the numbers."""
-        _require_rate(self.learning_rate)
+        require_rate(self.learning_rate)
         require_number("trust_coefficient", self.trust, infinite=False)
         require_number("weight_decay", self.decay, infinite=False)
         require_number("eps", self.epsilon, infinite=False)
 
-    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
-        """Measures the parameters as they are before the update."""
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         weights = context.measure(context.parameters("larc_clip"))
-        cast = functools.partial(jnp.asarray, dtype=context.dtype)
-        rate = _rate(self.learning_rate, context, "larc_clip")
+        rate = learning_rate_now(self.learning_rate, context, "larc_clip")
+        decay, epsilon = context.cast(self.decay), context.cast(self.epsilon)
+        trust = context.cast(self.trust)
 
         def limit(norm: jax.Array, weight: jax.Array) -> jax.Array:
-            divisor = rate * (norm + cast(self.decay) * weight + cast(self.epsilon))
-            allowed = norm * (cast(self.trust) * weight / divisor)
-            return jnp.where((weight > 0) & (divisor > 0), allowed, jnp.inf)
+            divisor = rate * (norm + decay * weight + epsilon)
+            usable = (weight > 0) & (divisor > 0)
+            # An infinite norm cancels: the share of it that is allowed is not needed.
+            norm = jnp.where(norm < jnp.inf, norm, 0)
+            allowed = norm * (trust * weight / jnp.where(usable, divisor, 1))
+            return jnp.where(usable, allowed, jnp.inf)
 
-        return jax.tree.map(limit, norms, weights), state
+        return list(map(limit, norms, weights)), state
 
 
-def _require_rate(rate: Any) -> None:
+def require_rate(rate: Any) -> None:
+    """Check a learning rate that is a number."""
     if rate is not None and not callable(rate):
         require_number("learning_rate", rate, infinite=False)
 
 
-def _rate(rate: Any, context: Context, who: str) -> jax.Array:
-    """Gives the learning rate: a number, a schedule's value, or the extra argument."""
+def learning_rate_now(rate: Any, context: Context, who: str) -> jax.Array:
+    """Return the learning rate: a number, a schedule's value, or the extra argument."""
     if rate is None:
         rate = context.argument("learning_rate", who)
     elif callable(rate):
-        rate = rate(context.count)
-    return jnp.asarray(rate).astype(context.dtype)
+        rate = rate(context.steps)
+    return context.cast(rate)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class RelativeToLearningRate(Combined):
     """A threshold times or divided by the learning rate."""
 
@@ -123,22 +114,19 @@ class RelativeToLearningRate(Combined):
     proportional: bool
     kind = "relative-to-learning-rate"
 
-    def _join(self, thresholds, context):
-        rate = _rate(self.learning_rate, context, "relative_to_learning_rate")
+    def join(self, limits, context):
+        who = "relative_to_learning_rate"
+        rate = learning_rate_now(self.learning_rate, context, who)
         if self.proportional:
-            return jax.tree.map(lambda value: value * rate, thresholds[0])
-        return jax.tree.map(
-            lambda value: jnp.where(
-                rate > 0, value / jnp.where(rate > 0, rate, 1), jnp.inf
-            ),
-            thresholds[0],
-        )
+            return limits[0] * rate
+        quotient = limits[0] / jnp.where(rate > 0, rate, 1)
+        return jnp.where(rate > 0, quotient, jnp.inf)
 
 
 def relative_to_learning_rate(
-    step: Any, learning_rate: Any = None, *, proportional: bool = False
+    step: ThresholdLike, learning_rate: Any = None, *, proportional: bool = False
 ) -> RelativeToLearningRate:
-    r"""Couples a threshold with the learning rate η.
+    r"""Couple a threshold with the learning rate η.
 
     By default :math:`c = s/\eta`, so that under SGD no step η·u is longer than s; with
     ``proportional``, :math:`c = s\,\eta`.
@@ -162,7 +150,6 @@ def relative_to_learning_rate(
         ...     clipjax.thresholds.relative_to_learning_rate(0.05, rate)
         ... )
     """
-    if not isinstance(proportional, bool):
-        raise TypeError(f"proportional must be True or False, got {proportional!r}")
-    _require_rate(learning_rate)
+    require_bool("proportional", proportional)
+    require_rate(learning_rate)
     return RelativeToLearningRate((as_threshold(step),), learning_rate, proportional)

@@ -8,21 +8,22 @@ learning rate ``η = 1 / L0``, so that ``ηγ = 1 / L1``.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..granularity import Blocks
-from .base import Context, Threshold, require_number
-from .fixed import Constant
-from .history import limited, reached, require_fraction, require_limits
+from ..core.blocks import Blocks, Values
+from ..core.checks import require_fraction, require_limits, require_number
+from ..core.trees import zeros_like
+from .base import Context, Threshold
+from .given import Constant
+from .history import limited, reached
 
 
 def from_smoothness(l0: Any, l1: Any) -> Constant:
-    r"""Takes the threshold γ = L0/L1 from known constants of smoothness.
+    r"""Take the threshold γ = L0/L1 from known constants of smoothness.
 
     Args:
         l0: L0, the smoothness at small gradients: loss per parameter squared, a number
@@ -56,21 +57,23 @@ class SmoothnessState(NamedTuple):
     """The memory of `EstimatedSmoothness`: as large as two copies of the parameters.
 
     Attributes:
-        seen: int32 number of pairs of steps compared, per block.
-        gradients: the previous gradients.
-        params: the previous parameters.
-        norms: the previous norms, per block.
-        moments: averages of x, y, x², xy for x the norm and y the local smoothness.
+        pairs_seen: int32 number of pairs of steps compared, per block; -1 before the
+            first step.
+        previous_updates: the previous gradients, a tree like the parameters.
+        previous_params: the previous parameters.
+        previous_norms: the previous norms, per block.
+        pairs_moments: averages of x, y, x² and xy per block, shape ``(4, blocks)``, for
+            x the norm and y the local smoothness.
     """
 
-    seen: Blocks
-    gradients: dict[str, jax.Array]
-    params: dict[str, jax.Array]
-    norms: Blocks
-    moments: tuple[Blocks, Blocks, Blocks, Blocks]
+    pairs_seen: jax.Array
+    previous_updates: Any
+    previous_params: Any
+    previous_norms: jax.Array
+    pairs_moments: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class EstimatedSmoothness(Threshold):
     """γ = L0/L1, or the step of the model, by regressing smoothness on the norm."""
 
@@ -81,71 +84,53 @@ class EstimatedSmoothness(Threshold):
     initial_step: Any = None
     kind = "estimated-smoothness"
     remembers = True
+    reads = "norms"
 
-    def init(self, context: Context) -> SmoothnessState:
-        """Has compared nothing."""
-        zeros = context.zeros()
-        seen = jax.tree.map(lambda zero: jnp.full(zero.shape, -1, jnp.int32), zeros)
-        still, more = (
-            {n: jnp.zeros(x.shape, x.dtype) for n, x in context.leaves.arrays.items()}
-            for _ in range(2)
+    def init(self, blocks: Blocks, params: Any) -> SmoothnessState:
+        count, dtype = blocks.count, blocks.leaves.dtype
+        return SmoothnessState(
+            jnp.full(count, -1, jnp.int32),
+            zeros_like(params),
+            zeros_like(params),
+            jnp.zeros(count, dtype),
+            jnp.zeros((4, count), dtype),
         )
-        # Numbers that share a buffer could not be donated.
-        norms, *moments = (jax.tree.map(jnp.copy, zeros) for _ in range(5))
-        return SmoothnessState(seen, still, more, norms, tuple(moments))
 
-    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
-        """Compares this step with the one before."""
-        leaves = context.leaves
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        leaves, blocks = context.blocks.leaves, context.blocks
         params = context.parameters("estimated_smoothness")
-        turned, moved = (
-            context.measure(
-                leaves.replace(
-                    {
-                        name: leaf - before[name].astype(leaf.dtype)
-                        for name, leaf in now.items()
-                    }
-                )
-            )
-            for now, before in (
-                (leaves.arrays, state.gradients),
-                (params.arrays, state.params),
-            )
-        )
-        join = functools.partial(self._block, dtype=context.dtype)
-        parts = jax.tree.map(
-            join, norms, state.norms, turned, moved, state.seen, *state.moments
-        )
-        pick = lambda i: jax.tree.map(lambda _, part: part[i], norms, parts)  # noqa: E731
-        new = SmoothnessState(
-            pick(1),
-            {
-                name: leaf.astype(state.gradients[name].dtype)
-                for name, leaf in leaves.arrays.items()
-            },
-            {
-                name: leaf.astype(state.params[name].dtype)
-                for name, leaf in params.arrays.items()
-            },
-            norms,
-            (pick(2), pick(3), pick(4), pick(5)),
-        )
-        return pick(0), new
+        before = leaves.aligned(state.previous_updates, "the updates in the state")
+        place = leaves.aligned(state.previous_params, "the params in the state")
+        turned = blocks.vector(context.measure(_differences(leaves.arrays, before)))
+        moved = blocks.vector(context.measure(_differences(params, place)))
+        norm = blocks.vector(norms)
+        norm = jnp.where(norm < jnp.inf, norm, 0)
 
-    def _block(self, norm, before, turned, moved, seen, x, y, xx, xy, *, dtype):
-        cast = functools.partial(jnp.asarray, dtype=dtype)
+        seen = state.pairs_seen
         enters = (seen >= 0) & (moved > 0)
         local = turned / jnp.where(moved > 0, moved, 1)
         # Between two points the model gives L0 + L1 times the mean of the norms there.
-        between = (norm + before) / 2
-        sample = (between, local, between * between, between * local)
-        entered = jnp.maximum(seen + 1, 1).astype(dtype)
-        weight = jnp.maximum(1 - cast(self.decay), 1 / entered)
-        x, y, xx, xy = (
-            jnp.where(enters, old + weight * (value - old), old)
-            for old, value in zip((x, y, xx, xy), sample, strict=True)
+        between = (norm + state.previous_norms) / 2
+        sample = jnp.stack([between, local, between * between, between * local])
+        entered = jnp.maximum(seen + 1, 1).astype(context.dtype)
+        weight = jnp.maximum(1 - context.cast(self.decay), 1 / entered)
+        moments = state.pairs_moments
+        moments = jnp.where(
+            enters[None], moments + weight[None] * (sample - moments), moments
         )
         count = jnp.where(seen < 0, 0, seen + enters.astype(seen.dtype))
+        threshold = self._threshold(norm, count, moments, context)
+        state = SmoothnessState(
+            count,
+            leaves.placed(state.previous_updates, _cast_each(leaves.arrays, before)),
+            leaves.placed(state.previous_params, _cast_each(params, place)),
+            norm,
+            moments,
+        )
+        return blocks.of_vector(threshold), state
+
+    def _threshold(self, norm, count, moments, context: Context) -> jax.Array:
+        x, y, xx, xy = moments
         variance = xx - x * x
         slope = (xy - x * y) / jnp.where(variance > 0, variance, 1)
         offset = y - slope * x
@@ -156,9 +141,17 @@ class EstimatedSmoothness(Threshold):
             found, unknown = offset / jnp.where(known, slope, 1), jnp.inf
         else:
             found = norm / jnp.where(known, offset + slope * norm, 1)
-            unknown = cast(self.initial_step) * norm
-        threshold = limited(jnp.where(known, found, unknown), self.floor, self.cap)
-        return threshold, count, x, y, xx, xy
+            unknown = context.cast(self.initial_step) * norm
+        return limited(jnp.where(known, found, unknown), self.floor, self.cap)
+
+
+def _differences(now: list[jax.Array], before: list[jax.Array]) -> list[jax.Array]:
+    earlier = _cast_each(before, now)
+    return [new - old for new, old in zip(now, earlier, strict=True)]
+
+
+def _cast_each(arrays: list[jax.Array], like: list[jax.Array]) -> list[jax.Array]:
+    return [one.astype(other.dtype) for one, other in zip(arrays, like, strict=True)]
 
 
 def estimated_smoothness(
@@ -169,7 +162,7 @@ def estimated_smoothness(
     cap: Any = math.inf,
     initial_step: Any = None,
 ) -> EstimatedSmoothness:
-    r"""Estimates γ = L0/L1 on the way, from successive gradients and parameters.
+    r"""Estimate γ = L0/L1 on the way, from successive gradients and parameters.
 
     The local smoothness :math:`\lVert\Delta g\rVert / \lVert\Delta w\rVert` between
     two steps is regressed on the gradient norm; the line's offset is L0, its slope L1.

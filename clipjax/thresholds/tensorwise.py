@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..granularity import Blocks
-from .base import Context, Threshold, require_number
-from .history import complement, reached, require_fraction, require_limits
+from ..core.blocks import Blocks, Values
+from ..core.checks import (
+    require_bool,
+    require_choice,
+    require_fraction,
+    require_limits,
+    require_number,
+)
+from .base import Context, Threshold
+from .history import complement, reached
 
 MINIMA = ("raw", "clipped")
 
@@ -20,35 +26,36 @@ class TrackedState(NamedTuple):
     """The state of `AdaptiveTensorwise` and `AdaptiveBand`.
 
     Attributes:
-        seen: int32 number of norms other than zero, per block.
-        tracked: the norm that thresholds are multiples of, per block.
+        norms_seen: int32 number of norms other than zero, per block.
+        norms_tracked: the norm that thresholds are multiples of, per block.
     """
 
-    seen: Blocks
-    tracked: Blocks
+    norms_seen: jax.Array
+    norms_tracked: jax.Array
 
 
 class Tracking(Threshold):
-    """What both have in common: one number per block, which zero norms leave alone."""
+    """One number per block, which norms of zero leave as it is."""
 
     remembers = True
+    reads = "norms"
 
-    def init(self, context: Context) -> TrackedState:
-        """Has seen nothing."""
-        zeros = context.zeros()
-        seen = jax.tree.map(lambda zero: zero.astype(jnp.int32), zeros)
-        return TrackedState(seen, zeros)
+    def init(self, blocks: Blocks, params: Any) -> TrackedState:
+        del params
+        tracked = jnp.zeros(blocks.count, blocks.leaves.dtype)
+        return TrackedState(jnp.zeros(blocks.count, jnp.int32), tracked)
 
     @staticmethod
-    def _next(norms: jax.Array, tracked: jax.Array, state: TrackedState):
+    def enter(norms: jax.Array, tracked: jax.Array, state: TrackedState):
+        """Return the state after a step."""
         enters = norms > 0
         return TrackedState(
-            state.seen + enters.astype(jnp.int32),
-            jnp.where(enters, tracked, state.tracked),
+            state.norms_seen + enters.astype(jnp.int32),
+            jnp.where(enters, tracked, state.norms_tracked),
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AdaptiveTensorwise(Tracking):
     """A multiple of an average of clipped norms; at first, one clip for the whole."""
 
@@ -61,37 +68,35 @@ class AdaptiveTensorwise(Tracking):
     kind = "adaptive-tensorwise"
 
     def __post_init__(self):
-        """Checks the numbers."""
         require_number("lambda_abs", self.absolute)
         require_number("lambda_rel", self.relative, infinite=False)
         require_fraction("beta", self.decay)
         require_number("warmup_steps", self.warmup, infinite=False)
         require_limits(self.floor, float("inf"))
-        if self.minimum_of not in MINIMA:
-            raise ValueError(
-                f"minimum_of must be 'raw' or 'clipped', got {self.minimum_of!r}"
-            )
+        require_choice("minimum_of", self.minimum_of, MINIMA)
 
-    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
-        """Follows the paper's algorithm 1, block by block."""
-        cast = functools.partial(jnp.asarray, dtype=context.dtype)
-        whole = context.whole(norms)
-        shrink = cast(self.absolute) / jnp.where(whole > 0, whole, 1)
-        shared = jnp.where(whole <= cast(self.absolute), jnp.inf, shrink * norms)
-        own = cast(self.relative) * jnp.maximum(state.tracked, cast(self.floor))
-        is_warming = ~reached(context.count, self.warmup)
-        threshold = jnp.where(is_warming | (state.seen == 0), shared, own)
-        clipped = jnp.minimum(norms, threshold)
-        least = norms if self.minimum_of == "raw" else clipped
-        least = jnp.where(state.seen == 0, least, jnp.minimum(state.tracked, least))
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        # Algorithm 1 of the paper, for all blocks at once.
+        cast, blocks = context.cast, context.blocks
+        whole, norm = context.whole(norms), _finite(blocks.vector(norms))
+        absolute, (seen, before) = cast(self.absolute), state
+        # norm / whole is a share; absolute / whole could leave the range.
+        share = norm / jnp.where(whole > 0, whole, 1)
+        shared = jnp.where(whole <= absolute, jnp.inf, absolute * share)
+        own = cast(self.relative) * jnp.maximum(before, cast(self.floor))
+        is_warming = ~reached(context.steps, self.warmup)
+        threshold = jnp.where(is_warming | (seen == 0), shared, own)
+        clipped = jnp.minimum(norm, threshold)
+        least = norm if self.minimum_of == "raw" else clipped
+        least = jnp.where(seen == 0, least, jnp.minimum(before, least))
         fresh = complement(self.decay, context.dtype)
-        average = state.tracked + fresh * (clipped - state.tracked)
-        average = jnp.where(state.seen == 0, clipped, average)
+        average = before + fresh * (clipped - before)
+        average = jnp.where(seen == 0, clipped, average)
         tracked = jnp.where(is_warming, least, average)
-        return threshold, self._next(norms, tracked, state)
+        return blocks.of_vector(threshold), self.enter(norm, tracked, state)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AdaptiveBand(Tracking):
     """The length of a norm brought into a band about the average of such lengths."""
 
@@ -105,7 +110,6 @@ class AdaptiveBand(Tracking):
     kind = "adaptive-band"
 
     def __post_init__(self):
-        """Checks the numbers that are no schedules."""
         for name, value in [("alpha_low", self.low), ("alpha_high", self.high)]:
             if not callable(value):
                 require_number(name, value, infinite=False)
@@ -113,26 +117,31 @@ class AdaptiveBand(Tracking):
         require_number("min_norm", self.floor, infinite=False)
         require_number("max_up_scale", self.largest_raise, lowest=1.0)
         require_fraction("max_down_scale", self.largest_cut)
-        if not isinstance(self.raises, bool):
-            raise TypeError(f"raises must be True or False, got {self.raises!r}")
+        require_bool("raises", self.raises)
 
-    def update(self, norms: Blocks, state: Any, context: Context) -> tuple[Blocks, Any]:
-        """Gives the length, for the rule that takes the threshold as one."""
-        cast = functools.partial(jnp.asarray, dtype=context.dtype)
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        # The answer is a length, for the rule that takes the threshold as one.
+        cast, blocks = context.cast, context.blocks
+        norm, (seen, before) = _finite(blocks.vector(norms)), state
         low, high = (
-            cast(alpha(context.count) if callable(alpha) else alpha)
+            cast(alpha(context.steps) if callable(alpha) else alpha)
             for alpha in (self.low, self.high)
         )
-        least = jnp.maximum(cast(self.floor), low * state.tracked)
-        most = jnp.maximum(high * state.tracked, cast(self.largest_cut) * norms)
-        length = jnp.minimum(norms, most)
+        least = jnp.maximum(cast(self.floor), low * before)
+        most = jnp.maximum(high * before, cast(self.largest_cut) * norm)
+        length = jnp.minimum(norm, most)
         if self.raises:
-            most_raised = cast(self.largest_raise) * jnp.where(norms > 0, norms, 1)
+            most_raised = cast(self.largest_raise) * jnp.where(norm > 0, norm, 1)
             raised = jnp.minimum(least, most_raised)
             # The upper end comes first, as in the reference.
-            length = jnp.where(norms > most, length, jnp.maximum(norms, raised))
-        length = jnp.where(state.seen == 0, norms, length)
+            length = jnp.where(norm > most, length, jnp.maximum(norm, raised))
+        length = jnp.where(seen == 0, norm, length)
         fresh = complement(self.decay, context.dtype)
-        average = state.tracked + fresh * (length - state.tracked)
-        tracked = jnp.where(state.seen == 0, length, average)
-        return length, self._next(norms, tracked, state)
+        average = before + fresh * (length - before)
+        tracked = jnp.where(seen == 0, length, average)
+        return blocks.of_vector(length), self.enter(norm, tracked, state)
+
+
+def _finite(norm: jax.Array) -> jax.Array:
+    """Replace an infinite norm, whose block becomes NaN whatever its threshold."""
+    return jnp.where(norm < jnp.inf, norm, 0)

@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .base import require_number
-from .history import Learnt, Memory, require_fraction, require_steps
+from ..core.checks import require_fraction, require_number, require_steps
+from ..core.dtypes import inverse_power
+from .history import Learnt, Memory
 
 # Norms that hardly vary have no standard deviation to speak of: one of a thousandth of
 # the mean keeps rounding and drift from counting as outliers.
@@ -24,21 +25,17 @@ class Window(Memory):
     size: int
 
     def __post_init__(self):
-        """Checks the size."""
         require_steps("window", self.size)
 
     def start(self, zeros):
-        """Has room for all of them."""
-        # Adding broadcasts, and takes the zeros' sharding over.
-        return jnp.zeros((self.size, *[1] * zeros.ndim), zeros.dtype) + zeros[None]
+        return jnp.zeros((self.size, *zeros.shape), zeros.dtype)
 
     def observe(self, memory, norm, seen):
-        """Overwrites the oldest."""
         oldest = (seen % self.size)[None]
         return jnp.where(self._slots(memory) == oldest, norm[None], memory)
 
     def is_filled(self, memory, seen):
-        """Tells which slots hold a norm."""
+        """Return which slots hold a norm."""
         return self._slots(memory) < seen[None]
 
     def _slots(self, memory: jax.Array) -> jax.Array:
@@ -53,8 +50,8 @@ class Quantile(Window):
     factor: Any
 
     def threshold(self, memory, norm, seen):
-        """Sorts the norms, unused slots last."""
         del norm
+        # Unused slots come last.
         filled = jnp.where(self.is_filled(memory, seen), memory, jnp.inf)
         ordered = jnp.sort(filled, axis=0)
         count = jnp.minimum(seen, self.size)
@@ -77,13 +74,15 @@ class MeanPlusStd(Window):
     k: Any
 
     def threshold(self, memory, norm, seen):
-        """Takes the moments of the norms there are."""
         del norm
         is_filled = self.is_filled(memory, seen)
         count = jnp.minimum(seen, self.size).astype(memory.dtype)
         mean = jnp.sum(jnp.where(is_filled, memory, 0), axis=0) / count
-        squares = jnp.where(is_filled, jnp.square(memory - mean[None]), 0)
-        deviation = jnp.sqrt(jnp.sum(squares, axis=0) / count)
+        # Near one, where squares are in range.
+        power = inverse_power(mean)
+        squares = jnp.square((memory - mean[None]) * power[None])
+        squares = jnp.sum(jnp.where(is_filled, squares, 0), axis=0)
+        deviation = jnp.sqrt(squares / count) / power
         deviation = jnp.maximum(deviation, LEAST_DEVIATION * mean)
         return mean + jnp.asarray(self.k, memory.dtype) * deviation
 

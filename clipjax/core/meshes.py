@@ -1,4 +1,9 @@
-"""Over which mesh axes a leaf is split, and the one reduction across devices."""
+"""Over which mesh axes each leaf is split, and reductions over those axes.
+
+Under ``jit`` XLA itself reduces over devices. Inside ``shard_map`` and ``pmap`` a leaf is
+one shard, and a clip has to know over which axes to reduce: by the leaf's type, by that
+of its parameter, or from the argument ``axis_name``.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,17 @@ import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from .trees import NamedLeaves
+from .trees import Leaves
 
 AxisNames = Hashable | tuple[Hashable, ...] | None
-Split = Mapping[str, tuple[Hashable, ...]]
+MeshAxes = tuple[Hashable, ...]
 
 _WORKERS: contextvars.ContextVar[frozenset[Hashable]] = contextvars.ContextVar(
     "workers", default=frozenset()
@@ -24,7 +29,7 @@ _WORKERS: contextvars.ContextVar[frozenset[Hashable]] = contextvars.ContextVar(
 
 
 def as_tuple(axis_name: AxisNames) -> tuple[Hashable, ...]:
-    """Reads an ``axis_name`` argument: None, one name, or a tuple of names."""
+    """Read an ``axis_name`` argument: None, one name, or a tuple of names."""
     if axis_name is None:
         return ()
     return axis_name if isinstance(axis_name, tuple) else (axis_name,)
@@ -32,7 +37,7 @@ def as_tuple(axis_name: AxisNames) -> tuple[Hashable, ...]:
 
 @contextlib.contextmanager
 def each_worker(axis_name: AxisNames) -> Iterator[None]:
-    """Lets what runs inside measure the gradient of each worker by itself."""
+    """Allow gradients that differ over these axes: each worker measures its own."""
     token = _WORKERS.set(_WORKERS.get() | set(as_tuple(axis_name)))
     try:
         yield
@@ -41,7 +46,7 @@ def each_worker(axis_name: AxisNames) -> Iterator[None]:
 
 
 def varying_axes(leaf: jax.Array) -> frozenset[Hashable]:
-    """Gives the manual mesh axes over which the leaf's type says it differs."""
+    """Return the manual mesh axes over which the leaf's type says it differs."""
     kind = jax.typeof(leaf)
     manual = getattr(kind, "manual_axis_type", None)
     if manual is not None:
@@ -50,7 +55,7 @@ def varying_axes(leaf: jax.Array) -> frozenset[Hashable]:
 
 
 def types_tell(axis: Hashable) -> bool:
-    """Tells whether types know of an axis, as in ``shard_map`` by default.
+    """Return whether types know of an axis, as in ``shard_map`` by default.
 
     They do not under ``pmap`` and ``vmap``, nor with ``check_vma=False``.
 
@@ -67,47 +72,71 @@ def types_tell(axis: Hashable) -> bool:
     return axis in varying_axes(jnp.asarray(index))
 
 
-def split_over(
-    leaves: NamedLeaves, axis_name: AxisNames, params: Any = None
-) -> dict[str, tuple[Hashable, ...]]:
-    """Finds over which axes each leaf of a gradient is split.
+def mesh_axes(leaves: Leaves, axis_name: AxisNames, params: Any = None) -> list[MeshAxes]:
+    """Return the manual mesh axes over which each leaf of a gradient is split.
 
     Without ``axis_name``, those over which its parameter varies. With it, those of the
     names over which the leaf's type says that it varies; all of them where types do
     not tell.
 
     Raises:
-        ValueError: there is no way to tell, or a leaf differs over further axes, as
-            the gradient of a single worker does, or over fewer than its parameter.
+        ValueError: there is no way to tell; or a leaf differs over further axes, as
+            the gradient of a single worker does, or over fewer than its parameter; or,
+            outside of ``jit``, leaves lie on different devices.
     """
     workers = _WORKERS.get()
     manual = jax.sharding.get_abstract_mesh().manual_axes
     manual = tuple(name for name in manual if name not in workers)
     names = as_tuple(axis_name)
+    if not manual and not names:
+        _require_same_devices(leaves)
+        return [()] * len(leaves.arrays)
     silent = {name for name in (*manual, *names) if not types_tell(name)}
     if axis_name is None:
         if silent:
             raise ValueError(_types_are_silent(sorted(silent, key=str)))
         names = manual
-    owners = {} if params is None else NamedLeaves.of(params).arrays
-    split = {}
-    for leaf_name, leaf in leaves.arrays.items():
+    owners = {}
+    if params is not None and axis_name is None:
+        own = Leaves.of(params)
+        owners = dict(zip(own.paths, own.arrays, strict=True))
+    split = []
+    for position, leaf in enumerate(leaves.arrays):
         varying = varying_axes(leaf)
         owner = leaf
         if axis_name is None:
-            if leaf_name in owners:
-                owner = owners[leaf_name]
+            path = leaves.paths[position] if owners else None
+            if path in owners:
+                owner = owners[path]
             elif varying - workers:
-                raise ValueError(_is_local(leaf_name, varying - workers))
+                name = leaves.names[position]
+                raise ValueError(_is_local(name, varying - workers))
         own = varying_axes(owner) | silent
-        split[leaf_name] = tuple(name for name in names if name in own)
-        unreduced = varying - workers - set(split[leaf_name])
+        split.append(tuple(name for name in names if name in own))
+        unreduced = varying - workers - set(split[-1])
         if unreduced and axis_name != ():
-            raise ValueError(_is_unreduced(leaf_name, unreduced, axis_name))
+            raise ValueError(_is_unreduced(leaves.names[position], unreduced, axis_name))
         alike = varying_axes(owner) - workers - varying
         if alike:
-            raise ValueError(_is_no_shard(leaf_name, alike))
+            raise ValueError(_is_no_shard(leaves.names[position], alike))
     return split
+
+
+def _require_same_devices(leaves: Leaves) -> None:
+    # Outside of jit, JAX joins no arrays that are committed to different devices.
+    places = {
+        leaf.sharding.device_set: name
+        for leaf, name in zip(leaves.arrays, range(len(leaves.arrays)), strict=True)
+        if isinstance(leaf, jax.Array)
+        and not isinstance(leaf, Tracer)
+        and leaf.committed
+    }
+    if len(places) > 1:
+        (one, first), (two, second) = list(places.items())[:2]
+        raise ValueError(
+            f"leaves lie on different devices, {leaves.names[first]!r} on {sorted(map(str, one))} and "
+            f"{leaves.names[second]!r} on {sorted(map(str, two))}: call it under jit"
+        )
 
 
 def _listed(axes: Iterable[Hashable]) -> tuple[Hashable, ...]:
@@ -153,7 +182,7 @@ def _is_no_shard(leaf: str, axes: Iterable[Hashable]) -> str:
 
 
 def shared(value: Any, name: str) -> jax.Array:
-    """Gives a scalar that is the same on all devices.
+    """Return a scalar that is the same on all devices.
 
     Raises:
         ValueError: its type says that it differs, as the loss of one worker does.
@@ -169,46 +198,26 @@ def shared(value: Any, name: str) -> jax.Array:
 
 
 def gathered(leaf: jax.Array, kept: int) -> jax.Array:
-    """Gathers all but the first axes on an explicit mesh; elsewhere XLA does."""
+    """Gather all axes after the first ``kept`` on an Explicit mesh; elsewhere XLA does."""
     spec = jax.typeof(leaf).sharding.spec
     return resharded(leaf, (*spec[:kept], *(None for _ in spec[kept:])))
 
 
 def resharded(leaf: jax.Array, spec: Any) -> jax.Array:
-    """Splits a leaf as told over an explicit mesh."""
+    """Shard a leaf by a spec, if it lies on an Explicit mesh."""
     spec = jax.sharding.PartitionSpec(*spec)
     is_so = jax.typeof(leaf).sharding.spec == spec
     return leaf if is_so else jax.sharding.reshard(leaf, spec)
 
 
-def shard_counts(split: Split) -> dict[str, int]:
-    """Counts over how many devices each leaf is split."""
-    return {
-        name: math.prod(map(jax.lax.axis_size, axes)) for name, axes in split.items()
-    }
-
-
-def _replicated(sharding: jax.sharding.Sharding) -> jax.sharding.Sharding:
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    first = min(sharding.device_set, key=lambda device: device.id)
-    return jax.sharding.SingleDeviceSharding(first)
-
-
-def beside(value: jax.Array, leaf: Any) -> jax.Array:
-    """Brings a small value to where a leaf lies, if that is known and elsewhere."""
-    if any(
-        isinstance(x, Tracer) or not isinstance(x, jax.Array) for x in (value, leaf)
-    ):
-        return value
-    if value.sharding.device_set == leaf.sharding.device_set or not leaf.committed:
-        return value
-    return jax.device_put(value, _replicated(leaf.sharding))
+def shard_count(axes: MeshAxes) -> int:
+    """Return over how many devices a leaf is split."""
+    return math.prod(map(jax.lax.axis_size, axes))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def pmax(values: jax.Array, axis_names: Any) -> jax.Array:
-    """Takes the largest over devices, with the derivative of ``jnp.max``.
+    """Take the largest over devices, with the derivative of ``jnp.max``.
 
     ``jax.lax.pmax`` has none.
     """
@@ -224,54 +233,27 @@ def _derivative_of_pmax(axis_names: Any, primals: Any, tangents: Any) -> Any:
     return largest, jax.lax.psum(is_largest * along, axis_names) / ties
 
 
-def reduce_over_devices(
-    partials: Mapping[Any, jax.Array],
-    axes: Mapping[Any, tuple[Hashable, ...]],
+def over_devices(
+    partials: Sequence[jax.Array],
+    axes: Sequence[MeshAxes],
     collective: Callable[[Any, Any], Any],
-) -> dict[Any, jax.Array]:
-    """Joins per-leaf partial results with one collective per set of axes.
+) -> list[jax.Array]:
+    """Reduce one partial result per leaf, with one collective per set of axes.
 
     Args:
-        partials: one array a leaf, of one dtype. Outside ``jit`` they may lie on
-            different devices, as pipeline stages do, and come back on one.
-        axes: the mesh axes each leaf is split over.
+        partials: one array per leaf, all of one dtype.
+        axes: the mesh axes that each leaf is split over.
         collective: ``jax.lax.psum`` or `pmax`.
     """
-    if not partials:
-        return {}
-    first = next(iter(partials.values()))
-    reduced = {leaf: beside(partial, first) for leaf, partial in partials.items()}
+    reduced = list(partials)
     # A dict keeps the order: every process must issue the same collectives in turn.
-    for names in dict.fromkeys(axes[leaf] for leaf in partials if axes[leaf]):
-        members = [leaf for leaf in partials if axes[leaf] == names]
-        flat = jnp.concatenate([partials[leaf].reshape(-1) for leaf in members])
+    for names in dict.fromkeys(filter(None, axes)):
+        members = [i for i, own in enumerate(axes) if own == names]
+        flat = jnp.concatenate([partials[i].reshape(-1) for i in members])
         flat = collective(flat, names)
         start = 0
-        for leaf in members:
-            size = partials[leaf].size
-            part = flat[start : start + size]
-            reduced[leaf] = part.reshape(partials[leaf].shape)
+        for i in members:
+            size = partials[i].size
+            reduced[i] = flat[start : start + size].reshape(partials[i].shape)
             start += size
     return reduced
-
-
-def recorded(
-    function: Callable[..., Any],
-) -> tuple[Callable[..., Any], Callable[[], Callable[..., Any]]]:
-    """Keeps what a collective gives, to run the code that calls it again without it.
-
-    Returns:
-        The collective, for the first run; and what makes, for every further run, a
-        function that gives the same results in the same order.
-    """
-    results = []
-
-    def once(*arguments: Any) -> Any:
-        results.append(function(*arguments))
-        return results[-1]
-
-    def repeated() -> Callable[..., Any]:
-        remaining = iter(results)
-        return lambda *_: next(remaining)
-
-    return once, repeated

@@ -1,0 +1,1 @@
+"""The engine: what every clip shares. Everything here is internal to clipjax."""

@@ -1,0 +1,312 @@
+"""A clip of blocks: four parts, and one step that puts them together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import guards, rules
+from ..granularity import Granularity, whole
+from ..guards import Guard
+from ..norms import Norm, l2
+from ..rules import Rule, valid
+from ..thresholds.base import Context, Threshold
+from ..thresholds.given import ByBlock, ThresholdLike, as_threshold
+from .blocks import Blocks, Values
+from .checks import require_part
+from .measure import measure, measure_plainly, reread
+from .meshes import AxisNames, mesh_axes
+from .shorten import multiplier, shorten
+from .state import ClipState, checked_state, empty_info, keep_if, next_info, summarize
+from .trees import Leaves
+
+StandIn = Callable[[list[jax.Array], Context], Sequence[jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Clipper:
+    """The parts of one clip, and how they work together at a step; see `clip_by`."""
+
+    threshold: Threshold
+    granularity: Granularity
+    norm: Norm
+    rule: Rule
+    nonfinite: Guard
+    axis_name: AxisNames
+    name: str
+    stand_in: StandIn | None = None
+
+    def init(self, params: Any) -> ClipState:
+        """Return the state for a tree of arrays or of ``ShapeDtypeStruct``."""
+        leaves = Leaves.of(params)
+        blocks = self.granularity.of(leaves, [()] * len(leaves.arrays))
+        return self.start(blocks, params)
+
+    def update(
+        self, updates: Any, state: Any = None, params: Any = None, **extra: Any
+    ) -> tuple[Any, ClipState]:
+        """Clip a tree: measure its blocks, ask what is allowed, shorten, report."""
+        leaves, blocks, state = self.begin(updates, state, params)
+        context = self.context(blocks, state.clip_steps, params, extra)
+
+        # 1. Measure: the updates, or what a recipe says stands for them.
+        stand_in = self.stand_in and functools.partial(self.stand_in, context=context)
+        norms, first_bad = measure(
+            self.norm, blocks, leaves.arrays, self.nonfinite, stand_in
+        )
+
+        # 2. Allow: a threshold per block, and by the rule a length.
+        thresholds, memory = self.remembered(state, norms, context)
+        lengths = blocks.map(self.rule.lengths, norms, all_valid(thresholds))
+
+        # 3. Shorten: scalar work once per block, then two products per entry.
+        multipliers = blocks.spread(blocks.map(multiplier, norms, lengths))
+        step = summarize(
+            *(self.norm, blocks, norms, thresholds, lengths, first_bad),
+            self.granularity.reports_blocks,
+        )
+
+        def clip(position: int, leaf: jax.Array, by: Any) -> jax.Array:
+            leaf, by = reread(leaf, by)
+            by = jax.tree.map(lambda part: blocks.shaped(part, position), by)
+            shorter = shorten(self.nonfinite.admit(leaf), by)
+            return self.nonfinite.release(shorter, step.is_finite)
+
+        clipped = list(map(clip, range(len(multipliers)), leaves.arrays, multipliers))
+
+        # 4. Remember, unless there was a NaN, and report.
+        return leaves.tree(clipped), ClipState(
+            jnp.asarray(optax.safe_increment(state.clip_steps)),
+            keep_if(step.is_finite, memory, state.clip_memory),
+            next_info(state.clip_info, step, state.clip_steps),
+            state.clip_names,
+        )
+
+    def begin(
+        self, updates: Any, state: Any, params: Any
+    ) -> tuple[Leaves, Blocks, ClipState]:
+        """Take the updates apart, and check the state."""
+        if isinstance(updates, ClipState):
+            raise TypeError(
+                "update takes the updates first and the state second, got a ClipState "
+                "as updates"
+            )
+        leaves = Leaves.of(updates)
+        blocks = self.granularity.of(leaves, mesh_axes(leaves, self.axis_name, params))
+        fresh = functools.partial(self.start, blocks, updates)
+        who, remembers = repr(self), self.threshold.remembers
+        return leaves, blocks, checked_state(state, fresh, remembers, who)
+
+    def start(self, blocks: Blocks, params: Any) -> ClipState:
+        """Return the state before the first step."""
+        memory: Any = ()
+        if self.threshold.remembers:
+            # Below its kind, by which the memory of another threshold is told.
+            memory = {self.threshold.kind: self.threshold.init(blocks, params)}
+        reported = blocks.count if self.granularity.reports_blocks else 0
+        return ClipState(
+            jnp.zeros((), jnp.int32),
+            memory,
+            empty_info(blocks.leaves.dtype, reported),
+            {self.name: {label: () for label in self.granularity.labels}},
+        )
+
+    def remembered(
+        self, state: ClipState, norms: Values, context: Context
+    ) -> tuple[Values, Any]:
+        """Ask the threshold, and return its answer and the next memory."""
+        kind = self.threshold.kind
+        if not self.threshold.remembers:
+            return self.threshold.update(norms, (), context)[0], ()
+        memory = state.clip_memory[kind]
+        thresholds, memory = self.threshold.update(norms, memory, context)
+        return thresholds, {kind: memory}
+
+    def context(
+        self, blocks: Blocks, steps: jax.Array, params: Any, extra: Mapping[str, Any]
+    ) -> Context:
+        """Return what the threshold may look at."""
+        return Context(
+            blocks=blocks,
+            norm=self.norm,
+            table=lambda tree: self.granularity.table(tree, blocks, "threshold"),
+            measure=lambda arrays: measure_plainly(self.norm, blocks, arrays),
+            steps=steps,
+            params=params,
+            extra=extra,
+        )
+
+    @property
+    def coordinates(self) -> str:
+        """The clip's place on the four axes, without its numbers."""
+        slots = (self.granularity, self.norm, self.rule)
+        return " × ".join([*map(repr, slots), self.threshold.kind])
+
+    def __repr__(self) -> str:
+        slots = (self.granularity, self.norm, self.rule, self.threshold)
+        settings = [" × ".join(map(repr, slots)), *self.other_settings()]
+        return f"clip_by({', '.join(settings)})"
+
+    def other_settings(self) -> list[str]:
+        """Return the settings beside the four slots that are not the default."""
+        defaults = {"nonfinite": guards.propagate, "axis_name": None, "name": "clip"}
+        return [
+            f"{field}={getattr(self, field)!r}"
+            for field, default in defaults.items()
+            if getattr(self, field) != default
+        ]
+
+
+class Clip(optax.GradientTransformationExtraArgs):
+    """A gradient transformation that prints its parts, and compares by them.
+
+    It is an ``optax.GradientTransformationExtraArgs``: a pair of pure functions ``init``
+    and ``update``.
+    """
+
+    @property
+    def clipper(self) -> Any:
+        """The parts it is made of."""
+        return self.update.__self__  # type: ignore[attr-defined]
+
+    def block_names(self, params: Any) -> list[str]:
+        """Return the names of the blocks that are reported, in their order."""
+        return self.clipper.granularity.names(Leaves.of(params))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Clip) and self.clipper == other.clipper
+
+    def __hash__(self) -> int:
+        return hash(self.clipper)
+
+    def __repr__(self) -> str:
+        return repr(self.clipper)
+
+
+def all_valid(thresholds: list[Any]) -> list[Any]:
+    """Replace what is negative or NaN by 0, once for blocks that share a threshold."""
+    known: dict[int, Any] = {}
+    for limit in thresholds:
+        if id(limit) not in known:
+            # Python numbers have been checked when the clip was built.
+            known[id(limit)] = valid(limit) if isinstance(limit, jax.Array) else limit
+    return [known[id(limit)] for limit in thresholds]
+
+
+def require_name(name: Any) -> None:
+    """Check the name of a clip, the prefix of its metrics."""
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"name must be a string that is not empty, got {name!r}")
+
+
+def clip_by(
+    threshold: ThresholdLike,
+    *,
+    granularity: Granularity = whole(),  # noqa: B008  a frozen dataclass
+    norm: Norm = l2,
+    rule: Rule = rules.hard,
+    nonfinite: Guard = guards.propagate,
+    axis_name: AxisNames = None,
+    name: str = "clip",
+    stand_in: StandIn | None = None,
+) -> Clip:
+    r"""Clip blocks of updates to a norm: the engine that recipes are special cases of.
+
+    Each block of entries is measured, and brought from its norm :math:`n` to the
+    length that the rule allows under the threshold :math:`c`, keeping its direction:
+
+    .. math::
+        u = \frac{g}{n} \, \ell(n, c), \qquad
+        \ell_\text{hard}(n, c) = \min(n, c).
+
+    Norms are accumulated in float32, or float64 where any leaf is, and the result is
+    rounded once to each leaf's own dtype. ``init`` works on arrays and on
+    ``ShapeDtypeStruct``; the state keeps its structure, shapes and dtypes.
+
+    | input | result |
+    |---|---|
+    | norm ≤ threshold, hard rule | bit-identical |
+    | norm > threshold, bounded rule | norm ≤ threshold · (1 + 2 ulps of a leaf's dtype
+      + the rounding of a float32 sum) |
+    | squares that overflow or underflow | the right norm, by a second read |
+    | zero gradient | zero |
+    | threshold 0 | exact zeros |
+    | threshold inf, or None in a table | bit-identical, the norm still reported |
+    | threshold negative or NaN, known now | ValueError |
+    | threshold negative or NaN, traced | zero update, counted in the state |
+    | NaN or inf in the gradient | see `guards`; memories frozen, counted |
+    | a norm of 2^126 (float32) or more | treated as infinite |
+    | integer, float0, PRNG-key, None leaves | as they came, and not measured |
+    | sparse or quantized containers | TypeError that names the leaf |
+    | another clip's state | ValueError |
+    | ``shard_map``, a gradient that is not reduced over workers | ValueError |
+    | ``pmap`` or ``check_vma=False``, no ``axis_name`` | ValueError |
+    | leaves on different devices, outside of ``jit`` | ValueError |
+
+    Args:
+        threshold: the allowed norm, in the gradient's units: a number, an array, an
+            Optax schedule, a `clipjax.thresholds.Threshold`, or for ``leaf``, ``group``
+            and ``unit`` a table of numbers. Python numbers are constants of the
+            program, as in Optax; arrays are read at every update, so that
+            ``optax.inject_hyperparams`` and closures decide.
+        granularity: which entries share one norm; by default ``whole()``.
+        norm: how a block is measured; by default ``l2``.
+        rule: norm and threshold to length; by default ``hard``.
+        nonfinite: what to do about NaN and inf; by default ``propagate``.
+        axis_name: the mesh or pmap axes that leaves are split over. Not needed under
+            ``jit``, nor in ``shard_map`` if params are passed to update: leaves are
+            split as their parameters are, by their types. Needed otherwise in
+            ``shard_map`` and always in ``pmap``; () to clip on each device by itself.
+            With ``unit()``, leaves may be split there only along the axes that a unit
+            spans.
+        name: prefix of the clip's metrics.
+        stand_in: maps the leaves, and a `clipjax.thresholds.Context`, to the arrays
+            that are measured in their place; the updates are then scaled as those
+            norms are. They are NaN or inf where the leaves are.
+
+    Returns:
+        A `Clip`, an ``optax.GradientTransformationExtraArgs``. Unknown extra arguments
+        are ignored. ``update(updates, None)`` works unless the threshold has a memory.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: a threshold is negative or NaN, or parts do not go together.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.clip_by(5.0, rule=clipjax.rules.soft)
+        >>> clip
+        clip_by(whole × l2 × soft × constant(5))
+        >>> grads = {"w": jnp.array([3.0, 4.0])}
+        >>> updates, state = clip.update(grads, clip.init(grads))
+        >>> print(updates["w"], state.clip_info.norm_before)
+        [1.5 2. ] 5.0
+
+    References:
+        Pascanu, Mikolov, Bengio, `On the difficulty of training recurrent neural
+        networks <https://arxiv.org/abs/1211.5063>`_, 2013, for the hard rule.
+    """
+    require_part("granularity", granularity, Granularity, "granularity.leaf()")
+    require_part("norm", norm, Norm, "norms.l2")
+    require_part("rule", rule, Rule, "rules.hard")
+    require_part("nonfinite", nonfinite, Guard, "guards.zero")
+    require_name(name)
+    source = as_threshold(threshold)
+    if isinstance(source, ByBlock) and not granularity.takes_table:
+        raise TypeError(
+            f"threshold must be one number, array, schedule or Threshold for "
+            f"granularity {granularity!r}, which has a single block, got a table"
+        )
+    if source.reads == "entries":
+        raise ValueError(
+            f"threshold {source!r} is for single entries: use clipjax.clip_entries"
+        )
+    parts = (source, granularity, norm, rule, nonfinite, axis_name, name, stand_in)
+    clipper = Clipper(*parts)
+    return Clip(clipper.init, clipper.update)

@@ -1,0 +1,246 @@
+"""A clip of single entries: ``sign(g) · length(|g|, c)``.
+
+It stands beside the clip of blocks and not inside it: every entry is a block of its own,
+so that there is nothing to measure, and a report is all that reads more than
+``optax.clip`` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .. import guards, rules
+from ..granularity import Granularity, whole
+from ..guards import Guard
+from ..norms import l1, l2
+from ..rules import Hard, Rule
+from ..thresholds.base import Context
+from ..thresholds.given import ThresholdLike, as_threshold
+from .blocks import Blocks, Values
+from .checks import require_bool, require_part
+from .clip import Clip, Clipper, all_valid, require_name
+from .dtypes import narrow, safe_divisor, widen
+from .measure import measure, reread
+from .meshes import AxisNames, mesh_axes
+from .state import (
+    ClipState,
+    Step,
+    keep_if,
+    next_info,
+    summary_of_thresholds,
+)
+from .trees import Leaves
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Entry(Granularity):
+    """Every entry by itself; any norm of one entry is its magnitude."""
+
+    kind = "entry"
+
+    def of(self, leaves, mesh_axes):
+        each = range(len(leaves.arrays))
+        return Blocks(leaves, mesh_axes, [()] * len(each), [[i] for i in each])
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class EntryClipper(Clipper):
+    """The parts of a clip of single entries; see `clip_entries`."""
+
+    reports: bool = True
+
+    def update(
+        self, updates: Any, state: Any = None, params: Any = None, **extra: Any
+    ) -> tuple[Any, ClipState]:
+        """Clip a tree, and report what that did."""
+        leaves, blocks, state = self.begin(updates, state, params)
+        context = self.context(blocks, state.clip_steps, params, extra)
+        given, memory = self.remembered(state, [], context)
+        limits = all_valid(given)
+
+        info, is_finite = state.clip_info, True
+        if self.reports and leaves.arrays:
+            step, limits = self._measured(blocks, given, limits)
+            info, is_finite = next_info(info, step, state.clip_steps), step.is_finite
+
+        def clip(leaf: jax.Array, limit: jax.Array) -> jax.Array:
+            if self.reports:
+                leaf, limit = reread(leaf, limit)
+            return self._clipped(self.nonfinite.admit(leaf), limit)
+
+        clipped = leaves.tree(leaves.map(clip, limits))
+        return clipped, ClipState(
+            jnp.asarray(optax.safe_increment(state.clip_steps)),
+            keep_if(is_finite, memory, state.clip_memory),
+            info,
+            state.clip_names,
+        )
+
+    def context(self, blocks, steps, params, extra) -> Context:
+        """Return what the threshold may look at; the norm of an entry is its size."""
+        context = super().context(blocks, steps, params, extra)
+        dtype = blocks.leaves.dtype
+        measure = lambda arrays: [jnp.abs(widen(leaf, dtype)) for leaf in arrays]  # noqa: E731
+        return dataclasses.replace(context, measure=measure)
+
+    @property
+    def coordinates(self) -> str:
+        """The clip's rule and threshold, without their numbers."""
+        return f"entry × {self.rule!r} × {self.threshold.kind}"
+
+    def __repr__(self) -> str:
+        settings = [f"{self.rule!r} × {self.threshold!r}", *self.other_settings()]
+        if not self.reports:
+            settings.append("report=False")
+        return f"clip_entries({', '.join(settings)})"
+
+    def _clipped(self, leaf: jax.Array, limit: Any) -> jax.Array:
+        wide = widen(leaf, jnp.asarray(limit).dtype)
+        if jnp.iscomplexobj(wide):
+            size = jnp.abs(wide)
+            length = self._lengths(size, limit)
+            factor = jnp.where(length == size, 1, length / safe_divisor(size))
+            return narrow(wide * factor.astype(wide.dtype), leaf)
+        if self.rule == rules.hard:
+            # Minimum and maximum pass NaN on, and keep every bit of other entries.
+            return narrow(jnp.minimum(jnp.maximum(wide, -limit), limit), leaf)
+        return narrow(jnp.sign(wide) * self._lengths(jnp.abs(wide), limit), leaf)
+
+    def _lengths(self, size: jax.Array, limit: Any) -> jax.Array:
+        if self.rule == rules.hard:
+            return jnp.minimum(size, limit)
+        # An infinite entry is clipped like any large one; NaN stays.
+        finite = jnp.minimum(size, jnp.finfo(size.dtype).max)
+        return self.rule.lengths(finite, jnp.asarray(limit, size.dtype))
+
+    def _measured(
+        self, blocks: Blocks, given: Values, limits: Values
+    ) -> tuple[Step, Values]:
+        """Return the report of a step, and the limits as they are known after that.
+
+        Each of the three sums reads the leaves anew, once the sum before is known:
+        XLA's CPU backend would write down what two sums share, a leaf-sized array.
+        """
+        leaves = blocks.leaves
+        whole_tree = whole().of(leaves, blocks.mesh_axes)
+        (before,), first_bad = measure(l2, whole_tree, leaves.arrays, self.nonfinite)
+        is_scalar = not any(jnp.ndim(limit) for limit in limits)
+        largest = [jnp.minimum(before, c) if is_scalar else before for c in limits]
+        inverse = [1 / safe_divisor(size) for size in largest]
+
+        def total(function: Any, known: jax.Array) -> jax.Array:
+            sums = []
+            for leaf, limit, by in zip(leaves.arrays, limits, inverse, strict=True):
+                leaf, (limit, by) = reread(leaf, once_known(known, (limit, by)))
+                size = jnp.abs(widen(self.nonfinite.admit(leaf), by.dtype))
+                sums.append(jnp.sum(function(size, self._lengths(size, limit), by)))
+            return jnp.stack(blocks.over_devices(l1, sums))
+
+        squares = total(lambda size, length, by: jnp.square(length * by), before)
+        after = l2.combine([l2.finish(squares, 1) * jnp.stack(largest)], [1])
+        # Sign and not a comparison, which XLA's CPU backend would write to memory.
+        counts = total(
+            lambda size, length, by: jnp.sign(jnp.abs(size - length) * by), after
+        )
+        fraction = jnp.sum(counts) / max(1, whole_tree.sizes[0])
+        least, is_valid = summary_of_thresholds(given, leaves.dtype)
+        is_finite = (before < jnp.inf) & (first_bad < 0)
+        step = Step(before, after, least, fraction, is_finite, first_bad, is_valid)
+        return step, once_known(jnp.where(is_finite, fraction, 0), limits)
+
+
+def once_known(number: jax.Array, value: Any) -> Any:
+    """Return a value unchanged; XLA cannot know it before a number of at least 0.
+
+    XLA's CPU backend takes barriers away before it orders its work, and a constant that
+    went through one is a constant again.
+    """
+    return jax.tree.map(
+        lambda x: jnp.where(number < 0, jnp.zeros_like(x), jnp.asarray(x)), value
+    )
+
+
+def clip_entries(
+    threshold: ThresholdLike,
+    *,
+    rule: Rule = rules.hard,
+    nonfinite: Guard = guards.propagate,
+    report: bool = True,
+    axis_name: AxisNames = None,
+    name: str = "clip",
+) -> Clip:
+    r"""Clip every entry by itself: the engine of `clip_by_value` and its relatives.
+
+    .. math:: u_i = \operatorname{sign}(g_i) \, \ell(\lvert g_i \rvert, c_i)
+
+    Complex entries keep their phase. The clip may turn the direction of the update.
+
+    | input | result |
+    |---|---|
+    | entries within the bounds, hard rule | bit-identical |
+    | ±inf | ±c; counted as non-finite |
+    | NaN | NaN, in that entry only |
+    | threshold 0 | exact zeros |
+    | threshold inf, or None in a table | bit-identical |
+    | threshold negative or NaN, known now | ValueError |
+    | threshold negative or NaN, traced | zero update, counted in the state |
+    | integer, float0, PRNG-key, None leaves | as they came, and not measured |
+
+    Args:
+        threshold: the allowed magnitude, in the gradient's units: a number, an array,
+            an Optax schedule, a prefix tree of numbers or arrays, or a
+            `clipjax.thresholds.Threshold` that does not learn from norms.
+        rule: magnitude and threshold to the new magnitude; by default ``hard``.
+        nonfinite: ``propagate`` or ``drop``; see `clipjax.guards`. Wrap the optimizer
+            in `clipjax.skip_nonfinite` to skip such steps.
+        report: whether to measure the norm before and after the clip and the fraction
+            of clipped entries. That takes some three further reads of the gradient;
+            without it the clip costs what ``optax.clip`` does, and its report stays as
+            it was before the first step.
+        axis_name: mesh or pmap axes that leaves are split over; see `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        A `Clip`, an ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: a threshold is negative or NaN, or parts do not go together.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.clip_entries(1.0, rule=clipjax.rules.soft)
+        >>> clip
+        clip_entries(soft × constant(1))
+        >>> updates, _ = clip.update(jnp.array([3.0, -1.0]), None)
+        >>> print(updates)
+        [ 0.75 -0.5 ]
+    """
+    require_part("rule", rule, Rule, "rules.hard")
+    require_part("nonfinite", nonfinite, Guard, "guards.drop")
+    require_bool("report", report)
+    require_name(name)
+    if nonfinite not in (guards.propagate, guards.drop):
+        raise ValueError(
+            f"nonfinite must be guards.propagate or guards.drop, got {nonfinite!r}; "
+            "clipjax.skip_nonfinite skips whole steps"
+        )
+    source = as_threshold(threshold)
+    if source.reads == "norms":
+        raise ValueError(
+            f"threshold {source!r} learns from the norms of blocks, and entries have "
+            "none: use it with clipjax.clip_by"
+        )
+    if source.remembers and not report:
+        raise ValueError(
+            f"report must be True with the threshold {source!r}, whose memory leaves "
+            "out what the report finds not finite"
+        )
+    parts = (source, Entry(), l2, rule, nonfinite, axis_name, name)
+    clipper = EntryClipper(*parts, reports=report)
+    return Clip(clipper.init, clipper.update)

@@ -1,0 +1,187 @@
+"""Measures every block of a tree: one read, and a second one for extreme magnitudes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from ..guards import Guard, propagate
+from ..norms import Norm, linf
+from .blocks import Blocks, Values
+from .dtypes import scaling_power, widen
+
+Arrays = Sequence[jax.Array]
+
+
+def reread(leaf: jax.Array, value: Any) -> tuple[jax.Array, Any]:
+    """Return both unchanged; for XLA they are new arrays, known only once ``value`` is.
+
+    The pair in one barrier has three effects: XLA shares no cast of the leaf with an
+    earlier read, and so writes no float32 copy of a bfloat16 leaf; it does not write over
+    a donated leaf before that read; and it builds no leaf-sized array of a scalar.
+    """
+    return jax.lax.optimization_barrier((leaf, value))
+
+
+def measure(
+    norm: Norm,
+    blocks: Blocks,
+    arrays: Arrays,
+    guard: Guard = propagate,
+    stand_in: Callable[[list[jax.Array]], Arrays] | None = None,
+) -> tuple[Values, jax.Array]:
+    """Return the norm of each block, and the first leaf with NaN or infinity.
+
+    Sums of squares are right between 2^-69 and 2^126 in float32. If any block is beyond
+    that, all leaves are read once more, each multiplied by 2^96 or 2^-96.
+
+    Args:
+        norm: how a block is measured.
+        blocks: which entries are measured together.
+        arrays: one array per leaf.
+        guard: entries that it does not admit are measured as if they were zero.
+        stand_in: maps the arrays to what is measured in their place.
+
+    Returns:
+        The norms, in the accumulation dtype, never NaN: inf for a block with NaN or inf,
+        or with a norm of 2^126 or more. And the leaf's position, int32, or -1.
+    """
+    dtype = blocks.leaves.dtype
+    limits = jnp.finfo(dtype)
+    largest = 1 / float(limits.tiny)
+    least = [norm.least(dtype) if size else 0.0 for size in blocks.sizes]
+
+    def sums(norm: Norm, guard: Guard, scales: Values | None = None) -> Arrays:
+        own: Any = [None] * len(arrays)
+        leaves = list(arrays)
+        if scales is not None:
+            pairs = map(reread, leaves, blocks.spread(scales))
+            leaves, own = zip(*pairs, strict=True) if leaves else ((), ())
+        leaves = [guard.admit(leaf) for leaf in leaves]
+        if stand_in is not None:
+            leaves = stand_in(leaves)
+        found = []
+        for i, leaf in enumerate(leaves):
+            wide = widen(leaf, dtype)
+            if own[i] is not None:
+                wide = wide * blocks.shaped(own[i], i).astype(wide.dtype)
+            found.append(norm.accumulate(wide, blocks.summed[i]))
+        return blocks.over_devices(norm, found)
+
+    def finish(totals: Values) -> Values:
+        return [
+            norm.finish(total, size) if size else jnp.zeros_like(total)
+            for total, size in zip(totals, blocks.sizes, strict=True)
+        ]
+
+    def scale_for(total: jax.Array, least: float) -> jax.Array:
+        up = 2.0 ** (3 * limits.maxexp // 4)
+        one = jnp.ones_like(total)
+        down = jax.lax.select(total < largest, one, one / up)
+        return jax.lax.select(total < least, one * up, down)
+
+    totals = blocks.join(norm, sums(norm, propagate))
+    is_extreme = _any_outside(totals, least, largest)
+
+    def measured_again() -> tuple[Values, jax.Array]:
+        if norm.scales_by_largest:
+            scales = [scaling_power(p) for p in blocks.join(linf, sums(linf, guard))]
+        else:
+            scales = blocks.map(scale_for, totals, least)
+        found = sums(norm, propagate, scales)
+        first_bad = first_not_finite(found)
+        if not guard.admits_all:
+            admitted = blocks.join(norm, sums(norm, guard, blocks.map(jnp.ones_like, totals)))
+            if not norm.scales_by_largest:
+                scales = blocks.map(scale_for, admitted, least)
+            found = sums(norm, guard, scales)
+        norms = finish(blocks.join(norm, found))
+        norms = [n / scale for n, scale in zip(norms, scales, strict=True)]
+        return [
+            jax.lax.select(n < largest, n, jnp.full_like(n, jnp.inf)) for n in norms
+        ], first_bad
+
+    def as_it_was() -> tuple[Values, jax.Array]:
+        # -1, of the type that the other branch gives it in shard_map.
+        return finish(totals), -1 - is_extreme.astype(jnp.int32)
+
+    return branch(is_extreme, measured_again, as_it_was)
+
+
+def measure_plainly(norm: Norm, blocks: Blocks, arrays: Arrays) -> Values:
+    """Return the norm of each block of ordinary magnitude, without a second read.
+
+    For parameters: norms below 1e-19 count as 0 and those above 1e19 as infinite in
+    float32, and NaN stays NaN.
+    """
+    sums = [
+        norm.accumulate(widen(leaf, blocks.leaves.dtype), axes)
+        for leaf, axes in zip(arrays, blocks.summed, strict=True)
+    ]
+    totals = blocks.join(norm, blocks.over_devices(norm, sums))
+    return [
+        jnp.where(total == 0, 0, norm.finish(total, max(size, 1)))
+        for total, size in zip(totals, blocks.sizes, strict=True)
+    ]
+
+
+def first_not_finite(arrays: Arrays) -> jax.Array:
+    """Return the position of the first array with NaN or inf, or -1."""
+    if not arrays:
+        return jnp.int32(-1)
+    if any(array.ndim for array in arrays):
+        # By `all`: XLA merges a sum of sums into a second read of the leaf.
+        finite = jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays])
+    else:
+        finite = jnp.isfinite(jnp.stack(arrays))
+    first = jnp.argmin(finite).astype(jnp.int32)
+    return jnp.where(jnp.all(finite), jnp.int32(-1), first)
+
+
+def first_nonfinite_leaf(blocks: Blocks) -> jax.Array:
+    """Return the position of the first leaf with NaN or inf on any device, or -1."""
+    flags = [
+        jnp.max((~jnp.isfinite(leaf)).astype(jnp.float32), initial=0)
+        for leaf in blocks.leaves.arrays
+    ]
+    flags = blocks.over_devices(linf, flags)
+    return first_not_finite([1 / (1 - flag) for flag in flags])
+
+
+def _any_outside(totals: Values, least: Sequence[float], largest: float) -> jax.Array:
+    """Return whether any sum is NaN or outside of its range.
+
+    Flags are added up, so that on a mesh they join the all-reduce of other sums.
+    """
+    counts = []
+    scalars = [i for i, total in enumerate(totals) if not total.ndim]
+    if scalars:
+        stacked = jnp.stack([totals[i] for i in scalars])
+        least_of_each = np.array([least[i] for i in scalars], stacked.dtype)
+        counts.append(_count_outside(stacked, least_of_each, largest))
+    counts += [
+        _count_outside(total, least[i], largest)
+        for i, total in enumerate(totals)
+        if total.ndim
+    ]
+    return sum(counts[1:], counts[0]) > 0 if counts else jnp.asarray(False)
+
+
+def _count_outside(total: jax.Array, least: Any, largest: float) -> jax.Array:
+    least = jnp.broadcast_to(jnp.asarray(least, total.dtype), np.shape(least))
+    clamped = jax.lax.clamp(least, total, jnp.asarray(largest, total.dtype)) if not np.ndim(least) else jnp.clip(total, least, largest)
+    return jnp.sum((clamped != total).astype(total.dtype))
+
+
+def branch(
+    predicate: Any, on_true: Callable[[], Any], on_false: Callable[[], Any]
+) -> Any:
+    """Run one of two functions; outside of jit, compile no conditional."""
+    if isinstance(predicate, Tracer):
+        return jax.lax.cond(predicate, on_true, on_false)
+    return on_true() if predicate else on_false()

@@ -1,0 +1,289 @@
+"""The leaves of a tree that a clip looks at, in tree order, with their names."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .dtypes import accumulation_dtype
+
+KeyPath = tuple[Any, ...]
+
+# Containers whose arrays are no coordinates of the gradient: the norm of a sparse array
+# with repeated indices, or of quantized values without their scales, would be wrong.
+_REFUSED = ("JAXSparse", "QTensor", "QArray")
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaves:
+    """A tree taken apart into its floating-point and complex leaves.
+
+    All others (integers, float0, PRNG keys, strings) are kept aside and come back
+    unchanged from `tree`.
+
+    Attributes:
+        arrays: the leaves, arrays or ``ShapeDtypeStruct``, in tree order.
+    """
+
+    arrays: list[Any]
+    _tree: Any
+    _every_leaf: list[Any]
+    _treedef: Any
+    _positions: list[int]
+
+    @classmethod
+    def of(cls, tree: Any) -> Leaves:
+        """Take a tree apart.
+
+        Raises:
+            TypeError: a leaf is a sparse or quantized container, or has the dtype
+                float8_e8m0fnu, which has neither a sign nor a zero.
+        """
+        every_leaf, treedef = jax.tree.flatten(tree, is_leaf=_is_refused)
+        positions = [i for i, leaf in enumerate(every_leaf) if is_clippable(leaf)]
+        arrays = [_as_array(every_leaf[i]) for i in positions]
+        leaves = cls(arrays, tree, every_leaf, treedef, positions)
+        leaves._refuse(every_leaf)
+        return leaves
+
+    def map(self, function: Callable[..., Any], *others: Sequence[Any]) -> list[Any]:
+        """Apply a function to each leaf, and to the entries of lists beside it."""
+        return [function(*each) for each in zip(self.arrays, *others, strict=True)]
+
+    def tree(self, arrays: Sequence[Any]) -> Any:
+        """Put the tree together again, with other arrays in place of the leaves."""
+        every_leaf = list(self._every_leaf)
+        for position, array in zip(self._positions, arrays, strict=True):
+            every_leaf[position] = array
+        return jax.tree.unflatten(self._treedef, every_leaf)
+
+    @functools.cached_property
+    def dtype(self) -> Any:
+        """The dtype that norms are accumulated in."""
+        return accumulation_dtype(self.arrays)
+
+    @functools.cached_property
+    def paths(self) -> list[KeyPath]:
+        """The leaves' paths, as JAX gives them."""
+        every_path = jax.tree_util.tree_leaves_with_path(self._tree)
+        return [every_path[i][0] for i in self._positions]
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """The leaves' names, such as ``layers/0/kernel``; no two are alike."""
+        names: list[str] = []
+        for path, node in jax.tree_util.tree_leaves_with_path(
+            self._tree, is_leaf=_is_variable
+        ):
+            # A variable of nnx is one more node, whose key tells a reader nothing.
+            below = jax.tree_util.tree_leaves_with_path(node)
+            single = len(below) == 1
+            names += [path_name(path if single else path + rest) for rest, _ in below]
+        own = [names[i] for i in self._positions]
+        # Keys such as 0 and "0", or "a/b" and "a" above "b", give the same name.
+        return [
+            jax.tree_util.keystr(path) if own.count(name) > 1 else name
+            for path, name in zip(self.paths, own, strict=True)
+        ]
+
+    def aligned(self, tree: Any, what: str) -> list[Any]:
+        """Return the leaves of another tree that have the paths of these.
+
+        Raises:
+            ValueError: the tree, called ``what``, lacks one of the leaves.
+        """
+        other = Leaves.of(tree)
+        if other._treedef == self._treedef and other._positions == self._positions:
+            return other.arrays
+        by_path = dict(zip(other.paths, other.arrays, strict=True))
+        missing = [
+            name
+            for path, name in zip(self.paths, self.names, strict=True)
+            if path not in by_path
+        ]
+        if missing:
+            raise ValueError(f"{what} have no leaf {', '.join(missing)}")
+        return [by_path[path] for path in self.paths]
+
+    def placed(self, tree: Any, arrays: Sequence[Any]) -> Any:
+        """Return another tree with arrays in place of its leaves at these paths."""
+        other = Leaves.of(tree)
+        by_path = dict(zip(other.paths, other.arrays, strict=True))
+        by_path |= dict(zip(self.paths, arrays, strict=True))
+        return other.tree([by_path[path] for path in other.paths])
+
+    def prefix(self, prefix: Any, argument: str) -> list[Any]:
+        """Return for each leaf its entry in a prefix tree, in which None is an entry.
+
+        Raises:
+            ValueError: the prefix, called ``argument``, does not match the tree.
+        """
+        every_entry = [None] * len(self._every_leaf)
+        numbered = jax.tree.unflatten(self._treedef, list(range(len(every_entry))))
+
+        def spread(entry: Any, below: Any) -> None:
+            for position in jax.tree.leaves(below):
+                every_entry[position] = entry
+
+        try:
+            jax.tree.map(spread, prefix, numbered, is_leaf=lambda entry: entry is None)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{argument} must be a prefix of the tree of updates, but does not "
+                f"match it: {error}"
+            ) from error
+        return [every_entry[i] for i in self._positions]
+
+    def _refuse(self, every_leaf: Sequence[Any]) -> None:
+        bad = [i for i, leaf in enumerate(every_leaf) if _is_refused(leaf)]
+        narrow = [
+            i
+            for i, leaf in zip(self._positions, self.arrays, strict=True)
+            if leaf.dtype == jnp.float8_e8m0fnu
+        ]
+        if not bad and not narrow:
+            return
+        paths = jax.tree_util.tree_leaves_with_path(self._tree, is_leaf=_is_refused)
+        name = path_name(paths[(bad + narrow)[0]][0]) or "the update"
+        if bad:
+            kind = type(every_leaf[bad[0]]).__name__
+            raise TypeError(
+                f"{name} is a {kind}, whose arrays are not the coordinates of the "
+                "gradient: convert it to a dense array, or leave it out with "
+                "optax.masked"
+            )
+        raise TypeError(
+            f"{name} has dtype float8_e8m0fnu, which has neither a sign nor a zero: "
+            "leave such scales out, as with optax.masked, or cast them"
+        )
+
+
+def zeros_like(tree: Any, dtype: Any = None) -> Any:
+    """Return a tree of zeros of the same structure, with a memory for each parameter.
+
+    Args:
+        tree: arrays or ``ShapeDtypeStruct``. Leaves that are no numbers give a scalar.
+        dtype: of the zeros; None for that of each leaf.
+    """
+
+    def zero(leaf: Any) -> jax.Array:
+        kind = getattr(leaf, "dtype", None)
+        if kind is not None and not jnp.issubdtype(kind, jnp.number):
+            return jnp.zeros((), jnp.float32)
+        return jnp.zeros_like(leaf, dtype=dtype)
+
+    return jax.tree.map(zero, tree)
+
+
+def is_clippable(leaf: Any) -> bool:
+    """Return whether a leaf holds floating-point or complex numbers."""
+    dtype = getattr(leaf, "dtype", None)
+    if dtype is None:
+        return isinstance(leaf, float | complex)
+    return not _is_refused(leaf) and jnp.issubdtype(dtype, jnp.inexact)
+
+
+def path_name(path: KeyPath) -> str:
+    """Write a path as ``layers/0/kernel``."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _as_array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+
+
+def _is_refused(node: Any) -> bool:
+    return any(kind.__name__ in _REFUSED for kind in type(node).__mro__)
+
+
+def _is_variable(node: Any) -> bool:
+    # By name: flax is an extra, and may not be installed.
+    return any(
+        kind.__name__ == "Variable" and kind.__module__.startswith("flax.nnx")
+        for kind in type(node).__mro__
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A setting that may differ from leaf to leaf.
+
+    Attributes:
+        value: a plain value, a function of (path, leaf), or the pairs of a table from
+            path patterns to values.
+        default: the value where no pattern of a table matches.
+        argument: the argument's name, for errors.
+    """
+
+    value: Any
+    default: Any
+    argument: str
+
+    @classmethod
+    def of(cls, value: Any, default: Any, argument: str) -> Setting:
+        """Read an argument."""
+        if isinstance(value, Mapping):
+            value = _Table(tuple(value.items()))
+        return cls(default if value is None else value, default, argument)
+
+    def __call__(self, leaves: Leaves) -> list[Any]:
+        """Return the setting of each leaf.
+
+        A pattern is shell-style, such as ``"blocks/*/kernel"``; it stands for the leaf
+        of that name and for all leaves below it, and the first that matches counts.
+
+        Raises:
+            ValueError: a pattern matches no leaf.
+        """
+        if isinstance(self.value, _Table):
+            return self._looked_up(self.value.rows, leaves)
+        if isinstance(self.value, Callable):
+            return [
+                self.value(name, leaf)
+                for name, leaf in zip(leaves.names, leaves.arrays, strict=True)
+            ]
+        return [self.value] * len(leaves.arrays)
+
+    def _looked_up(self, rows: Sequence[tuple[str, Any]], leaves: Leaves) -> list[Any]:
+        for pattern, _ in rows:
+            # A tree without leaves is Optax's placeholder: nothing to compare with.
+            if leaves.arrays and not any(_matches(n, pattern) for n in leaves.names):
+                raise ValueError(
+                    f"{self.argument} has the pattern {pattern!r}, which matches no "
+                    f"leaf; the leaves are {', '.join(leaves.names)}"
+                )
+        return [
+            next((value for row, value in rows if _matches(name, row)), self.default)
+            for name in leaves.names
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Table:
+    rows: tuple[tuple[str, Any], ...]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}/*")
+
+
+def takes_tree(function: Callable[..., Any]) -> bool:
+    """Return whether a function takes one argument, the tree, and not (path, leaf)."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    required = [
+        p
+        for p in parameters
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        and p.default is p.empty
+    ]
+    return len(required) == 1

@@ -1,0 +1,247 @@
+"""Norms: how a block of entries is measured.
+
+A norm says what a leaf adds to the sum of its block, how sums of leaves and devices join,
+and how the sum becomes the norm. Sums are accumulated in float32 at least. The derivative
+of every norm at zero is 0, and the modulus of complex entries counts.
+
+| norm | value |
+|---|---|
+| `l1` | Σ \\|x\\| |
+| `l2` | (Σ \\|x\\|²)^(1/2) |
+| `rms` | (Σ \\|x\\|² / size)^(1/2), 0 for a block without entries |
+| `linf` | max \\|x\\| |
+| `lp` (p) | (Σ \\|x\\|^p)^(1/p), 1 ≤ p < ∞ |
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .core.dtypes import inverse_power
+from .core.meshes import pmax
+
+Axes = tuple[int, ...]
+
+
+class Norm:
+    """The protocol between a norm and the engine. Norms are frozen dataclasses.
+
+    Attributes:
+        collective: the reduction over devices, ``jax.lax.psum`` or `pmax`.
+        scales_by_largest: extreme magnitudes are measured relative to the block's
+            largest entry; otherwise at 2^96 or 2^-96, as the sum itself tells.
+    """
+
+    collective = staticmethod(jax.lax.psum)
+    scales_by_largest = False
+
+    def accumulate(self, leaf: jax.Array, axes: Axes) -> jax.Array:
+        """Sum over some axes of a leaf in the accumulation dtype."""
+        raise NotImplementedError
+
+    def merge(self, sums: jax.Array) -> jax.Array:
+        """Join the sums of several leaves, stacked along the first axis."""
+        return jnp.sum(sums, axis=0)
+
+    def finish(self, total: jax.Array, size: float) -> jax.Array:
+        """Turn the sum over a block of ``size`` entries into its norm."""
+        raise NotImplementedError
+
+    def combine(self, norms: Sequence[jax.Array], sizes: Sequence[Any]) -> jax.Array:
+        """Return the norm of the whole from arrays of the norms of its blocks.
+
+        Args:
+            norms: arrays with one norm per block.
+            sizes: for each of these, how many entries one of its blocks has, a number
+                or one number per block.
+        """
+        raise NotImplementedError
+
+    def least(self, dtype: Any) -> float:
+        """Return the least sum to which no entry that matters was lost by underflow."""
+        del dtype
+        return 0.0
+
+    def __repr__(self) -> str:
+        return type(self).__name__.lower()
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class L1(Norm):
+    """The sum of magnitudes."""
+
+    def accumulate(self, leaf, axes):
+        return jnp.sum(jnp.abs(leaf), axes)
+
+    def finish(self, total, size):
+        del size
+        return total
+
+    def combine(self, norms, sizes):
+        del sizes
+        return sum(map(jnp.sum, norms[1:]), jnp.sum(norms[0]))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class L2(Norm):
+    """The Euclidean norm."""
+
+    def accumulate(self, leaf, axes):
+        if jnp.iscomplexobj(leaf):
+            return self.accumulate(leaf.real, axes) + self.accumulate(leaf.imag, axes)
+        return jnp.sum(jnp.square(leaf), axes)
+
+    def finish(self, total, size):
+        del size
+        return _root(total)
+
+    def combine(self, norms, sizes):
+        del sizes
+        return _root_of_squares(norms, [1.0] * len(norms), 1.0)
+
+    def least(self, dtype):
+        # 2^56 squares that were flushed to zero are still lost in rounding above it.
+        return float(2.0 ** math.ceil(0.55 * jnp.finfo(dtype).minexp))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class RMS(L2):
+    """The root mean square."""
+
+    def finish(self, total, size):
+        return _root(total * (1 / max(size, 1)))
+
+    def combine(self, norms, sizes):
+        whole = [math.prod(norm.shape) for norm in norms]
+        count = sum(
+            float(jnp.sum(size)) if jnp.ndim(size) else size * number
+            for size, number in zip(sizes, whole, strict=True)
+        )
+        return _root_of_squares(norms, sizes, 1 / max(count, 1))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Linf(Norm):
+    """The largest magnitude."""
+
+    collective = staticmethod(pmax)
+
+    def accumulate(self, leaf, axes):
+        size = jnp.abs(leaf)
+        # XLA's maximum may lose NaN, but never inf.
+        size = jnp.where(jnp.isnan(size), jnp.inf, size)
+        return jnp.max(size, axes, initial=0.0)
+
+    def merge(self, sums):
+        return jnp.max(sums, axis=0)
+
+    def finish(self, total, size):
+        del size
+        return total
+
+    def combine(self, norms, sizes):
+        del sizes
+        return jnp.max(jnp.stack([jnp.max(norm, initial=0.0) for norm in norms]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lp(Norm):
+    """The p-norm, for any p from 1 on."""
+
+    p: float
+    scales_by_largest = True
+
+    def __post_init__(self):
+        _require_exponent("p", self.p)
+
+    def accumulate(self, leaf, axes):
+        return jnp.sum(jnp.abs(leaf) ** self.p, axes)
+
+    def finish(self, total, size):
+        del size
+        tiny = jnp.finfo(total.dtype).tiny
+        return jax.lax.max(total, jnp.asarray(tiny, total.dtype)) ** (1 / self.p)
+
+    def combine(self, norms, sizes):
+        del sizes
+        power = inverse_power(Linf().combine(norms, ()))
+        powers = [jnp.sum((norm * power) ** self.p) for norm in norms]
+        return self.finish(sum(powers[1:], powers[0]), 1) / power
+
+    def least(self, dtype):
+        return float(2.0 ** math.ceil(0.55 * jnp.finfo(dtype).minexp))
+
+    def __repr__(self) -> str:
+        return f"lp({self.p:g})"
+
+
+def _root(total: jax.Array) -> jax.Array:
+    """Take the square root, with derivative 0 and not infinity at 0.
+
+    Below the smallest normal number the root is that of this number, 1e-19 in float32:
+    zero sums are measured at 2^96, where that is rounded to zero.
+    """
+    tiny = jnp.asarray(jnp.finfo(total.dtype).tiny, total.dtype)
+    return jax.lax.sqrt(jax.lax.max(total, tiny))
+
+
+def _root_of_squares(
+    norms: Sequence[jax.Array], sizes: Sequence[Any], share: float
+) -> jax.Array:
+    """Return the root of ``share`` times the sum of all squares times their sizes.
+
+    Squares are summed at two scales, of which one is in range for results from 4e-34 to
+    5e33 in float32. A scale from the largest norm would cover all magnitudes, at one
+    more all-reduce where the norms themselves are sharded.
+    """
+    scale = 2.0 ** (3 * jnp.finfo(norms[0].dtype).maxexp // 8)
+    roots = []
+    for power in (scale, 1 / scale):
+        sums = [
+            jnp.sum(jnp.square(norm * power) * size)
+            for norm, size in zip(norms, sizes, strict=True)
+        ]
+        total = sum(sums[1:], sums[0]) * share
+        positive = total > 0
+        root = jnp.sqrt(jnp.where(positive, total, 1))
+        roots.append(jnp.where(positive, root, total) / power)
+    return jnp.where(roots[0] < jnp.inf, roots[0], roots[1])
+
+
+l1 = L1()
+l2 = L2()
+linf = Linf()
+rms = RMS()
+
+
+def lp(p: float, argument: str = "p") -> Norm:
+    """Make the p-norm ``(Σ |x|^p)^(1/p)``.
+
+    Args:
+        p: a number of at least 1; 1, 2 and ``inf`` give `l1`, `l2` and `linf`.
+        argument: its name, for errors.
+
+    Raises:
+        TypeError: p is not a number.
+        ValueError: p is below 1 or NaN.
+    """
+    if isinstance(p, int | float) and not isinstance(p, bool):
+        known = {1: l1, 2: l2, math.inf: linf}
+        if p in known:
+            return known[p]
+    _require_exponent(argument, p)
+    return Lp(p)
+
+
+def _require_exponent(argument: str, p: Any) -> None:
+    accepted = "a number of at least 1, or inf"
+    if isinstance(p, bool) or not isinstance(p, int | float):
+        raise TypeError(f"{argument} must be {accepted}, got {p!r}")
+    if not p >= 1:
+        raise ValueError(f"{argument} must be {accepted}, got {p!r}")

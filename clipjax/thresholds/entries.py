@@ -1,0 +1,233 @@
+"""Thresholds for single entries, learnt from all entries of a leaf or from each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..core.blocks import Blocks, Values
+from ..core.checks import require_fraction, require_number
+from ..core.dtypes import format_limits, widen
+from ..core.trees import zeros_like
+from ..norms import l1, linf
+from .averages import average_weight
+from .base import Context, Threshold
+from .history import complement, reached
+
+
+class MaximumState(NamedTuple):
+    """The memory of `AverageMaximum`.
+
+    Attributes:
+        maxima_seen: int32 number of maxima other than zero, per leaf.
+        maxima_average: their average, per leaf.
+    """
+
+    maxima_seen: jax.Array
+    maxima_average: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class AverageMaximum(Threshold):
+    """Bring a leaf's outliers down together, the largest to the average maximum.
+
+    Entries above the average T of the leaf's maxima keep their proportions: they are
+    multiplied by T / max.
+    """
+
+    decay: Any
+    kind = "average-maximum"
+    remembers = True
+    reads = "entries"
+
+    def __post_init__(self):
+        require_fraction("gamma3", self.decay)
+
+    def init(self, blocks: Blocks, params: Any) -> MaximumState:
+        del params
+        count, dtype = len(blocks.leaves.arrays), blocks.leaves.dtype
+        return MaximumState(jnp.zeros(count, jnp.int32), jnp.zeros(count, dtype))
+
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        del norms
+        sizes = _sizes(context)
+        if not sizes:
+            return [], state
+        # A maximum may drop NaN, but never inf.
+        maxima = [
+            jnp.max(jnp.where(jnp.isnan(size), jnp.inf, size), initial=0)
+            for size in sizes
+        ]
+        largest = jnp.stack(context.blocks.over_devices(linf, maxima))
+        # Infinite entries are no outliers to bring down, but for the next clip or the
+        # guard to see.
+        enters = (largest > 0) & (largest < jnp.inf)
+        seen, average = state
+        weight = average_weight(self.decay, seen, average.dtype)
+        finite = jnp.where(enters, largest, 1)
+        average = jnp.where(enters, average + weight * (finite - average), average)
+        seen = seen + enters.astype(jnp.int32)
+        scale = average / finite
+        is_finite = largest < jnp.inf
+        thresholds = [
+            jnp.where((size > average[i]) & is_finite[i], scale[i] * size, jnp.inf)
+            for i, size in enumerate(sizes)
+        ]
+        return thresholds, MaximumState(seen, average)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class SecondMoment(Threshold):
+    """``√(θ·v)``, for v the optimizer's average of squares before this step.
+
+    It comes as the extra argument ``second_moment``, a tree like the updates. Entries
+    of which nothing is known yet (v = 0) are not clipped.
+    """
+
+    theta: Any
+    start: Any
+    period: Any
+    kind = "second-moment"
+    reads = "entries"
+
+    def __post_init__(self):
+        require_number("theta", self.theta)
+        require_number("start", self.start, infinite=False)
+        if self.period is not None:
+            require_number("period", self.period, lowest=1, infinite=False)
+
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        del norms
+        # Wait at the start, and after each reset, until v means something.
+        step = context.steps + 1
+        is_ready = reached(step, self.start)
+        if self.period is not None:
+            period = jnp.asarray(self.period).astype(step.dtype)
+            is_ready &= reached(step % period, self.start)
+        moment = context.argument("second_moment", "spam_clip")
+        theta = context.cast(self.theta)
+
+        def limit(moment: jax.Array) -> jax.Array:
+            # Of complex entries the average of |g|² is kept in a complex array.
+            square = jnp.real(moment).astype(context.dtype)
+            is_known = is_ready & (square > 0)
+            root = jnp.sqrt(theta * jnp.where(is_known, square, 1))
+            return jnp.where(is_known, root, jnp.inf)
+
+        moments = context.blocks.leaves.aligned(moment, "second_moment")
+        return list(map(limit, moments)), state
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class PowerAverage(Threshold):
+    """``(average of |g|^α)^(1/α)``, entry by entry.
+
+    The gradient g comes as the extra argument ``gradient``, since what is clipped by
+    this is a momentum. The average starts at zero, as published, without a correction.
+    """
+
+    decay: Any
+    power: Any
+    kind = "power-average"
+    remembers = True
+    reads = "entries"
+
+    def __post_init__(self):
+        require_fraction("b2", self.decay)
+        require_number("alpha", self.power, lowest=1e-3, infinite=False)
+
+    def init(self, blocks: Blocks, params: Any) -> Any:
+        return zeros_like(params, blocks.leaves.dtype)
+
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        del norms
+        leaves = context.blocks.leaves
+        gradient = context.argument("gradient", "acclip")
+        power = context.cast(self.power)
+        fresh = complement(self.decay, context.dtype)
+        averages = leaves.aligned(state, "the averages in the state")
+
+        def next_average(average: jax.Array, leaf: jax.Array) -> jax.Array:
+            size = jnp.abs(widen(leaf, context.dtype))
+            return average + fresh * (size**power - average)
+
+        new = list(map(next_average, averages, leaves.aligned(gradient, "gradient")))
+        return [average ** (1 / power) for average in new], leaves.placed(state, new)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class QuantizationRange(Threshold):
+    """As wide as a format allows, for typical entries to stay so many steps from 0."""
+
+    dtype: Any
+    steps: Any
+    kind = "quantization-range"
+    reads = "entries"
+
+    def __post_init__(self):
+        format_limits(self.dtype)
+        smallest = float(jnp.finfo(jnp.float32).tiny)
+        require_number("steps", self.steps, lowest=smallest, infinite=False)
+
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        del norms
+        largest, smallest = format_limits(self.dtype)
+        steps = context.cast(self.steps)
+        # bfloat16 spans more than float32 can tell.
+        span = min(largest / smallest, float(jnp.finfo(context.dtype).max))
+        # The geometric mean of each leaf, which an outlier hardly moves.
+        sums = context.blocks.over_devices(l1, list(map(_logarithms, _sizes(context))))
+
+        def limit(part: jax.Array) -> jax.Array:
+            typical = jnp.exp(part[0] / jnp.maximum(part[1], 1))
+            return jnp.where(part[1] > 0, typical / steps * span, jnp.inf)
+
+        return list(map(limit, sums)), state
+
+
+def _sizes(context: Context) -> list[jax.Array]:
+    return context.measure(context.blocks.leaves.arrays)
+
+
+def _logarithms(sizes: jax.Array) -> jax.Array:
+    """Sum log |x| over the entries that are neither zero nor infinite, and count."""
+    # XLA takes what is below the smallest normal number for zero.
+    counts = (sizes >= jnp.finfo(sizes.dtype).tiny) & (sizes < jnp.inf)
+    logarithm = jnp.where(counts, jnp.log(jnp.where(counts, sizes, 1)), 0)
+    return jnp.stack([jnp.sum(logarithm), jnp.sum(counts, dtype=sizes.dtype)])
+
+
+def quantization_range(dtype: Any = jnp.int8, steps: Any = 4.0) -> QuantizationRange:
+    r"""Give each leaf the widest range in which a format still resolves its bulk.
+
+    .. math:: c = \frac{m}{k} \cdot \frac{q_\text{max}}{q_\text{min}}, \qquad
+        m = \exp \operatorname{mean} \log \lvert x \rvert
+
+    A quantizer that maps c to the largest number :math:`q_\text{max}` of the format
+    then puts the geometric mean m of the leaf's entries k times the smallest number
+    above zero, :math:`q_\text{min}`, away from zero. An outlier beyond c would push
+    them closer. Zeros, NaN and infinite entries do not count. It costs one reduction,
+    and no sort. Goes with `clipjax.clip_entries`.
+
+    Args:
+        dtype: the format: signed integer or floating, of at most 16 bits.
+        steps: k, the steps that typical entries keep from zero, above 0. Of Gaussian
+            entries, 4 leave 95 % to a signed integer that is not zero.
+
+    Raises:
+        TypeError: dtype is no such format, or steps no number.
+        ValueError: steps is not above 0, or infinite.
+
+    Example:
+        >>> import clipjax, jax.numpy as jnp
+        >>> source = clipjax.thresholds.quantization_range(jnp.int8)
+        >>> clip = clipjax.clip_entries(source)
+        >>> grads = jnp.append(jnp.full(999, 0.1), 1000.0)
+        >>> _, state = clip.update(grads, None)
+        >>> print(f"{state.clip_info.clip_threshold:.1f}")
+        3.2
+    """
+    return QuantizationRange(dtype, steps)

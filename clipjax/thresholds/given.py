@@ -1,0 +1,176 @@
+"""Thresholds that do not depend on the gradient: numbers, arrays, tables, schedules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..core.blocks import Values
+from ..core.checks import require_number
+from .base import Context, Threshold
+
+Table = Mapping[str, Any] | list[Any] | tuple[Any, ...]
+ThresholdLike = float | jax.Array | Callable[[Any], Any] | Table | Threshold
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Constant(Threshold):
+    """A Python or NumPy number: part of the program and not of the state, as in Optax."""
+
+    value: float
+    kind = "constant"
+
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        del norms
+        return context.blocks.fill(np.asarray(self.value, context.dtype)), state
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Given(Threshold):
+    """An array, read anew at every update: one number, or one for each block."""
+
+    value: jax.Array = dataclasses.field(compare=False)
+    _key: int = dataclasses.field(init=False, repr=False)
+    kind = "constant"
+
+    def __post_init__(self):
+        object.__setattr__(self, "_key", id(self.value))
+
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        del norms
+        value, blocks = context.cast(self.value), context.blocks
+        if value.size == 1:
+            return blocks.fill(value.reshape(())), state
+        if value.shape != (blocks.count,):
+            raise ValueError(
+                f"threshold of shape {value.shape} does not fit {blocks.count} blocks; "
+                "pass one number, or one per block"
+            )
+        return blocks.of_vector(value), state
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class ByBlock(Threshold):
+    """A table: one number per group, or a prefix tree with one per leaf.
+
+    None stands for inf. NumPy and Python numbers are part of the program; JAX arrays
+    are read anew at every update.
+    """
+
+    value: Table = dataclasses.field(compare=False)
+    argument: str = dataclasses.field(default="threshold", compare=False, repr=False)
+    _key: Any = dataclasses.field(init=False, repr=False)
+    kind = "constant"
+
+    def __post_init__(self):
+        entries, treedef = jax.tree.flatten(self.value, is_leaf=_is_none)
+        for entry in entries:
+            if entry is not None:
+                require_number(self.argument, entry)
+        object.__setattr__(self, "_key", (treedef, tuple(map(_identity, entries))))
+
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        del norms
+        entries = jax.tree.map(
+            lambda entry: np.inf if entry is None else entry, self.value, is_leaf=_is_none
+        )
+        return [_as_entry(entry, context) for entry in context.table(entries)], state
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Schedule(Threshold):
+    """An Optax schedule: a function of the number of updates so far."""
+
+    function: Callable[[Any], Any]
+    kind = "schedule"
+
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        del norms
+        value = context.cast(self.function(context.steps))
+        return context.blocks.fill(value), state
+
+
+def constant(value: ThresholdLike) -> Threshold:
+    """Make a fixed threshold. Plain numbers, arrays and tables need no such call.
+
+    Args:
+        value: a number of at least 0, an array, or a prefix tree of those. 0 stops
+            everything; None and ``inf`` clip nothing.
+
+    Raises:
+        TypeError: value is none of those.
+        ValueError: a number is negative or NaN.
+    """
+    if isinstance(value, Threshold) or callable(value):
+        raise TypeError(f"value must be a number, an array or a table, got {value!r}")
+    return as_threshold(value, "value")
+
+
+def schedule(function: Callable[[Any], Any]) -> Schedule:
+    """Make a threshold of an Optax schedule. Plain schedules need no such call.
+
+    Args:
+        function: gives the threshold, in the gradient's units, from the int32 number
+            of updates so far. Where it gives a negative number or NaN, the update is
+            zero and the state says so.
+    """
+    if not callable(function):
+        raise TypeError(f"function must be a schedule, got {function!r}")
+    return Schedule(function)
+
+
+def as_threshold(value: ThresholdLike | None, argument: str = "threshold") -> Threshold:
+    """Read the ``threshold`` argument of `clipjax.clip_by`.
+
+    Args:
+        value: what was given; None clips nothing.
+        argument: its name, for errors.
+
+    Raises:
+        TypeError: a bool, a string, or something else that is no threshold.
+        ValueError: a number is negative or NaN.
+    """
+    if isinstance(value, Threshold):
+        return value
+    accepted = "a number, an array, a schedule, a tree of numbers or a Threshold"
+    if isinstance(value, type | str | bytes):
+        raise TypeError(f"{argument} must be {accepted}, got {value!r}")
+    if callable(value):
+        if getattr(value, "__module__", "").startswith("clipjax."):
+            name = getattr(value, "__name__", repr(value))
+            raise TypeError(
+                f"{argument} must be {accepted}, got the function {name}: call it, as "
+                f"in {name}(...)"
+            )
+        return Schedule(value)
+    value = np.inf if value is None else value
+    if isinstance(value, Mapping | list | tuple) or not jax.tree_util.all_leaves([value]):
+        return ByBlock(value, argument)
+    require_number(argument, value)
+    if isinstance(value, jax.Array):
+        return Given(value)
+    if np.ndim(value):
+        return Given(jnp.asarray(value))
+    return Constant(float(value))
+
+
+def _is_none(entry: Any) -> bool:
+    return entry is None
+
+
+def _as_entry(entry: Any, context: Context) -> Any:
+    if isinstance(entry, jax.Array):
+        return context.cast(entry)
+    return np.asarray(entry, context.dtype)
+
+
+def _identity(entry: Any) -> Any:
+    """Return a hashable stand-in; arrays on a device are compared by identity."""
+    if isinstance(entry, np.ndarray):
+        return (entry.shape, entry.dtype.str, entry.tobytes())
+    return id(entry) if isinstance(entry, jax.Array) else entry
