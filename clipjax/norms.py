@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from .core.dtypes import inverse_power
 from .core.meshes import pmax
@@ -118,11 +119,11 @@ class RMS(L2):
         return _root(total * (1 / max(size, 1)))
 
     def combine(self, norms, sizes):
-        whole = [math.prod(norm.shape) for norm in norms]
-        count = sum(
-            float(jnp.sum(size)) if jnp.ndim(size) else size * number
-            for size, number in zip(sizes, whole, strict=True)
-        )
+        counts = [
+            float(np.sum(size)) * (1 if np.ndim(size) else math.prod(norm.shape))
+            for norm, size in zip(norms, sizes, strict=True)
+        ]
+        count = sum(counts)
         return _root_of_squares(norms, sizes, 1 / max(count, 1))
 
 

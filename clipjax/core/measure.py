@@ -139,8 +139,9 @@ def first_not_finite(arrays: Arrays) -> jax.Array:
         finite = jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays])
     else:
         finite = jnp.isfinite(jnp.stack(arrays))
-    first = jnp.argmin(finite).astype(jnp.int32)
-    return jnp.where(jnp.all(finite), jnp.int32(-1), first)
+    positions = np.arange(len(arrays), dtype=np.int32)
+    first = jnp.min(jnp.where(finite, len(arrays), positions))
+    return jnp.where(first < len(arrays), first, -1)
 
 
 def first_nonfinite_leaf(blocks: Blocks) -> jax.Array:

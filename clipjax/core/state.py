@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -140,7 +141,7 @@ def summarize(
         # Report arithmetic is done once, on scalars lined up: per leaf it would be most
         # of what there is to compile.
         norms, lengths = [jnp.stack(norms)], [jnp.stack(lengths)]
-        sizes = [jnp.asarray(blocks.sizes, blocks.leaves.dtype)]
+        sizes = [np.asarray(blocks.sizes, blocks.leaves.dtype)]
     else:
         sizes = blocks.sizes
     is_single = len(norms) == 1 and not norms[0].ndim
