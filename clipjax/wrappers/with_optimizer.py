@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .clipper import Clipper
-from .distributed import split_over
-from .engine import Clip
-from .measurement import first_nonfinite_leaf
-from .skip import keep_if
-from .trees import NamedLeaves, is_clippable
-from .wrapped import as_transformation
+from ..core.clip import Clip
+from ..core.measure import first_nonfinite_leaf
+from ..core.meshes import mesh_axes
+from ..core.state import keep_if
+from ..core.trees import Leaves, is_clippable
+from ..granularity import leaf as each_leaf
+from .inner import as_transformation
 
 Observe = Callable[[Any, Any], Mapping[str, Any]]
 
@@ -25,25 +25,24 @@ class CompoundState(NamedTuple):
     """The state of a clip and an optimizer together.
 
     Attributes:
-        clip: the clip's own state, a `clipjax.ClipState`.
-        inner: the optimizer's, or the momentum's.
+        clip_state: the clip's own state, a `clipjax.ClipState`.
+        inner_state: the optimizer's, or the momentum's.
     """
 
-    clip: Any
-    inner: Any
+    clip_state: Any
+    inner_state: Any
 
 
 class CompoundClip(optax.GradientTransformationExtraArgs):
-    """A gradient transformation that prints the coordinates of the clip in it."""
+    """A gradient transformation that prints the clip in it."""
 
     @property
-    def clipper(self) -> Clipper:
+    def clipper(self) -> Any:
         """The parts of the clip."""
         return self.update.__self__.clip.clipper  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
-        """Prints granularity × norm × rule × threshold."""
-        return f"clip_by({self.clipper.coordinates})"
+        return repr(self.clipper)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +90,10 @@ class Compound:
             seen = self.observe(updates, inner)
             steps, clip_state = self.clip.update(moved, clip_state, params, **seen)
         if self.holds:
-            leaves = NamedLeaves.of(updates)
-            split = split_over(leaves, self.clip.clipper.axis_name, params)
-            is_bad = first_nonfinite_leaf(leaves, split) >= 0
-            inner = jax.tree.map(
-                lambda old, new: keep_if(is_bad, old, new), state.inner, inner
-            )
+            leaves = Leaves.of(updates)
+            axes = mesh_axes(leaves, self.clip.clipper.axis_name, params)
+            is_good = first_nonfinite_leaf(each_leaf().of(leaves, axes)) < 0
+            inner = keep_if(is_good, inner, state.inner_state)
         return steps, CompoundState(clip_state, inner)
 
 
@@ -118,10 +115,11 @@ def clip_after(
 
 def _refuse_eight_bits(tree: Any) -> None:
     """Refuses leaves in whose dtype an optimizer's averages come out as 0 or NaN."""
-    for name, leaf in NamedLeaves.of(tree).arrays.items():
+    leaves = Leaves.of(tree)
+    for position, leaf in enumerate(leaves.arrays):
         if jnp.finfo(leaf.dtype).bits < 16:
             raise TypeError(
-                f"{name or 'the update'} has dtype {leaf.dtype}, too narrow for the "
+                f"{leaves.names[position] or 'the update'} has dtype {leaf.dtype}, too narrow for the "
                 "moments that this clip keeps: cast it, or put clipjax.unscale(1.0) "
                 "before, and keep parameters in float32"
             )

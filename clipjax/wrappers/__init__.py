@@ -1,0 +1,1 @@
+"""Wrappers: what goes around a clip or an optimizer."""
