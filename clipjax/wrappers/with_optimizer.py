@@ -1,4 +1,4 @@
-"""Clips that work hand in hand with an optimizer, whose memory they read."""
+"""Clips that work together with an optimizer, whose state they read."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .clipper import Clipper
-from .distributed import split_over
-from .engine import Clip
-from .measurement import first_nonfinite_leaf
-from .skip import keep_if
-from .trees import NamedLeaves, is_clippable
-from .wrapped import as_transformation
+from ..core.clip import Clip
+from ..core.trees import Leaves, is_clippable
+from .inner import (
+    as_transformation,
+    checked_own_state,
+    first_bad_leaf,
+    state_before_if,
+)
 
 Observe = Callable[[Any, Any], Mapping[str, Any]]
 
@@ -25,25 +26,24 @@ class CompoundState(NamedTuple):
     """The state of a clip and an optimizer together.
 
     Attributes:
-        clip: the clip's own state, a `clipjax.ClipState`.
-        inner: the optimizer's, or the momentum's.
+        clip_state: the state of the clip, a `clipjax.ClipState`.
+        inner_state: the state of the optimizer, or of the momentum.
     """
 
-    clip: Any
-    inner: Any
+    clip_state: Any
+    inner_state: Any
 
 
 class CompoundClip(optax.GradientTransformationExtraArgs):
-    """A gradient transformation that prints the coordinates of the clip in it."""
+    """A clip together with an optimizer; it prints the clip."""
 
     @property
-    def clipper(self) -> Clipper:
+    def clipper(self) -> Any:
         """The parts of the clip."""
         return self.update.__self__.clip.clipper  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
-        """Prints granularity × norm × rule × threshold."""
-        return f"clip_by({self.clipper.coordinates})"
+        return repr(self.clipper)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Compound:
     Attributes:
         clip: the clip.
         inner: the optimizer, with support for extra arguments.
-        observe: gives the clip's extra arguments from the incoming updates and the
-            optimizer's state: that before its step where the clip comes first, that
-            after it otherwise.
+        observe: maps the incoming updates and the optimizer's state to the clip's extra
+            arguments: the state before its step if the clip comes first, else the
+            state after it.
         clip_first: whether the clip comes before the optimizer.
         holds: whether the optimizer's state stays as it is where updates are NaN or
             inf.
@@ -68,40 +68,39 @@ class Compound:
     holds: bool = False
 
     def init(self, params: Any) -> CompoundState:
-        """Starts both."""
+        """Return the state before the first step."""
         _refuse_eight_bits(params)
         return CompoundState(self.clip.init(params), self.inner.init(params))
 
     def update(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, CompoundState]:
-        """Runs both, in order."""
+        """Run both, in order."""
         _refuse_eight_bits(updates)
-        clip_state, inner = state
+        who = f"{self.clip!r} with an optimizer"
+        checked_own_state(state, CompoundState, who, CompoundState._fields)
+        clip_state, before = state
         if self.clip_first:
-            seen = self.observe(updates, inner)
+            seen = self.observe(updates, before)
             clipped, clip_state = self.clip.update(updates, clip_state, params, **seen)
-            steps, inner = self.inner.update(clipped, inner, params, **extra)
+            steps, after = self.inner.update(clipped, before, params, **extra)
         else:
-            moved, inner = self.inner.update(updates, inner, params, **extra)
+            moved, after = self.inner.update(updates, before, params, **extra)
             # Optimizers average integers as well, which a clip leaves alone.
             moved = jax.tree.map(
                 lambda new, old: new if is_clippable(old) else old, moved, updates
             )
-            seen = self.observe(updates, inner)
+            seen = self.observe(updates, after)
             steps, clip_state = self.clip.update(moved, clip_state, params, **seen)
         if self.holds:
-            leaves = NamedLeaves.of(updates)
-            split = split_over(leaves, self.clip.clipper.axis_name, params)
-            is_bad = first_nonfinite_leaf(leaves, split) >= 0
-            inner = jax.tree.map(
-                lambda old, new: keep_if(is_bad, old, new), state.inner, inner
-            )
-        return steps, CompoundState(clip_state, inner)
+            axis_name = self.clip.clipper.axis_name
+            is_bad = first_bad_leaf(updates, axis_name, params) >= 0
+            after = state_before_if(is_bad, before, after)
+        return steps, CompoundState(clip_state, after)
 
 
 def clip_before(inner: Any, clip: Clip, observe: Observe) -> CompoundClip:
-    """Clips what an optimizer gets, by what its state says before the step."""
+    """Clip what an optimizer gets, by what its state says before the step."""
     inner = as_transformation("inner", inner)
     compound = Compound(clip, inner, observe, clip_first=True)
     return CompoundClip(compound.init, compound.update)
@@ -110,16 +109,18 @@ def clip_before(inner: Any, clip: Clip, observe: Observe) -> CompoundClip:
 def clip_after(
     inner: Any, clip: Clip, observe: Observe, holds: bool = False
 ) -> CompoundClip:
-    """Clips what an optimizer gives, by what its state says after the step."""
+    """Clip what an optimizer returns, by what its state says after the step."""
     inner = optax.with_extra_args_support(inner)
     compound = Compound(clip, inner, observe, clip_first=False, holds=holds)
     return CompoundClip(compound.init, compound.update)
 
 
 def _refuse_eight_bits(tree: Any) -> None:
-    """Refuses leaves in whose dtype an optimizer's averages come out as 0 or NaN."""
-    for name, leaf in NamedLeaves.of(tree).arrays.items():
+    """Refuse leaves in whose dtype an optimizer's averages come out as 0 or NaN."""
+    leaves = Leaves.of(tree)
+    for position, leaf in enumerate(leaves.arrays):
         if jnp.finfo(leaf.dtype).bits < 16:
+            name = leaves.names[position]
             raise TypeError(
                 f"{name or 'the update'} has dtype {leaf.dtype}, too narrow for the "
                 "moments that this clip keeps: cast it, or put clipjax.unscale(1.0) "
@@ -128,7 +129,7 @@ def _refuse_eight_bits(tree: Any) -> None:
 
 
 def second_moment(state: Any) -> Any:
-    """Finds Adam's average of squares, ``nu``, in an optimizer's state."""
+    """Return Adam's average of squares, ``nu``, from an optimizer's state."""
     found = optax.tree_utils.tree_get(state, "nu")
     if found is None:
         raise ValueError(

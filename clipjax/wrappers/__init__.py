@@ -1,0 +1,1 @@
+"""Transformations that go around a clip, or around a whole optimizer."""
