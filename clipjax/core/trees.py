@@ -211,7 +211,7 @@ def _is_variable(node: Any) -> bool:
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Setting:
     """A setting that may differ from leaf to leaf.
 
@@ -250,6 +250,11 @@ class Setting:
                 for name, leaf in zip(leaves.names, leaves.arrays, strict=True)
             ]
         return [self.value] * len(leaves.arrays)
+
+    def __repr__(self) -> str:
+        if isinstance(self.value, _Table):
+            return repr(dict(self.value.rows))
+        return getattr(self.value, "__qualname__", repr(self.value))
 
     def _looked_up(self, rows: Sequence[tuple[str, Any]], leaves: Leaves) -> list[Any]:
         for pattern, _ in rows:

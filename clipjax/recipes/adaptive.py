@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from .. import granularity, norms
-from ..engine import Clip, clip_by
-from ..measured import RelativeChange, WithoutDecay
-from ..thresholds.base import require_number
+from ..core.checks import require_number
+from ..core.clip import Clip, clip_by
+from ..core.dtypes import narrow, widen
+from ..core.meshes import AxisNames
+from ..core.trees import Leaves
 from ..thresholds.relative import TrustRatio, relative_to_params
+from ..wrappers.with_optimizer import clip_after
+from .stand_ins import Gradient, RelativeChange
 
 
 def adaptive_grad_clip(
@@ -19,10 +25,10 @@ def adaptive_grad_clip(
     axis: Any = None,
     *,
     stacked: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clips each output unit to a fraction of its parameters' norm (AGC).
+    r"""Clip each output unit to a fraction of its parameters' norm (AGC).
 
     .. math::
         u_j = g_j \min\Bigl(1, \lambda
@@ -92,10 +98,10 @@ def larc_clip(
     weight_decay: Any = None,
     eps: Any = None,
     stacked: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clips each leaf so that no step is longer than a fraction of its parameters.
+    r"""Clip each leaf so that no step is longer than a fraction of its parameters.
 
     .. math::
         u = (g + \omega w) \min\Bigl(1, \frac{\tau \lVert w \rVert}
@@ -150,11 +156,37 @@ def larc_clip(
     source = TrustRatio(
         learning_rate, trust_coefficient, decay, 1e-8 if eps is None else eps
     )
-    parts = {"granularity": granularity.leaf(stacked), "axis_name": axis_name}
+    clip = clip_by(
+        source,
+        granularity=granularity.leaf(stacked),
+        axis_name=axis_name,
+        name=name,
+        stand_in=None if weight_decay is None else Gradient("larc_clip"),
+    )
     if weight_decay is None:
-        return clip_by(source, name=name, **parts)
-    clip = clip_by(source, name=name, measured=WithoutDecay(decay), **parts)
-    return optax.chain(optax.add_decayed_weights(decay), clip)
+        return clip
+    return clip_after(_add_decay(decay), clip, lambda g, _: {"gradient": g})
+
+
+def _add_decay(decay: Any) -> optax.GradientTransformation:
+    """Add decayed weights in the gradient's dtype; Optax promotes to that of params."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        if params is None:
+            raise ValueError(
+                "larc_clip needs params: call update(updates, state, params)"
+            )
+        leaves = Leaves.of(updates)
+
+        def add(leaf: jax.Array, param: jax.Array) -> jax.Array:
+            wide = widen(leaf, leaves.dtype)
+            weight = widen(param, leaves.dtype).astype(wide.dtype)
+            return narrow(wide + jnp.asarray(decay).astype(wide.dtype) * weight, leaf)
+
+        decayed = leaves.map(add, leaves.aligned(params, "params"))
+        return leaves.tree(decayed), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 def clippy(
@@ -162,10 +194,10 @@ def clippy(
     lambda_abs: Any = 0.01,
     *,
     stacked: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Shortens the step of each leaf until no parameter changes by too much (Clippy).
+    r"""Shorten the step of each leaf until no parameter changes by too much (Clippy).
 
     .. math:: u = \Delta \min\Bigl(1, \min_i \frac{\lambda_\text{rel} \lvert w_i \rvert
         + \lambda_\text{abs}}{\lvert \Delta_i \rvert}\Bigr)
@@ -222,5 +254,5 @@ def clippy(
         norm=norms.linf,
         axis_name=axis_name,
         name=name,
-        measured=RelativeChange(lambda_rel, lambda_abs),
+        stand_in=RelativeChange(lambda_rel, lambda_abs),
     )

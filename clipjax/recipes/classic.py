@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from .. import granularity, norms, rules
-from ..engine import Clip, clip_by
-from ..thresholds.fixed import as_threshold
+from ..core.clip import Clip, clip_by
+from ..core.entries import clip_entries
+from ..core.meshes import AxisNames
+from ..thresholds.given import ThresholdLike, as_threshold
 
 
-def clip_by_value(max_delta: Any, *, axis_name: Any = None, name: str = "clip") -> Clip:
-    r"""Clips every entry to ``[-max_delta, max_delta]``.
+def clip_by_value(
+    max_delta: ThresholdLike,
+    *,
+    report: bool = True,
+    axis_name: AxisNames = None,
+    name: str = "clip",
+) -> Clip:
+    r"""Clip every entry to ``[-max_delta, max_delta]``.
 
     .. math:: u_i = \operatorname{clip}(g_i, -c, c)
 
-    Coordinates: ``element × l2 × hard × constant``
+    Coordinates: ``entry × hard × constant``
 
     A drop-in for ``optax.clip``. It may turn the direction of the update, unlike a
-    clip by norm. Complex entries keep their phase.
+    clip by norm. Complex entries keep their phase. The report takes three further reads
+    of the gradient; ``report=False`` costs what ``optax.clip`` does.
 
     | input | result |
     |---|---|
@@ -27,11 +37,12 @@ def clip_by_value(max_delta: Any, *, axis_name: Any = None, name: str = "clip") 
     | NaN | NaN, in that entry only |
     | max_delta 0 | exact zeros |
     | max_delta inf | bit-identical |
-    | all else | as `clipjax.clip_by` guarantees |
+    | all else | as `clipjax.clip_entries` guarantees |
 
     Args:
         max_delta: the largest magnitude allowed, in the gradient's units: a number, an
             array, a schedule, a `clipjax.thresholds.Threshold` or a prefix tree.
+        report: whether to measure what the clip did; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -54,30 +65,26 @@ def clip_by_value(max_delta: Any, *, axis_name: Any = None, name: str = "clip") 
         Graves, `Generating sequences with recurrent neural networks
         <https://arxiv.org/abs/1308.0850>`_, 2013
     """
-    return clip_by(
-        as_threshold(max_delta, "max_delta"),
-        granularity=granularity.element(),
-        axis_name=axis_name,
-        name=name,
-    )
+    source = as_threshold(max_delta, "max_delta")
+    return clip_entries(source, report=report, axis_name=axis_name, name=name)
 
 
 def clip_by_global_norm(
-    max_norm: Any, *, axis_name: Any = None, name: str = "clip"
+    max_norm: ThresholdLike, *, axis_name: AxisNames = None, name: str = "clip"
 ) -> Clip:
-    r"""Clips the whole tree to a maximum L2 norm, keeping its direction.
+    r"""Clip the whole tree to a maximum L2 norm, keeping its direction.
 
     .. math:: u = g \min(1, c / \lVert g \rVert_2)
 
     Coordinates: ``whole × l2 × hard × constant``
 
-    A drop-in for ``optax.clip_by_global_norm``, and within one ulp of it on finite
+    A drop-in for ``optax.clip_by_global_norm``, and within a few ulps of it on finite
     float32 gradients, where Optax's own sum of squares is right.
 
     | input | result |
     |---|---|
     | norm ≤ max_norm | bit-identical |
-    | norm > max_norm | norm ≤ max_norm, to one ulp of the leaf's dtype |
+    | norm > max_norm | norm ≤ max_norm, to two ulps of the leaf's dtype |
     | any NaN or inf | NaN everywhere, counted as non-finite |
     | max_norm 0 | exact zeros, also for a zero gradient |
     | max_norm inf | bit-identical; the norm is still measured |
@@ -101,7 +108,7 @@ def clip_by_global_norm(
         >>> import clipjax, jax.numpy as jnp
         >>> clip = clipjax.clip_by_global_norm(1.0)
         >>> updates, state = clip.update({"w": jnp.array([3.0, 4.0])}, None)
-        >>> print(updates["w"], state.info.norm)
+        >>> print(updates["w"], state.clip_info.norm_before)
         [0.6 0.8] 5.0
 
     References:
@@ -113,9 +120,13 @@ def clip_by_global_norm(
 
 
 def clip_by_leaf_norm(
-    max_norm: Any, *, stacked: Any = None, axis_name: Any = None, name: str = "clip"
+    max_norm: ThresholdLike,
+    *,
+    stacked: Any = None,
+    axis_name: AxisNames = None,
+    name: str = "clip",
 ) -> Clip:
-    r"""Clips each leaf to its own maximum L2 norm.
+    r"""Clip each leaf to its own maximum L2 norm.
 
     .. math:: u_l = g_l \min(1, c_l / \lVert g_l \rVert_2)
 
@@ -129,7 +140,6 @@ def clip_by_leaf_norm(
     | a leaf's norm ≤ its threshold | that leaf bit-identical |
     | a threshold None or inf | that leaf bit-identical |
     | NaN or inf in a leaf | NaN in that leaf only, counted as non-finite |
-    | a leaf that is None or absent | stays so; reported with norm 0 |
     | all else | as `clipjax.clip_by` guarantees |
 
     Args:
@@ -174,10 +184,10 @@ def clip_by_group_norm(
     labels: Any,
     max_norms: Mapping[str, Any],
     *,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clips each group of leaves to its own maximum L2 norm.
+    r"""Clip each group of leaves to its own maximum L2 norm.
 
     .. math::
         u_k = g_k \min(1, c_k / n_k), \qquad
@@ -191,12 +201,13 @@ def clip_by_group_norm(
     | a threshold None or inf | that group bit-identical |
     | NaN or inf in a group | NaN in that group only, counted as non-finite |
     | a label without a threshold | ValueError when traced |
-    | a threshold whose label no leaf has | reported with norm 0 |
+    | a threshold whose label no leaf has | ValueError when traced |
     | all else | as `clipjax.clip_by` guarantees |
 
     Args:
-        labels: a prefix tree of strings, or a function of (path, leaf) to a string; a
-            path reads ``encoder/0/kernel``.
+        labels: a prefix tree of strings; a function of (path, leaf) to a string, where
+            a path reads ``encoder/0/kernel``; or a function of the tree to such a
+            prefix tree.
         max_norms: the largest norm of each group, by label; None for no clip.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
@@ -233,17 +244,16 @@ def clip_by_group_norm(
 
 
 def clip_by_block_rms(
-    threshold: Any, *, axis_name: Any = None, name: str = "clip"
+    threshold: ThresholdLike, *, axis_name: AxisNames = None, name: str = "clip"
 ) -> Clip:
-    r"""Clips each leaf to a maximum root mean square.
+    r"""Clip each leaf to a maximum root mean square.
 
     .. math:: u_l = g_l / \max(1, \operatorname{RMS}(g_l) / d)
 
     Coordinates: ``leaf × rms × hard × constant``
 
-    A drop-in for ``optax.clip_by_block_rms``, and within one ulp of it on finite
-    float32 gradients, two if its threshold is a constant for XLA, where Optax's own
-    sum of squares is right. In Adafactor it stands after the preconditioner and before
+    A drop-in for ``optax.clip_by_block_rms``, and within a few ulps of it on finite
+    float32 gradients, where Optax's own sum of squares is right. In Adafactor it stands after the preconditioner and before
     the learning rate.
 
     | input | result |
@@ -288,13 +298,13 @@ def clip_by_block_rms(
 
 
 def torch_clip_grad_norm(
-    max_norm: Any,
-    norm_type: float | None = None,
+    max_norm: ThresholdLike,
+    norm_type: float | str | None = None,
     *,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clips the whole tree as PyTorch's ``clip_grad_norm_`` does, for parity.
+    r"""Clip the whole tree as PyTorch's ``clip_grad_norm_`` does, for parity.
 
     .. math:: u = g \min(1, c / (\lVert g \rVert_p + 10^{-6}))
 
@@ -313,8 +323,8 @@ def torch_clip_grad_norm(
 
     Args:
         max_norm: the largest norm allowed, in the gradient's units.
-        norm_type: p, at least 1; ``inf`` for the largest magnitude; None for 2. No
-            number is the default, since ``optax.inject_hyperparams`` would trace it.
+        norm_type: p, at least 1; ``inf``, or as for PyTorch the string ``"inf"``, for
+            the largest magnitude; None for 2. No number is the default, since ``optax.inject_hyperparams`` would trace it.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -338,8 +348,12 @@ def torch_clip_grad_norm(
     """
     return clip_by(
         as_threshold(max_norm, "max_norm"),
-        norm=norms.l2 if norm_type is None else norms.lp(norm_type, "norm_type"),
+        norm=norms.l2 if norm_type is None else norms.lp(_torch_norm_type(norm_type), "norm_type"),
         rule=rules.Hard(epsilon=1e-6),
         axis_name=axis_name,
         name=name,
     )
+
+
+def _torch_norm_type(norm_type: float | str) -> float | str:
+    return math.inf if norm_type == "inf" else norm_type

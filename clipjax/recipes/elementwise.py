@@ -6,17 +6,25 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from .. import granularity, rules, thresholds
-from ..engine import Clip, clip_by
-from ..thresholds.fixed import as_threshold
+from .. import rules, thresholds
+from ..core.clip import Clip, clip_by
+from ..core.entries import clip_entries
+from ..core.meshes import AxisNames
+from ..thresholds.given import ThresholdLike, as_threshold
 
 
-def cclip(tau: Any = 1.0, *, axis_name: Any = None, name: str = "clip") -> Clip:
-    r"""Clips every entry to a threshold of its own (CClip).
+def cclip(
+    tau: ThresholdLike = 1.0,
+    *,
+    report: bool = True,
+    axis_name: AxisNames = None,
+    name: str = "clip",
+) -> Clip:
+    r"""Clip every entry to a threshold of its own (CClip).
 
     .. math:: u_i = g_i \min(1, \tau_i / \lvert g_i \rvert)
 
-    Coordinates: ``element × l2 × hard × constant``
+    Coordinates: ``entry × hard × constant``
 
     `clip_by_value` with a tree of thresholds, under the name of the paper, which shows
     that it converges under heavy-tailed noise. (The same name is given to *centered*
@@ -27,11 +35,12 @@ def cclip(tau: Any = 1.0, *, axis_name: Any = None, name: str = "clip") -> Clip:
     | \|g\| ≤ τ | bit-identical |
     | ±inf | ±τ; counted as non-finite |
     | NaN | NaN, in that entry only |
-    | all else | as `clipjax.clip_by` guarantees |
+    | all else | as `clipjax.clip_entries` guarantees |
 
     Args:
         tau: τ, the largest magnitude of an entry, in the gradient's units: one for all,
             or a prefix tree of numbers or arrays.
+        report: whether to measure what the clip did; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -54,23 +63,24 @@ def cclip(tau: Any = 1.0, *, axis_name: Any = None, name: str = "clip") -> Clip:
         Zhang, Karimireddy, Veit, Kim, Reddi, Kumar, Sra, `Why are adaptive methods good
         for attention models? <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 1
     """
-    source, element = as_threshold(tau, "tau"), granularity.element()
-    return clip_by(source, granularity=element, axis_name=axis_name, name=name)
+    source = as_threshold(tau, "tau")
+    return clip_entries(source, report=report, axis_name=axis_name, name=name)
 
 
 def two_sided_clip(
     lower: float = 1e-4,
     upper: float = 1.0,
     *,
-    axis_name: Any = None,
+    report: bool = True,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Brings the magnitude of every entry between two bounds (Bi²Clip).
+    r"""Bring the magnitude of every entry between two bounds (Bi²Clip).
 
     .. math::
         u_i = \operatorname{sign}(g_i) \operatorname{clip}(\lvert g_i \rvert, l, c)
 
-    Coordinates: ``element × l2 × band(lower=0.0001) × constant``
+    Coordinates: ``entry × band(lower=0.0001) × constant``
 
     | input | result |
     |---|---|
@@ -79,11 +89,12 @@ def two_sided_clip(
     | 0 | 0 |
     | ±inf | ±c; counted as non-finite |
     | NaN | NaN, in that entry only |
-    | all else | as `clipjax.clip_by` guarantees |
+    | all else | as `clipjax.clip_entries` guarantees |
 
     Args:
         lower: l, in the gradient's units, from 0 to upper.
         upper: c, a number above 0.
+        report: whether to measure what the clip did; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -99,7 +110,7 @@ def two_sided_clip(
         >>> import clipjax, jax.numpy as jnp
         >>> clip = clipjax.two_sided_clip(0.1, 1.0)
         >>> clip
-        clip_by(element × l2 × band(lower=0.1) × constant)
+        clip_entries(band(lower=0.1) × constant(1))
         >>> updates, _ = clip.update(jnp.array([3.0, -0.01, 0.0]), None)
         >>> print(updates)
         [ 1.  -0.1  0. ]
@@ -116,18 +127,20 @@ def two_sided_clip(
             f"lower and upper must be 0 <= lower <= upper, with upper above 0, got "
             f"{lower!r} and {upper!r}"
         )
-    parts = {"granularity": granularity.element(), "rule": rules.band(lower / upper)}
-    return clip_by(upper, **parts, axis_name=axis_name, name=name)
+    rule = rules.band(lower / upper)
+    return clip_entries(
+        upper, rule=rule, report=report, axis_name=axis_name, name=name
+    )
 
 
 def delta_clip(
-    max_norm: Any = 1.0,
+    max_norm: ThresholdLike = 1.0,
     delta: float | None = None,
     *,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clips the whole tree, but keeps at least a fraction of any norm (δ-GClip).
+    r"""Clip the whole tree, but keeps at least a fraction of any norm (δ-GClip).
 
     .. math:: u = g \min(1, \max(\delta, \gamma / \lVert g \rVert))
 
@@ -178,17 +191,18 @@ def quantization_clip(
     dtype: Any = jnp.int8,
     steps: Any = 4.0,
     *,
-    axis_name: Any = None,
+    report: bool = True,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clips outliers that a quantizer to a narrow format would lose the others for.
+    r"""Clip outliers that a quantizer to a narrow format would lose the others for.
 
     .. math::
         u_i = g_i \min\Bigl(1, \frac{c_l}{\lvert g_i \rvert}\Bigr), \qquad
         c_l = \frac{m_l}{k} \cdot \frac{q_\text{max}}{q_\text{min}}, \quad
         m_l = \exp \operatorname{mean} \log \lvert g \rvert
 
-    Coordinates: ``element × l2 × hard × quantization-range``
+    Coordinates: ``entry × hard × quantization-range``
 
     A quantizer that maps the largest entry of a leaf to the largest number of its
     format rounds to zero what is smaller than it by a factor of more than 254 for int8,
@@ -206,13 +220,14 @@ def quantization_clip(
     | a leaf of zeros | zeros |
     | ±inf | ±c (±inf if the leaf has no finite entry); counted as non-finite |
     | NaN | NaN, in that entry only |
-    | all else | as `clipjax.clip_by` guarantees |
+    | all else | as `clipjax.clip_entries` guarantees |
 
     Args:
         dtype: the format to quantize to: a signed integer or floating dtype of at most
             16 bits. The result keeps the gradient's own dtype.
         steps: k, the smallest positive numbers of the format that the geometric mean
             of a leaf's entries keeps from zero, above 0.
+        report: whether to measure what the clip did; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -238,5 +253,4 @@ def quantization_clip(
         for deep learning <https://arxiv.org/abs/2209.05433>`_, 2022
     """
     source = thresholds.quantization_range(dtype, steps)
-    element = granularity.element()
-    return clip_by(source, granularity=element, axis_name=axis_name, name=name)
+    return clip_entries(source, report=report, axis_name=axis_name, name=name)

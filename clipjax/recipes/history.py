@@ -8,19 +8,19 @@ from typing import Any
 import jax
 
 from .. import granularity, thresholds
-from ..engine import Clip, clip_by
-from ..thresholds.base import require_number
-from ..thresholds.history import require_fraction
+from ..core.checks import require_fraction, require_number
+from ..core.clip import Clip, clip_by
+from ..core.meshes import AxisNames
 
 
 def autoclip(
     percentile: Any = 10.0,
     window: int | None = None,
     *,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clips to a percentile of the global norms so far (AutoClip).
+    r"""Clip to a percentile of the global norms so far (AutoClip).
 
     .. math:: u = g \min(1, c_t / n_t), \qquad c_t = Q_p(n_1, \dots, n_t)
 
@@ -81,10 +81,10 @@ def quantile_clip(
     window: int | None = None,
     *,
     minimum_history: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clips to a quantile of the latest global norms, and to a cap.
+    r"""Clip to a quantile of the latest global norms, and to a cap.
 
     .. math:: u = g \min(1, c_t / n_t), \qquad
         c_t = \min(Q_q(n_{t-W}, \dots, n_{t-1}), c_\text{max})
@@ -121,8 +121,7 @@ def quantile_clip(
 
     Example:
         >>> import clipjax
-        >>> clipjax.quantile_clip(0.95, max_norm=1.0)
-        clip_by(whole × l2 × hard × quantile)
+        >>> clip = clipjax.quantile_clip(0.95, max_norm=1.0)
 
     References:
         Merad, Gaïffas, `Robust stochastic optimization via gradient quantile clipping
@@ -149,10 +148,10 @@ def zclip(
     clip_option: str = "adaptive_scaling",
     clip_factor: Any = None,
     skip_update_on_spike: bool = False,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clips global norms that are outliers by their z-score (ZClip).
+    r"""Clip global norms that are outliers by their z-score (ZClip).
 
     .. math:: z = \frac{n - \mu}{\sigma + 10^{-6}}, \qquad
         c = \mu + z_\text{thresh}^2 \frac{\sigma}{z} \text{ if } z > z_\text{thresh}
@@ -196,8 +195,7 @@ def zclip(
 
     Example:
         >>> import clipjax
-        >>> clipjax.zclip(max_grad_norm=None)
-        clip_by(whole × l2 × hard × zscore)
+        >>> clip = clipjax.zclip(max_grad_norm=None)
 
     References:
         Kumar, Owen, Roy Chowdhury, Güra, `ZClip <https://arxiv.org/abs/2504.02507>`_,
@@ -222,10 +220,10 @@ def clip_update_by_history(
     sigma: Any = 3.0,
     *,
     minimum_history: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clips to the mean of the latest global norms plus some standard deviations.
+    r"""Clip to the mean of the latest global norms plus some standard deviations.
 
     .. math:: u = g \min\Bigl(1, \frac{\mu_W + k\,\sigma_W}{n}\Bigr)
 
@@ -278,10 +276,10 @@ def norm_growth_limiter(
     slowest_decay: Any = None,
     floor: Any = None,
     stacked: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Lets the norm of each leaf grow by no more than a ratio from step to step.
+    r"""Let the norm of each leaf grow by no more than a ratio from step to step.
 
     .. math:: u_t = g_t \min\Bigl(1, \gamma \frac{r_{t-1}}{\lVert g_t \rVert}\Bigr),
         \qquad r_t = \max(\lVert u_t \rVert, \delta\, r_{t-1})

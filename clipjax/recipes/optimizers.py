@@ -7,12 +7,19 @@ from typing import Any
 import optax
 
 from .. import granularity, norms, rules
-from ..compound import CompoundClip, clip_after, clip_before, second_moment
-from ..engine import clip_by
-from ..measured import Surprise
-from ..thresholds.base import require_number
-from ..thresholds.elementwise import AverageMaximum, PowerAverage, SecondMoment
-from ..thresholds.history import require_fraction
+from ..core.checks import require_fraction, require_number
+from ..core.clip import clip_by
+from ..core.entries import clip_entries
+from ..core.meshes import AxisNames
+from ..thresholds.entries import AverageMaximum, PowerAverage, SecondMoment
+from ..thresholds.given import ThresholdLike
+from ..wrappers.with_optimizer import (
+    CompoundClip,
+    clip_after,
+    clip_before,
+    second_moment,
+)
+from .stand_ins import Surprise
 from .tensorwise import gradient_stabilizer
 
 
@@ -20,12 +27,12 @@ def stable_update_clip(
     b1: Any = 0.9,
     b2: Any = 0.99,
     eps: Any = 1e-6,
-    threshold: Any = 1.0,
+    threshold: ThresholdLike = 1.0,
     *,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> CompoundClip:
-    r"""Scales by Adam, and shortens what Adam was not prepared for (StableAdamW).
+    r"""Scale by Adam, and shortens what Adam was not prepared for (StableAdamW).
 
     .. math:: u_l = \frac{\hat m_l}{\sqrt{\hat v_l} + \epsilon} \Big/ \max\Bigl(1,
         \operatorname{RMS}\Bigl(\frac{g_l}{\sqrt{\max(\hat v_l, \epsilon^2)}}\Bigr)
@@ -82,7 +89,7 @@ def stable_update_clip(
         norm=norms.rms,
         axis_name=axis_name,
         name=name,
-        measured=Surprise(b2, eps),
+        stand_in=Surprise(b2, eps),
     )
     adam = optax.scale_by_adam(b1, b2, eps)
     return clip_after(adam, clip, lambda g, adam: {"gradient": g, "adam": adam})
@@ -94,15 +101,15 @@ def spam_clip(
     *,
     warmup_steps: Any = None,
     period: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> CompoundClip:
-    r"""Clips every entry by the second moment of the optimizer that follows (SPAM).
+    r"""Clip every entry by the second moment of the optimizer that follows (SPAM).
 
     .. math::
         u_i = \operatorname{sign}(g_i) \min(\lvert g_i \rvert, \sqrt{\theta\, v_i})
 
-    Coordinates: ``element × l2 × hard × second-moment``
+    Coordinates: ``entry × hard × second-moment``
 
     v is the moment before this step, as the optimizer keeps it: not corrected for its
     bias. For SPAM's resets wrap Adam in `clipjax.periodic_reset` first, and give the
@@ -142,8 +149,7 @@ def spam_clip(
         Huang et al., `SPAM <https://arxiv.org/abs/2501.06842>`_, 2025, algorithm 1
     """
     source = SecondMoment(theta, 20 if warmup_steps is None else warmup_steps, period)
-    element = granularity.element()
-    clip = clip_by(source, granularity=element, axis_name=axis_name, name=name)
+    clip = clip_entries(source, axis_name=axis_name, name=name)
     return clip_before(
         optax.scale_by_adam() if inner is None else inner,
         clip,
@@ -157,17 +163,17 @@ def stable_spam_clip(
     gamma3: Any = 0.999,
     *,
     eps: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clips outlying entries of each tensor, then fixes its norm (Stable-SPAM).
+    r"""Clip outlying entries of each tensor, then fixes its norm (Stable-SPAM).
 
     .. math::
         g'_i = g_i \frac{T_l}{\max_j \lvert g_j \rvert}
         \text{ where } \lvert g_i \rvert > T_l, \qquad
         T_l = \text{average of } \max_j \lvert g_j \rvert
 
-    Coordinates: ``element × l2 × hard × average-maximum``
+    Coordinates: ``entry × hard × average-maximum``
 
     That is the first of two clips; `gradient_stabilizer` is the second. Each average
     counts its own steps. The reference has one counter for all of them, sets it back at
@@ -208,11 +214,8 @@ def stable_spam_clip(
         `Stable-SPAM <https://arxiv.org/abs/2502.17055v2>`_, 2025, algorithm 1
     """
     source = AverageMaximum(gamma3)
-    entries = clip_by(
-        source, granularity=granularity.element(), axis_name=axis_name, name=name
-    )
     return optax.chain(
-        entries,
+        clip_entries(source, axis_name=axis_name, name=name),
         gradient_stabilizer(
             gamma1, gamma2, eps=eps, axis_name=axis_name, name=f"{name}_norm"
         ),
@@ -225,16 +228,16 @@ def acclip(
     alpha: Any = 1.0,
     eps: float | None = None,
     *,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> CompoundClip:
-    r"""Clips the momentum, entry by entry, to the gradient's average size (ACClip).
+    r"""Clip the momentum, entry by entry, to the gradient's average size (ACClip).
 
     .. math:: u = m \min\Bigl(1, \frac{\tau}{\lvert m \rvert + \epsilon}\Bigr), \qquad
         m = \text{average of } g, \quad
         \tau^\alpha = \text{average of } \lvert g \rvert^\alpha
 
-    Coordinates: ``element × l2 × hard(epsilon=1e-05) × power-average``
+    Coordinates: ``entry × hard(epsilon=1e-05) × power-average``
 
     Gives the clipped momentum: a learning rate is all that has to follow. As published,
     both averages start at zero without a correction. (The public code is of an earlier
@@ -272,9 +275,8 @@ def acclip(
         for attention models? <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 2
     """
     require_fraction("b1", b1)
-    clip = clip_by(
+    clip = clip_entries(
         PowerAverage(b2, alpha),
-        granularity=granularity.element(),
         rule=rules.Hard(epsilon=1e-5 if eps is None else eps),
         axis_name=axis_name,
         name=name,

@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import optax
 
 from .. import rules
-from ..casts import accumulation_dtype, narrow, widen
-from ..engine import Clip, clip_by
-from ..thresholds.base import require_number
-from ..thresholds.fixed import as_threshold
-from ..trees import NamedLeaves
+from ..core.checks import require_number
+from ..core.clip import Clip, clip_by
+from ..core.dtypes import narrow, widen
+from ..core.meshes import AxisNames
+from ..core.trees import Leaves
+from ..thresholds.given import ThresholdLike, as_threshold
 
 
 def soft_clip_by_global_norm(
-    max_norm: Any, *, axis_name: Any = None, name: str = "clip"
+    max_norm: ThresholdLike, *, axis_name: AxisNames = None, name: str = "clip"
 ) -> Clip:
-    r"""Shortens the whole tree smoothly, below a maximum L2 norm.
+    r"""Shorten the whole tree smoothly, below a maximum L2 norm.
 
     .. math:: u = g \frac{c}{c + \lVert g \rVert_2}
 
@@ -71,9 +72,9 @@ def soft_clip_by_global_norm(
 
 
 def normalise_by_global_norm(
-    norm: Any = 1.0, *, axis_name: Any = None, name: str = "clip"
+    norm: ThresholdLike = 1.0, *, axis_name: AxisNames = None, name: str = "clip"
 ) -> Clip:
-    r"""Gives the whole tree a fixed L2 norm, whatever it had.
+    r"""Give the whole tree a fixed L2 norm, whatever it had.
 
     .. math:: u = c \, g / \lVert g \rVert_2
 
@@ -84,7 +85,7 @@ def normalise_by_global_norm(
 
     | input | result |
     |---|---|
-    | any norm > 0 | norm c, to one ulp of the leaf's dtype; same direction |
+    | any norm > 0 | norm c, to two ulps of the leaf's dtype; same direction |
     | zero gradient | zero |
     | norm 0 | exact zeros |
     | norm inf | bit-identical |
@@ -121,9 +122,9 @@ def normalise_by_global_norm(
 
 
 def scale_by_l0_l1(
-    l0: Any, l1: Any, *, axis_name: Any = None, name: str = "clip"
+    l0: Any, l1: Any, *, axis_name: AxisNames = None, name: str = "clip"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes the step that (L0, L1)-smoothness allows: a soft clip and a step size.
+    r"""Take the step that (L0, L1)-smoothness allows: a soft clip and a step size.
 
     .. math::
         u = \frac{g}{L_0 + L_1 \lVert g \rVert_2}
@@ -184,7 +185,7 @@ def scale_by_l0_l1(
 
 
 def _divide_by(divisor: Any) -> optax.GradientTransformation:
-    """Divides floating and complex leaves; ``optax.scale`` takes integers as well."""
+    """Divide floating and complex leaves; ``optax.scale`` divides integers as well."""
 
     def init(params: Any) -> optax.EmptyState:
         del params
@@ -192,13 +193,12 @@ def _divide_by(divisor: Any) -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         del params
-        leaves = NamedLeaves.of(updates)
-        dtype = accumulation_dtype(leaves)
+        leaves = Leaves.of(updates)
 
         def divide(leaf: jax.Array) -> jax.Array:
-            wide = widen(leaf, dtype)
+            wide = widen(leaf, leaves.dtype)
             return narrow(wide / jnp.asarray(divisor).astype(wide.dtype), leaf)
 
-        return leaves.map(divide).tree(), state
+        return leaves.tree(leaves.map(divide)), state
 
     return optax.GradientTransformation(init, update)

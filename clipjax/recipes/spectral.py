@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import norms, rules
-from ..engine import Clip, clip_by
-from ..granularity import leaf
-from ..granularity.singular import singular
+from .. import rules
+from ..core.clip import Clip
+from ..core.meshes import AxisNames
+from ..spectral import SVD, NewtonSchulz, PowerIteration, clip_singular_values
+from ..thresholds.given import ThresholdLike
 
 
 def spectral_clip(
-    threshold: Any = 1.0,
+    threshold: ThresholdLike = 1.0,
     *,
     stacked: Any = None,
     iterations: int | None = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Scales each matrix to a maximum spectral norm.
+    r"""Scale each matrix to a maximum spectral norm.
 
     .. math:: u_l = g_l \min(1, c_l / \sigma_1(g_l))
 
-    Coordinates: ``leaf × spectral × hard × constant``
+    Coordinates: ``spectral(power-iteration) × hard × constant``
 
     All singular values shrink by one factor, so that the direction of each leaf is
     kept; `spectral_clamp` shortens only those that are too large. A leaf of shape
@@ -38,7 +39,7 @@ def spectral_clip(
     | the measured σ₁ ≤ threshold | that leaf bit-identical |
     | the measured σ₁ > threshold | measured again by as many steps, the threshold |
     | NaN or inf in a leaf | NaN in that leaf only, counted as non-finite |
-    | all else | as `clipjax.clip_by` guarantees |
+    | all else | as `clipjax.spectral.clip_singular_values` guarantees |
 
     Args:
         threshold: the largest singular value allowed, in the gradient's units: one for
@@ -72,28 +73,28 @@ def spectral_clip(
         Miyato et al., `Spectral normalization for generative adversarial networks
         <https://arxiv.org/abs/1802.05957>`_, 2018, for the power iteration
     """
-    return clip_by(
+    return clip_singular_values(
         threshold,
-        granularity=leaf(stacked),
-        norm=norms.spectral() if iterations is None else norms.spectral(iterations),
+        method=PowerIteration() if iterations is None else PowerIteration(iterations),
+        stacked=stacked,
         axis_name=axis_name,
         name=name,
     )
 
 
 def spectral_clamp(
-    threshold: Any = 1.0,
+    threshold: ThresholdLike = 1.0,
     *,
     stacked: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Cuts the singular values of each matrix off at a threshold.
+    r"""Cut the singular values of each matrix off at a threshold.
 
     .. math:: u_l = U \operatorname{diag}(\min(\sigma_i, c_l)) V^\top,
         \qquad g_l = U \operatorname{diag}(\sigma_i) V^\top
 
-    Coordinates: ``singular × spectral × hard × constant``
+    Coordinates: ``spectral(svd) × hard × constant``
 
     The nearest matrix within the spectral ball. What the gradient says in its small
     singular directions stays, and its large ones keep their direction only. Needs an
@@ -108,7 +109,7 @@ def spectral_clamp(
     | NaN or inf in a leaf | NaN in that leaf only, counted as non-finite |
     | derivative where singular values are equal | undefined: may be NaN |
     | a leaf split by ``shard_map`` or ``pmap`` | ValueError: gather it first |
-    | all else | as `clipjax.clip_by` guarantees |
+    | all else | as `clipjax.spectral.clip_singular_values` guarantees |
 
     Args:
         threshold: the largest singular value allowed, in the gradient's units: one for
@@ -132,7 +133,7 @@ def spectral_clamp(
         >>> from clipjax.recipes.spectral import spectral_clamp
         >>> grads = jnp.array([[4.0, 0.0], [0.0, 0.5]])
         >>> updates, state = spectral_clamp(1.0).update(grads, None)
-        >>> print(jnp.diag(updates), state.info.norm)
+        >>> print(jnp.diag(updates), state.clip_info.norm_before)
         [1.  0.5] 4.0
 
     References:
@@ -140,29 +141,29 @@ def spectral_clamp(
         spectral approach for matrix-valued parameters
         <https://arxiv.org/abs/2605.11838>`_, 2026
     """
-    return clip_by(
+    return clip_singular_values(
         threshold,
-        granularity=singular(stacked),
-        norm=norms.spectral(),
+        method=SVD(),
+        stacked=stacked,
         axis_name=axis_name,
         name=name,
     )
 
 
 def spectral_soft_clip(
-    threshold: Any = 1.0,
+    threshold: ThresholdLike = 1.0,
     *,
     stacked: Any = None,
     iterations: int | None = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Bounds the singular values of each matrix smoothly, as SPECTRA does.
+    r"""Bound the singular values of each matrix smoothly, as SPECTRA does.
 
     .. math:: u_l = (I + g_l g_l^\top / c_l^2)^{-1/2} g_l, \qquad
         \sigma_i \mapsto \sigma_i / \sqrt{1 + \sigma_i^2 / c_l^2}
 
-    Coordinates: ``singular(iterations=12) × spectral × sqrt × constant``
+    Coordinates: ``spectral(newton-schulz) × sqrt × constant``
 
     By a Newton-Schulz iteration: products of matrices alone, in float32 at least. No
     singular value comes out too long, and each too short by a fraction of at most
@@ -195,7 +196,7 @@ def spectral_soft_clip(
     | equal singular values | the derivative is right there too |
     | a leaf split by ``shard_map`` or ``pmap`` | ValueError: gather it first |
     | NaN or inf in a leaf | NaN in that leaf only, counted as non-finite |
-    | all else | as `clipjax.clip_by` guarantees |
+    | all else | as `clipjax.spectral.clip_singular_values` guarantees |
 
     Args:
         threshold: the bound c, in the units of what is clipped: one for all leaves, or
@@ -238,11 +239,11 @@ def spectral_soft_clip(
         Jiang, Semenov, Stich, `Enhancing LLM training via spectral clipping
         <https://arxiv.org/abs/2603.14315>`_, 2026 (SPECTRA)
     """
-    return clip_by(
+    return clip_singular_values(
         threshold,
-        granularity=singular(stacked, 12 if iterations is None else iterations),
-        norm=norms.spectral(),
+        method=NewtonSchulz() if iterations is None else NewtonSchulz(iterations),
         rule=rules.sqrt,
+        stacked=stacked,
         axis_name=axis_name,
         name=name,
     )

@@ -7,9 +7,10 @@ import re
 from typing import Any
 
 from .. import granularity, rules
-from ..engine import Clip, clip_by
+from ..core.checks import require_fraction
+from ..core.clip import Clip, clip_by
+from ..core.meshes import AxisNames
 from ..thresholds.averages import moment_ratio
-from ..thresholds.history import require_fraction
 from ..thresholds.tensorwise import AdaptiveBand, AdaptiveTensorwise
 
 
@@ -22,10 +23,10 @@ def adagc(
     minimum_of: str = "raw",
     floor: Any = None,
     stacked: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clips each tensor to a multiple of its average clipped norm (AdaGC).
+    r"""Clip each tensor to a multiple of its average clipped norm (AdaGC).
 
     .. math:: u_l = g_l \min\Bigl(1, \lambda_\text{rel}
         \frac{\gamma_l}{\lVert g_l \rVert}\Bigr), \qquad
@@ -104,10 +105,10 @@ def aggc(
     min_norm: Any = None,
     max_up_scale: Any = None,
     max_down_scale: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Brings the norm of each group of tensors into a band about its average (AGGC).
+    r"""Bring the norm of each group of tensors into a band about its average (AGGC).
 
     .. math:: \ell_k = \operatorname{clip}(n_k, \alpha_\text{low} S_k,
         \alpha_\text{high} S_k), \qquad S_k \leftarrow \beta S_k + (1 - \beta)\, \ell_k
@@ -176,10 +177,10 @@ def gradient_stabilizer(
     *,
     eps: Any = None,
     stacked: Any = None,
-    axis_name: Any = None,
+    axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Gives each tensor a length near one, from the moments of its norms.
+    r"""Give each tensor a length near one, from the moments of its norms.
 
     .. math:: u = \frac{g}{\lVert g \rVert} \frac{\hat m}{\sqrt{\hat v} + \epsilon},
         \qquad \hat m, \hat v = \text{averages of } \lVert g \rVert

@@ -114,6 +114,8 @@ class Threshold:
 
 def printed(value: Any) -> str:
     """Return a setting as it is shown in a clip."""
+    if isinstance(value, tuple):
+        return ", ".join(map(repr, value))
     if isinstance(value, jax.Array):
         return f"array{list(value.shape)}" if value.ndim else "array"
     if callable(value):
