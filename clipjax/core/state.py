@@ -71,14 +71,14 @@ class ClipState(NamedTuple):
         clip_memory: what the threshold remembers, below the threshold's kind; () if it
             remembers nothing.
         clip_info: what the last step measured and did.
-        clip_names: the clip's name, and below it its groups' labels, if the settings
-            give them: keys without leaves.
+        clip_names: the clip's name, below it the granularity's, and below that the
+            groups' labels, if the settings give them: keys without leaves.
     """
 
     clip_steps: Int[Array, ""]
     clip_memory: Any
     clip_info: ClipInfo
-    clip_names: dict[str, dict[str, tuple[()]]]
+    clip_names: dict[str, dict[str, dict[str, tuple[()]]]]
 
 
 class Step(NamedTuple):
