@@ -250,7 +250,9 @@ def checked_state(state: Any, fresh: Any, remembers: bool, who: str) -> Any:
     Raises:
         ValueError: the state is not this clip's.
     """
-    is_nothing = state is None or isinstance(state, optax.EmptyState) or state == ()
+    # By type: an array, which may be traced, does not compare with ().
+    is_nothing = state is None or isinstance(state, optax.EmptyState)
+    is_nothing = is_nothing or (type(state) is tuple and not state)
     if is_nothing and not remembers:
         return fresh()
     expected = jax.eval_shape(fresh)

@@ -128,12 +128,12 @@ def error_feedback(
         given = [
             narrow(short, leaf)
             for short, leaf in zip(
-                leaves.aligned(clipped, "the clip's updates"), leaves.arrays, strict=True
+                leaves.aligned(clipped, "the clip's updates"),
+                leaves.arrays,
+                strict=True,
             )
         ]
-        rest = [
-            both - _widest(leaf) for both, leaf in zip(total, given, strict=True)
-        ]
+        rest = [both - _widest(leaf) for both, leaf in zip(total, given, strict=True)]
         is_bad |= first_bad_leaf(leaves.tree(rest), axis_name, params) >= 0
         if limit is not None:
             shorter, _ = limit.update(leaves.tree(rest), None, params)
