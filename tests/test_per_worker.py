@@ -114,7 +114,7 @@ def test_one_bad_worker_is_counted_once_by_all():
     grads["b"] = grads["b"].at[3, 0, 0].set(jnp.nan)
     state = clip.init(jax.tree.map(lambda leaf: leaf[0], grads))
     updates, state = on_workers(clip)(grads, state)
-    assert int(state.info.nonfinite_count) == 1
+    assert int(state.clip_info.nonfinite_steps) == 1
     assert 0 < norm(updates) <= 7 / 8 * (1 + 1e-6)
     assert clipjax.nonfinite_path(state, updates) == "b"
 
@@ -175,7 +175,7 @@ def test_nothing_is_remembered_where_all_workers_are_bad():
         jax.tree.map(lambda leaf: leaf * jnp.nan, grads), before
     )
     assert_close(state.threshold, before.threshold, rtol=0, atol=0)
-    assert int(state.info.nonfinite_count) == 1 and jnp.isnan(state.info.norm)
+    assert int(state.clip_info.nonfinite_steps) == 1 and jnp.isnan(state.clip_info.norm_before)
 
 
 def test_parameters_may_be_split_over_another_axis():
