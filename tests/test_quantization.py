@@ -26,7 +26,9 @@ def numpy_clip(leaf, ratio, steps):
 report_of = jax.jit(clipjax.quantization_report, static_argnums=1)
 
 
-@pytest.mark.parametrize(("dtype", "steps"), zip(FORMATS, (4.0, 1.0, 4.0), strict=True))
+@pytest.mark.parametrize(
+    ("dtype", "steps"), [("int4", 4.0), ("int8", 1.0), ("float8_e4m3fn", 4.0)]
+)
 def test_numpy_in_float64_agrees(dtype, steps):
     generator = np.random.default_rng(0)
     spikes = [0.0, -0.0, 1e3, -1e9, 1e-41, np.inf]
