@@ -288,9 +288,9 @@ def group(
         labels: a prefix tree of strings; or a function of (path, leaf) to a string, a
             path reading ``encoder/0/kernel``; or, as for ``optax.partition``, a
             function of the tree to such a prefix tree.
-        members: all the labels there are, in the order of the report; by default those
-            of the prefix tree, sorted. With a function and no members the labels are
-            not known to the state, and `clipjax.metrics` numbers the groups.
+        members: all the labels there are; by default those of the prefix tree. Blocks
+            are in the order of sorted labels. With a function and no members the labels
+            are not known to the state, and `clipjax.metrics` numbers the groups.
 
     Raises:
         ValueError: in ``init`` and ``update``, a leaf has a label that is no member, or
@@ -299,7 +299,8 @@ def group(
     if not callable(labels):
         every_label, treedef = jax.tree.flatten(labels)
         labels = _FrozenTree(treedef, tuple(every_label))
-    return Group(labels, tuple(members))
+    # Sorted, as the state's keys are: JAX sorts the keys of a dictionary.
+    return Group(labels, tuple(sorted(members)))
 
 
 def unit(axes: Any = None, stacked: Any = None) -> Unit:

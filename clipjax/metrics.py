@@ -1,43 +1,45 @@
-"""Reads what clips have measured, from any optimizer state, without a host sync."""
+"""Reads from any optimizer state what its clips have measured."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from .casts import accumulation_dtype, widen
-from .distributed import split_over
-from .floats import scaling_power
-from .granularity import Leaf
-from .measurement import measure
-from .norms import Norm, l2
-from .order import at_hand
-from .report import ClipState
-from .skip import SkipNonfiniteState
-from .spike import SkipOnSpikeState
-from .trees import NamedLeaves
+from .core.checks import require_integer
+from .core.state import ClipState
+from .core.trees import Leaves
+from .wrappers.skip import SkipNonfiniteState
+from .wrappers.states import SkipState, states_of
 
 OVER_CLIPPING = 0.5
-Skip = SkipNonfiniteState | SkipOnSpikeState
-Ours = ClipState | Skip
+Numbers = dict[str, jax.Array]
 
 
-def metrics(opt_state: Any) -> dict[str, jax.Array]:
-    """Finds every clip in an optimizer state and returns its last step's numbers.
+def metrics(
+    opt_state: Any,
+    params: Any = None,
+    *,
+    blocks: bool | int = True,
+    block_names: Mapping[str, Sequence[str]] | None = None,
+) -> Numbers:
+    """Return the last step's numbers of every clip in an optimizer state.
 
-    Works through ``chain``, ``named_chain``, ``masked``, ``partition``,
-    ``MultiSteps``, ``inject_hyperparams``, ``apply_if_finite`` and on an
-    ``nnx.Optimizer`` or ``TrainState``; inside jit as well as outside. It computes
-    nothing over the gradient: all is in the state already.
+    It works through ``chain``, ``named_chain``, ``masked``, ``partition``,
+    ``MultiSteps``, ``inject_hyperparams`` and ``apply_if_finite``, on an
+    ``nnx.Optimizer`` and a ``TrainState``, and inside ``jit``. No gradient is read: all
+    is in the state already.
 
     The keys, each a scalar (or batched, if the state is), below the clip's name, which
     is ``clip`` by default; a second clip of the same name is ``clip_2``:
 
     | key | value |
     |---|---|
-    | ``clip/grad_norm_raw`` | norm before the clip |
+    | ``clip/grad_norm_raw`` | norm before the clip; inf if there was a NaN |
     | ``clip/grad_norm_clipped`` | norm after the clip |
     | ``clip/clip_ratio`` | clipped / raw; 1 at a zero gradient |
     | ``clip/threshold`` | threshold in force; the least of several (see `ClipInfo`) |
@@ -51,50 +53,93 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       ``grad_norm_clipped``, ``clip_ratio``, ``threshold`` |
 
     A long run of ratios below one half means, for a hard clip before SGD, that the
-    threshold acts as a learning rate. Before the first step all values are NaN, and
-    counts 0. `clipjax.skip_nonfinite` adds ``skip_nonfinite/skipped_count``,
+    threshold acts as a learning rate. Before the first step ratios are 1 and all other
+    values 0. `clipjax.skip_nonfinite` adds ``skip_nonfinite/skipped_count``,
     ``…/streak`` and ``…/alarm``, and `clipjax.skip_on_spike` likewise, with
     ``…/is_spike`` and ``…/accepted`` besides.
 
+    States hold no names of leaves. Blocks are named as follows:
+
+    | the clip's blocks | names |
+    |---|---|
+    | groups, by a tree of labels or with a table of thresholds | the labels |
+    | leaves, params given | the paths of the leaves |
+    | leaves with stacked layers; groups by a function | ``block_names``, or numbers |
+    | otherwise | numbers, in the order of the leaves, or of the sorted labels |
+
     Args:
         opt_state: an optimizer state, or an object with an ``opt_state``.
+        params: the parameters, or a tree of that structure, as the clip sees them:
+            inside ``optax.masked``, with None for the leaves that are masked. A
+            ``TrainState`` brings its own, which are used where they fit.
+        blocks: whether to give the numbers of blocks; or how many blocks of each clip,
+            those with the largest norms. Such a number reads the norms from the device.
+        block_names: names of blocks by the name of their clip, such as
+            ``{"clip": clip.block_names(params)}``.
 
     Returns:
         A flat dictionary from name to device array; empty if there is no clip.
 
+    Raises:
+        TypeError: opt_state is no optimizer state.
+        ValueError: names are more or fewer than blocks; a number of blocks under jit.
+
     Example:
         >>> import clipjax, optax, jax.numpy as jnp
-        >>> optimizer = optax.chain(clipjax.clip_by_global_norm(1.0), optax.adam(1e-3))
-        >>> params = jnp.array([3.0, 4.0])
+        >>> optimizer = optax.chain(clipjax.clip_by_leaf_norm(1.0), optax.adam(1e-3))
+        >>> params = {"bias": jnp.array([0.5]), "kernel": jnp.array([3.0, 4.0])}
         >>> _, state = optimizer.update(params, optimizer.init(params), params)
-        >>> print(clipjax.metrics(state)["clip/grad_norm_raw"])
-        5.0
+        >>> numbers = clipjax.metrics(state, params, blocks=1)
+        >>> for key in ("clip/clipped_fraction", "clip/grad_norm_raw/kernel"):
+        ...     print(key, numbers[key])
+        clip/clipped_fraction 0.5
+        clip/grad_norm_raw/kernel 5.0
     """
-    numbers: dict[str, jax.Array] = {}
-    names: dict[str, int] = {}
-    for state in states_in(opt_state):
-        name = next(iter(_names(state)))
-        prefix = name
-        while prefix in names:
-            names[name] += 1
-            prefix = f"{name}_{names[name]}"
-        names[prefix] = 1
-        found = _of_clip(state) if isinstance(state, ClipState) else _of_skip(state)
+    if not isinstance(blocks, bool):
+        require_integer("blocks", blocks, 0)
+    states = states_of(opt_state)
+    is_given = params is not None
+    if not is_given:
+        params = getattr(opt_state, "params", None)
+    leaf_names = None if params is None else Leaves.of(params).names
+    known_names = dict(block_names or {})
+    numbers: Numbers = {}
+    taken: dict[str, int] = {}
+    for state in states:
+        prefix = _unique(_name(state), taken)
+        if isinstance(state, ClipState):
+            found = _totals(state)
+            if blocks is not False and state.clip_info.block_norms_before.shape[-1]:
+                own = known_names.pop(prefix, None)
+                names = _named_blocks(state, prefix, own, leaf_names, is_given)
+                found |= _of_blocks(state, names, blocks)
+        else:
+            found = _of_skip(state)
         numbers |= {f"{prefix}/{key}": value for key, value in found.items()}
+    if known_names and blocks is not False:
+        raise ValueError(
+            f"block_names has {', '.join(map(repr, known_names))}, and opt_state has no "
+            f"clip of that name with blocks; it has {', '.join(taken) or 'none'}"
+        )
     return numbers
 
 
 def nonfinite_path(opt_state: Any, tree: Any) -> str | None:
-    """Gives the path of the first leaf that had a NaN or inf, in the latest bad step.
+    """Return the path of the first leaf that had a NaN or inf, in the latest bad step.
 
     This reads a number from the device.
 
     Args:
         opt_state: an optimizer state with a clip or `clipjax.skip_nonfinite` in it.
-        tree: the updates, or parameters of the same structure.
+        tree: the updates, or parameters of the same structure, as the clip sees them:
+            inside ``optax.masked``, with None for the leaves that are masked.
 
     Returns:
         A path such as ``layers/0/kernel``, or None if no step was bad so far.
+
+    Raises:
+        TypeError: opt_state is no optimizer state.
+        ValueError: the tree has too few leaves, or the state is batched.
 
     Example:
         >>> import clipjax, jax.numpy as jnp
@@ -104,147 +149,135 @@ def nonfinite_path(opt_state: Any, tree: Any) -> str | None:
         >>> clipjax.nonfinite_path(state, grads)
         'b'
     """
-    names = list(NamedLeaves.of(tree).arrays)
-    for state in states_in(opt_state):
-        if isinstance(state, SkipOnSpikeState):
+    names = Leaves.of(tree).names
+    for state in states_of(opt_state):
+        if isinstance(state, ClipState):
+            found = state.clip_info.first_nonfinite_leaf
+        elif isinstance(state, SkipNonfiniteState):
+            found = state.nonfinite_leaf
+        else:
             continue
-        info = state.info if isinstance(state, ClipState) else state
-        position = int(info.nonfinite_leaf)
-        # Inside of optax.masked, a clip sees some of the leaves only.
-        seen = [name for name in names if name in info.leaves]
-        if len(seen) < len(info.leaves):
+        if jnp.ndim(found):
             raise ValueError(
-                f"tree has {len(seen)} of the {len(info.leaves)} leaves that the state "
-                "speaks of: pass the updates that the optimizer sees"
+                f"opt_state is a batch of shape {jnp.shape(found)}: pass one of its "
+                "states, as jax.tree.map(lambda leaf: leaf[0], opt_state)"
+            )
+        position = int(found)
+        if position >= len(names):
+            raise ValueError(
+                f"tree has {len(names)} leaves, and leaf number {position} was not "
+                "finite: pass the updates that the clip sees"
             )
         if position >= 0:
-            return seen[position]
+            return names[position]
     return None
 
 
-def leaf_norms(tree: Any, norm: Norm = l2) -> dict[str, jax.Array]:
-    """Measures each leaf of a tree, safely at any magnitude.
+def _name(state: ClipState | SkipState) -> str:
+    names = state.clip_names if isinstance(state, ClipState) else state.skip_names
+    return next(iter(names))
+
+
+def _unique(name: str, taken: dict[str, int]) -> str:
+    """Return a name that is not taken yet, and take it."""
+    prefix = name
+    while prefix in taken:
+        taken[name] += 1
+        prefix = f"{name}_{taken[name]}"
+    taken[prefix] = 1
+    return prefix
+
+
+def _named_blocks(
+    state: ClipState,
+    prefix: str,
+    own: Sequence[str] | None,
+    leaf_names: Sequence[str] | None,
+    is_given: bool,
+) -> list[str]:
+    """Return the names of a clip's blocks.
 
     Args:
-        tree: gradients, updates or parameters.
-        norm: how a leaf is measured.
-
-    Returns:
-        A dictionary from the leaf's path to its norm, a float32 scalar (float64 where
-        any leaf is).
-
-    Example:
-        >>> import clipjax, jax.numpy as jnp
-        >>> print(clipjax.leaf_norms({"w": jnp.array([3.0, 4.0])})["w"])
-        5.0
+        state: the clip's state.
+        prefix: its name.
+        own: its entry in ``block_names``.
+        leaf_names: the names of the leaves of the parameters.
+        is_given: the caller passed those parameters for this purpose.
     """
-    leaves = NamedLeaves.of(tree)
-    names = Leaf().names(leaves)
-    split = split_over(leaves, None)
-    norms = measure(norm, Leaf(), at_hand(leaves), names, split).norms
-    return {name: norms[i] for i, name in enumerate(names)}
+    count = state.clip_info.block_norms_before.shape[-1]
+    ((kind, labels),) = state.clip_names[_name(state)].items()
+    if own is not None:
+        if len(own) != count:
+            raise ValueError(
+                f"block_names has {len(own)} names for {prefix!r}, which has {count} "
+                "blocks"
+            )
+        return list(own)
+    if labels:
+        return list(labels)
+    if kind == "leaf" and leaf_names is not None:
+        if len(leaf_names) == count:
+            return list(leaf_names)
+        if is_given:
+            raise ValueError(
+                f"params has {len(leaf_names)} leaves, and {prefix!r} has {count} "
+                "blocks: pass the parameters that the clip sees (inside optax.masked, "
+                "with None for those that are masked), or, where leaves stack layers, "
+                f"block_names={{{prefix!r}: clip.block_names(params)}}"
+            )
+    return list(map(str, range(count)))
 
 
-def direction_cosine(before: Any, after: Any) -> jax.Array:
-    """Measures how far a clip has turned a gradient: 1 if not at all.
-
-    A clip by the norm of the whole tree gives 1. A clip by value of independent
-    Gaussian entries tends to √(2/π) ≈ 0.798 for small thresholds; other distributions
-    give other values.
-
-    Args:
-        before: a tree of real or complex arrays.
-        after: a tree of the same structure.
-
-    Returns:
-        The cosine of the angle between them as one vector; NaN if either is zero.
-
-    Example:
-        >>> import clipjax, jax.numpy as jnp
-        >>> raw = jnp.array([3.0, 4.0])
-        >>> print(f"{clipjax.direction_cosine(raw, jnp.clip(raw, -1.0, 1.0)):.4f}")
-        0.9899
-    """
-    first, second = map(_near_one, (before, after))
-    products = [
-        jnp.sum(jnp.real(leaf * jnp.conj(second.arrays[name])))
-        for name, leaf in first.arrays.items()
-    ]
-    norms = [list(leaf_norms(tree.tree()).values()) for tree in (first, second)]
-    lengths = [l2.combine(jnp.stack(some), jnp.ones(len(some))) for some in norms]
-    return sum(products[1:], products[0]) / (lengths[0] * lengths[1])
-
-
-def _near_one(tree: Any) -> NamedLeaves:
-    """Brings the largest entry near one: neither products nor norms overflow."""
-    leaves = NamedLeaves.of(tree)
-    dtype = accumulation_dtype(leaves)
-    wide = leaves.map(lambda leaf: widen(leaf, dtype))
-    peaks = [jnp.max(jnp.abs(leaf), initial=0) for leaf in wide.arrays.values()]
-    power = scaling_power(jnp.max(jnp.stack(peaks)))
-    return wide.map(lambda leaf: leaf * power)
-
-
-def states_in(opt_state: Any) -> list[Ours]:
-    """Finds the states of all clips and skips in an optimizer state."""
-    found = []
-
-    def visit(tree: Any) -> None:
-        for node in jax.tree.leaves(tree, is_leaf=_is_ours):
-            if isinstance(node, Skip):
-                found.append(node)
-                visit(node.inner_state)
-            elif isinstance(node, ClipState):
-                found.append(node)
-
-    visit(getattr(opt_state, "opt_state", opt_state))
-    return [jax.tree.map(_unwrapped, state, is_leaf=_is_wrapped) for state in found]
-
-
-def _is_ours(node: Any) -> bool:
-    return isinstance(node, Ours)
-
-
-def _is_wrapped(leaf: Any) -> bool:
-    # Flax keeps optimizer states in variables that know how to give their value.
-    return hasattr(leaf, "get_value")
-
-
-def _unwrapped(leaf: Any) -> Any:
-    return leaf.get_value() if _is_wrapped(leaf) else leaf
-
-
-def _names(state: Ours) -> dict[str, Any]:
-    return state.info.names if isinstance(state, ClipState) else state.names
-
-
-def _of_skip(state: Skip) -> dict[str, jax.Array]:
+def _of_skip(state: SkipState) -> Numbers:
     keys = ("skipped_count", "streak", "alarm", "is_spike", "accepted")
     return {key: getattr(state, key) for key in keys if hasattr(state, key)}
 
 
-def _of_clip(state: ClipState) -> dict[str, jax.Array]:
-    info = state.info
-    counted = jnp.maximum(state.count, 1).astype(info.norm.dtype)
-    numbers = {
-        "grad_norm_raw": info.norm,
-        "grad_norm_clipped": info.clipped_norm,
-        "clip_ratio": info.factor,
-        "threshold": info.threshold,
+def _totals(state: ClipState) -> Numbers:
+    info = state.clip_info
+    dtype = info.norm_before.dtype
+    steps = jnp.maximum(state.clip_steps, 1).astype(dtype)
+    return {
+        "grad_norm_raw": info.norm_before,
+        "grad_norm_clipped": info.norm_after,
+        "clip_ratio": info.clip_ratio,
+        "threshold": info.clip_threshold,
         "clipped_fraction": info.clipped_fraction,
-        "nonfinite_count": info.nonfinite_count,
-        "clipped_steps_fraction": info.clipped_steps.astype(info.norm.dtype) / counted,
-        "average_clip_ratio": info.average_factor,
-        "over_clipping": info.average_factor < OVER_CLIPPING,
-        "invalid_threshold_count": info.invalid_threshold_count,
+        "nonfinite_count": info.nonfinite_steps,
+        "clipped_steps_fraction": info.clipped_steps.astype(dtype) / steps,
+        "average_clip_ratio": info.average_clip_ratio,
+        "over_clipping": info.average_clip_ratio < OVER_CLIPPING,
+        "invalid_threshold_count": info.invalid_threshold_steps,
     }
+
+
+def _of_blocks(state: ClipState, names: Sequence[str], blocks: bool | int) -> Numbers:
+    info = state.clip_info
+    before, after = info.block_norms_before, info.block_norms_after
+    is_usable = (before > 0) & (before < jnp.inf)
+    ratio = jnp.where(is_usable, after / jnp.where(is_usable, before, 1), 1)
     columns = {
-        "grad_norm_raw": "norm",
-        "grad_norm_clipped": "clipped_norm",
-        "clip_ratio": "factor",
-        "threshold": "threshold",
+        "grad_norm_raw": before,
+        # An infinite block has no length after the clip, as in the report of the tree.
+        "grad_norm_clipped": jnp.where(before < jnp.inf, after, before),
+        "clip_ratio": ratio,
+        "threshold": info.block_thresholds,
     }
-    for position, block in enumerate(state.block_names):
-        for key, field in columns.items():
-            numbers[f"{key}/{block}"] = getattr(info.blocks, field)[..., position]
-    return numbers
+    return {
+        f"{key}/{names[position]}": column[..., position]
+        for position in _chosen(before, blocks)
+        for key, column in columns.items()
+    }
+
+
+def _chosen(norms: jax.Array, blocks: bool | int) -> Sequence[int]:
+    """Return the positions of the blocks to report."""
+    if blocks is True:
+        return range(norms.shape[-1])
+    if isinstance(norms, Tracer):
+        raise ValueError(
+            f"blocks={blocks} picks blocks by their norms, which are not known under "
+            "jit: call metrics outside of it, or pass True or False"
+        )
+    largest = np.max(np.asarray(norms), axis=tuple(range(norms.ndim - 1)))
+    return np.argsort(-largest, kind="stable")[:blocks].tolist()

@@ -1,15 +1,15 @@
-"""Clipping by global norm seen as what it is: the projection onto a ball."""
+"""The projection onto a ball, which is clipping by global norm."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .engine import clip_by
-from .thresholds.fixed import as_threshold
+from .core.clip import clip_by
+from .thresholds.given import as_threshold
 
 
 def project_onto_ball(tree: Any, radius: Any) -> Any:
-    """Gives the point of the Euclidean ball around zero that is nearest to a tree.
+    """Return the point of the Euclidean ball around zero that is nearest to a tree.
 
     This is the hard clip by global norm, for the L2 norm only: scaling by another norm
     is no projection. It never takes two trees further apart.

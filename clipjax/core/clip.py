@@ -110,11 +110,13 @@ class Clipper:
             # Below its kind, by which the memory of another threshold is told.
             memory = {self.threshold.kind: self.threshold.init(blocks, params)}
         reported = blocks.count if self.granularity.reports_blocks else 0
+        labels = self.granularity.labels
         return ClipState(
             jnp.zeros((), jnp.int32),
             memory,
             empty_info(blocks.leaves.dtype, reported),
-            {self.name: {label: () for label in self.granularity.labels}},
+            # By its kind, a reader knows whether blocks are leaves or groups.
+            {self.name: {self.granularity.kind: dict.fromkeys(labels, ())}},
         )
 
     def remembered(

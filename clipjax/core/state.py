@@ -64,14 +64,14 @@ class ClipState(NamedTuple):
         clip_memory: what the threshold remembers, below the threshold's kind; () if it
             remembers nothing.
         clip_info: what the last step measured and did.
-        clip_names: the clip's name, and below it its groups' labels, if the settings
-            give them: keys without leaves.
+        clip_names: the clip's name, below it the granularity's, and below that the
+            groups' labels, if the settings give them: keys without leaves.
     """
 
     clip_steps: Int[Array, ""]
     clip_memory: Any
     clip_info: ClipInfo
-    clip_names: dict[str, dict[str, tuple[()]]]
+    clip_names: dict[str, dict[str, dict[str, tuple[()]]]]
 
 
 def empty_info(dtype: Any, reported_blocks: int) -> ClipInfo:
@@ -115,7 +115,9 @@ def checked_state(state: Any, fresh: Any, remembers: bool, who: str) -> Any:
     Raises:
         ValueError: the state is not this clip's.
     """
-    is_nothing = state is None or isinstance(state, optax.EmptyState) or state == ()
+    # By type: an array, which may be traced, does not compare with ().
+    is_nothing = state is None or isinstance(state, optax.EmptyState)
+    is_nothing = is_nothing or (type(state) is tuple and not state)
     if is_nothing and not remembers:
         return fresh()
     expected = jax.eval_shape(fresh)

@@ -1,4 +1,4 @@
-"""What a quantizer would make of a tree: how much of it is left."""
+"""How much of a tree a quantizer would keep."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from .casts import accumulation_dtype, widen
-from .distributed import gathered
-from .floats import format_limits, safe_scale, scaling_power
-from .metrics import direction_cosine
-from .trees import NamedLeaves
+from ..core.dtypes import (
+    accumulation_dtype,
+    format_limits,
+    safe_divisor,
+    scaling_power,
+    widen,
+)
+from ..core.meshes import gathered
+from ..core.trees import Leaves
+from .geometry import direction_cosine
 
 
 class QuantizationReport(NamedTuple):
@@ -35,7 +40,7 @@ class QuantizationReport(NamedTuple):
 def quantization_report(
     tree: Any, dtype: Any = jnp.int8, *, reference: Any = None
 ) -> dict[str, QuantizationReport]:
-    r"""Measures what is left of a tree that is quantized leaf by leaf.
+    r"""Measure what is left of a tree that is quantized leaf by leaf.
 
     .. math:: q = \operatorname{round}\Bigl(
         x \, \frac{q_\text{max}}{\max \lvert x \rvert} \Bigr)
@@ -76,24 +81,26 @@ def quantization_report(
         0.711 1.000
     """
     format_limits(dtype)
-    leaves = NamedLeaves.of(tree)
-    originals = leaves if reference is None else NamedLeaves.of(reference)
-    for name, leaf in leaves.arrays.items():
-        original = originals.arrays.get(name)
-        if original is None or original.shape != leaf.shape:
-            raise ValueError(
-                f"reference must have leaves like those of tree, got none of shape "
-                f"{leaf.shape} at {name!r}"
-            )
+    leaves = Leaves.of(tree)
+    originals = leaves.arrays
+    if reference is not None:
+        originals = leaves.aligned(reference, "the leaves of reference")
     return {
-        name: _compared(name, leaf, originals.arrays[name], jnp.dtype(dtype))
-        for name, leaf in leaves.arrays.items()
+        name: _compared(name, leaf, original, jnp.dtype(dtype))
+        for name, leaf, original in zip(
+            leaves.names, leaves.arrays, originals, strict=True
+        )
     }
 
 
 def _compared(
     name: str, leaf: jax.Array, original: jax.Array, dtype: Any
 ) -> QuantizationReport:
+    if leaf.shape != original.shape:
+        raise ValueError(
+            f"reference must have shapes like those of tree, got {original.shape} for "
+            f"{leaf.shape} at {name!r}"
+        )
     for part in (leaf, original):
         if jnp.iscomplexobj(part):
             raise TypeError(f"leaves must be real, got {part.dtype} at {name!r}")
@@ -101,7 +108,7 @@ def _compared(
     dtype_of_result = quantized.dtype
     was_nonzero = original != 0
     stays = jnp.sum(was_nonzero & (quantized != 0)).astype(dtype_of_result)
-    # As one vector, so that equal numbers come to lie side by side.
+    # Sorted as one vector, so that equal numbers are neighbors.
     ordered = jnp.sort(gathered(quantized, 0).reshape(-1))
     is_first = jnp.append(True, ordered[1:] != ordered[:-1])[: ordered.size]
     occupied = jnp.sum(is_first & jnp.isfinite(ordered))
@@ -113,12 +120,12 @@ def _compared(
 
 
 def _quantized(leaf: jax.Array, dtype: Any) -> jax.Array:
-    """Rounds to the numbers of a format, given in the accumulation dtype."""
-    wide = widen(leaf, accumulation_dtype(NamedLeaves.of(leaf)))
+    """Round to the numbers of a format, in the accumulation dtype."""
+    wide = widen(leaf, accumulation_dtype([leaf]))
     largest, _ = format_limits(dtype)
     peak = jnp.max(jnp.abs(wide), initial=0)
     power = scaling_power(peak)
-    wide = wide * power / safe_scale(peak * power)
+    wide = wide * power / safe_divisor(peak * power)
     scaled = jnp.clip(wide * largest, -largest, largest)
     if jnp.issubdtype(dtype, jnp.integer):
         return jnp.round(scaled)

@@ -1,1 +1,1 @@
-"""Wrappers: what goes around a clip or an optimizer."""
+"""Transformations that go around a clip, or around a whole optimizer."""

@@ -1,4 +1,4 @@
-"""Wrappers that give back, over later steps, what a clip has cut off."""
+"""A wrapper that adds what a clip has cut off to later gradients."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .casts import accumulation_dtype, narrow, widen
-from .distributed import AxisNames, beside, split_over
-from .measurement import first_nonfinite_leaf
-from .recipes import clip_by_global_norm
-from .thresholds.base import require_number
-from .trees import NamedLeaves, is_clippable
-from .wrapped import as_transformation
+from ..core.checks import require_number
+from ..core.clip import clip_by
+from ..core.dtypes import accumulation_dtype, narrow, widen
+from ..core.meshes import AxisNames
+from ..core.trees import Leaves, is_clippable, zeros_like
+from .inner import as_transformation, checked_own_state, first_bad_leaf
 
 
 class ErrorFeedbackState(NamedTuple):
@@ -23,7 +22,8 @@ class ErrorFeedbackState(NamedTuple):
     Attributes:
         residual: what has been cut off and not yet given back, a tree of the
             parameters' structure and shapes: float32, or float64 for float64 leaves
-            (or their complex counterparts), and None for leaves that are not clipped.
+            (or their complex counterparts). For leaves that are not clipped, zeros
+            that stay.
         inner_state: the state of the wrapped clip.
     """
 
@@ -37,7 +37,7 @@ def error_feedback(
     *,
     axis_name: AxisNames = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adds what a clip cuts off to the next gradient, so that nothing is lost.
+    r"""Add what a clip cuts off to the next gradient, so that nothing is lost.
 
     .. math::
         r_t = g_t + \Delta_t, \qquad
@@ -62,7 +62,8 @@ def error_feedback(
     | NaN or inf in any leaf | the clip of the gradient alone; residual bit-identical |
     | finite leaves whose sums overflow | residual bit-identical |
     | bfloat16 or float16 gradients | update in their dtype, residual in float32 |
-    | integer, float0, PRNG-key, None leaves | left to the clip, no residual |
+    | integer, float0, PRNG-key, None leaves | left to the clip, their residual is 0 |
+    | a state that is not this wrapper's, None included | ValueError |
 
     Args:
         clip: the clip, or any transformation that shortens gradients.
@@ -78,7 +79,8 @@ def error_feedback(
 
     Raises:
         TypeError: clip is no gradient transformation, or cap no number.
-        ValueError: cap is negative or NaN.
+        ValueError: cap is negative or NaN; or, in ``update``, updates have a leaf that
+            the parameters of ``init`` lacked.
 
     Example:
         >>> import clipjax, jax.numpy as jnp
@@ -99,74 +101,67 @@ def error_feedback(
     limit: Any = None
     if cap is not None:
         require_number("cap", cap)
-        limit = clip_by_global_norm(cap, axis_name=axis_name)
+        limit = clip_by(cap, axis_name=axis_name)
 
     def init(params: Any) -> ErrorFeedbackState:
-        return ErrorFeedbackState(jax.tree.map(_nothing, params), inner.init(params))
+        residual = jax.tree.map(_no_residual, params)
+        return ErrorFeedbackState(residual, inner.init(params))
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, ErrorFeedbackState]:
-        leaves, residual = NamedLeaves.of(updates), NamedLeaves.of(state.residual)
-        split = split_over(leaves, axis_name, params)
-        _require_known(leaves, residual)
-        raw = {name: _widest(leaf) for name, leaf in leaves.arrays.items()}
-        total = {name: _sum(leaf, residual.arrays[name]) for name, leaf in raw.items()}
-        is_bad = first_nonfinite_leaf(leaves.replace(total), split) >= 0
+        inside = ("residual", "inner_state")
+        state = checked_own_state(state, ErrorFeedbackState, "error_feedback", inside)
+        leaves = Leaves.of(updates)
+        residual = leaves.aligned(state.residual, "the residuals of init's parameters")
+        raw = leaves.map(_widest)
+        total = [_sum(leaf, owed) for leaf, owed in zip(raw, residual, strict=True)]
+        is_bad = first_bad_leaf(leaves.tree(total), axis_name, params) >= 0
 
         # A residual that stays must not be given out, or it would count twice.
-        seen = {
-            name: jnp.where(beside(is_bad, leaf), leaf, total[name])
-            for name, leaf in raw.items()
-        }
+        seen = [
+            jnp.where(is_bad, leaf, both) for leaf, both in zip(raw, total, strict=True)
+        ]
         clipped, inner_state = inner.update(
-            leaves.replace(seen).tree(), state.inner_state, params, **extra
+            leaves.tree(seen), state.inner_state, params, **extra
         )
-        clipped = NamedLeaves.of(clipped)
-        given = {
-            name: narrow(clipped.arrays[name], leaf)
-            for name, leaf in leaves.arrays.items()
-        }
-        rest = {name: total[name] - _widest(leaf) for name, leaf in given.items()}
-        overflows = first_nonfinite_leaf(leaves.replace(rest), split) >= 0
-        is_bad |= beside(overflows, is_bad)
+        given = [
+            narrow(short, leaf)
+            for short, leaf in zip(
+                leaves.aligned(clipped, "the clip's updates"),
+                leaves.arrays,
+                strict=True,
+            )
+        ]
+        rest = [both - _widest(leaf) for both, leaf in zip(total, given, strict=True)]
+        is_bad |= first_bad_leaf(leaves.tree(rest), axis_name, params) >= 0
         if limit is not None:
-            owners = None if params is None else NamedLeaves.of(params).arrays
-            rest, _ = limit.update(rest, None, owners)
-        kept = {
-            name: jnp.where(beside(is_bad, old), old, rest[name].astype(old.dtype))
-            for name, old in residual.arrays.items()
-            if name in rest
-        }
-        return clipped.replace(clipped.arrays | given).tree(), ErrorFeedbackState(
-            residual.replace(residual.arrays | kept).tree(), inner_state
+            shorter, _ = limit.update(leaves.tree(rest), None, params)
+            rest = Leaves.of(shorter).arrays
+        kept = [
+            jnp.where(is_bad, old, new.astype(old.dtype))
+            for old, new in zip(residual, rest, strict=True)
+        ]
+        return leaves.placed(clipped, given), ErrorFeedbackState(
+            leaves.placed(state.residual, kept), inner_state
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _nothing(leaf: Any) -> jax.Array | None:
+def _no_residual(leaf: Any) -> Any:
     if not is_clippable(leaf):
-        return None
+        return zeros_like(leaf)
     like = leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf)
     wide = jax.eval_shape(_widest, jax.ShapeDtypeStruct(like.shape, like.dtype))
-    return jnp.zeros_like(like, dtype=wide.dtype)
+    return zeros_like(like, wide.dtype)
 
 
 def _widest(leaf: jax.Array) -> jax.Array:
-    return widen(leaf, accumulation_dtype(NamedLeaves.of(leaf)))
+    return widen(leaf, accumulation_dtype([leaf]))
 
 
 def _sum(leaf: jax.Array, residual: jax.Array) -> jax.Array:
-    # Selecting, where there is nothing to add, keeps -0.0 and subnormals.
+    # A selection where there is nothing to add keeps -0.0 and subnormal entries.
     total = leaf + residual.astype(leaf.dtype)
     return jnp.where(residual == 0, leaf, total)
-
-
-def _require_known(leaves: NamedLeaves, residual: NamedLeaves) -> None:
-    unknown = [name for name in leaves.arrays if name not in residual.arrays]
-    if unknown:
-        raise ValueError(
-            f"updates have leaves that init did not see: {', '.join(unknown)}; call "
-            "init with parameters of the same structure"
-        )

@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from .casts import narrow
-from .distributed import AxisNames, as_tuple, each_worker, types_tell, varying_axes
-from .metrics import states_in
-from .report import ClipState
-from .trees import NamedLeaves, is_clippable
-from .wrapped import as_transformation
+from ..core.dtypes import narrow
+from ..core.meshes import AxisNames, as_tuple, each_worker, types_tell, varying_axes
+from ..core.state import ClipState
+from ..core.trees import Leaves, is_clippable
+from .inner import as_transformation
+from .states import states_in
 
 
 def per_worker(
     clip: optax.GradientTransformation, axis_name: AxisNames
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clips the gradient of every worker, then averages over the workers.
+    r"""Clip the gradient of every worker, then average over the workers.
 
     .. math:: u = \frac1n \sum_{i=1}^n \operatorname{clip}(g_i)
         \qquad\text{rather than}\qquad
@@ -72,7 +72,7 @@ def per_worker(
         >>> clip = clipjax.per_worker(clipjax.clip_by_global_norm(1.0), "workers")
         >>> step = jax.vmap(lambda grads: clip.update(grads, None), axis_name="workers")
         >>> updates, state = step(jnp.array([10.0, -8.0]))
-        >>> print(updates, state.info.norm)
+        >>> print(updates, state.clip_info.norm_before)
         [0. 0.] [9. 9.]
 
     References:
@@ -101,8 +101,8 @@ def per_worker(
 
 
 def _require_own(updates: Any, axes: tuple[Any, ...]) -> None:
-    """Refuses gradients that are the same on all workers, where types tell."""
-    leaves = NamedLeaves.of(updates).arrays.values()
+    """Refuse gradients that are the same on all workers, where types tell."""
+    leaves = Leaves.of(updates).arrays
     told = {axis for axis in axes if types_tell(axis)}
     if leaves and told and not any(told & varying_axes(leaf) for leaf in leaves):
         raise ValueError(
@@ -113,7 +113,7 @@ def _require_own(updates: Any, axes: tuple[Any, ...]) -> None:
 
 
 def _wide(leaf: jax.Array) -> jax.Array:
-    """Casts to float32 or wider: in float16 a sum over workers may overflow."""
+    """Cast to float32 or wider: in float16 a sum over workers may overflow."""
     is_narrow = jnp.finfo(leaf.dtype).bits < 32
     return leaf.astype(jnp.float32) if is_narrow else leaf
 
@@ -125,7 +125,7 @@ def _mean(axes: tuple[Any, ...], leaf: Any) -> jax.Array:
 
 
 def _shares(axes: tuple[Any, ...], own: Any, before: Any) -> jax.Array:
-    """Gives 0 for a worker that left this step out of its memories, else 1."""
+    """Return 0 for a worker that left this step out of its memories, else 1."""
     now, then = (list(map(_left_out, states_in(tree))) for tree in (own, before))
     share = jnp.int32(1)
     for count, earlier in zip(now, then or [0] * len(now), strict=True):
@@ -134,13 +134,14 @@ def _shares(axes: tuple[Any, ...], own: Any, before: Any) -> jax.Array:
 
 
 def _left_out(state: Any) -> jax.Array:
-    """Counts steps."""
-    is_clip = isinstance(state, ClipState)
-    return state.info.nonfinite_count if is_clip else state.skipped_count
+    """Return the number of steps that a clip or a skip did not remember."""
+    if isinstance(state, ClipState):
+        return state.clip_info.nonfinite_steps
+    return state.skipped_count
 
 
 def _shared(axes: tuple[Any, ...], share: jax.Array, own: Any) -> Any:
-    """Joins a leaf of the workers' states."""
+    """Join a leaf of the workers' states."""
     own = jnp.asarray(own)
     if is_clippable(own):
         wide = _wide(own)

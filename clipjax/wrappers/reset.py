@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from .casts import accumulation_dtype, narrow, widen
-from .thresholds.base import require_integer
-from .trees import NamedLeaves, is_clippable, path_name
-from .wrapped import as_transformation
+from ..core.checks import require_bool, require_integer
+from ..core.dtypes import narrow, widen
+from ..core.state import ClipState
+from ..core.trees import Leaves, is_clippable, path_name
+from .inner import as_transformation, checked_own_state, state_before_if
 
 RAMP_START = 0.01
 
@@ -41,7 +42,7 @@ def periodic_reset(
     select: Callable[[str, Any], bool] | None = None,
     counters: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Takes an optimizer's moments back to their start every so many steps.
+    r"""Take an optimizer's moments back to their start every so many steps.
 
     Updates number ``every``, ``2 · every``, … (from 1) work with moments as
     ``inner.init(params)`` makes them, zero for Adam. After a reset, updates are
@@ -51,9 +52,9 @@ def periodic_reset(
     .. math:: 0.01 + 0.99 \, (1 - \cos(\pi k / (N + 1))) / 2, \qquad k < N
 
     By default these parts of the inner state are reset: floating-point and complex
-    arrays whose path ends with that of a parameter, such as ``mu`` and ``nu`` of Adam,
-    and the trace of SGD. A learning rate, a threshold and what a clip has measured stay
-    as they are. If the parameters are a single array, arrays of its shape are reset.
+    arrays of each tree that mirrors the parameters, such as ``mu`` and ``nu`` of Adam
+    and the trace of SGD, as ``optax.tree_map_params`` finds them. A learning rate and
+    the states of clips stay as they are.
 
     SPAM is ``every=500, warmup_steps=150`` around Adam. It keeps Adam's count: without
     bias correction, the first update after a reset is some 3.2 times that of a fresh
@@ -68,6 +69,7 @@ def periodic_reset(
     | ramp over | bit-identical to ``inner``'s updates |
     | bfloat16 updates | multiplied in float32, rounded once |
     | integer, float0, PRNG-key, None leaves | as they came |
+    | a state that is not this wrapper's, None included | ValueError |
 
     Args:
         inner: the optimizer.
@@ -76,7 +78,7 @@ def periodic_reset(
             There is no ramp at the start of training.
         select: which leaves of the inner state to reset instead: a function of a path
             such as ``0/mu/dense/kernel`` and the leaf. None for the rule above.
-        counters: whether to reset also the integer counters that stand beside such
+        counters: whether to reset also the integer counters in the same state as such
             moments, such as Adam's count; not that of a schedule in the chain.
 
     Returns:
@@ -85,7 +87,8 @@ def periodic_reset(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: a number is out of range, both ``select`` and ``counters`` are
-            given, or update is not given ``params``.
+            given, or update is not given ``params``; ``inner.init`` fails on the
+            placeholder of ``optax.tree_map_params``, and there is no ``select``.
 
     Example:
         >>> import clipjax, optax, jax.numpy as jnp
@@ -111,31 +114,35 @@ def periodic_reset(
         raise ValueError(f"warmup_steps must be below {every=}, got {warmup_steps!r}")
     if select is not None and not callable(select):
         raise TypeError(f"select must be a function of path and leaf, got {select!r}")
-    if not isinstance(counters, bool):
-        raise TypeError(f"counters must be True or False, got {counters!r}")
+    require_bool("counters", counters)
     if select is not None and counters:
         raise ValueError("counters=True goes with select=None: let select pick them")
 
-    def init(params: Any) -> PeriodicResetState:
+    def fresh(inner_state: Any) -> PeriodicResetState:
         position, count = (jnp.zeros((), jnp.int32) for _ in range(2))
-        return PeriodicResetState(position, count, inner.init(params))
+        return PeriodicResetState(position, count, inner_state)
+
+    def init(params: Any) -> PeriodicResetState:
+        return fresh(inner.init(params))
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, PeriodicResetState]:
+        state = checked_own_state(state, fresh, "periodic_reset")
         if params is None:
             raise ValueError(
                 "periodic_reset needs params: call update(updates, state, params)"
             )
         position = (state.position + 1) % every
         is_due = position == 0
-        picked = (
-            _moments(state.inner_state, params, counters)
-            if select is None
-            else _selected(state.inner_state, select)
-        )
+        if select is not None:
+            picked = _selected(state.inner_state, select)
+        else:
+            picked = _moments(inner, state.inner_state)
+            if counters:
+                picked = _with_counters(picked, state.inner_state, params)
         inner_state = jax.tree.map(
-            lambda pick, old, new: _restart_if(is_due, old, new) if pick else old,
+            lambda pick, old, new: state_before_if(~is_due, old, new) if pick else old,
             picked,
             state.inner_state,
             inner.init(params),
@@ -152,36 +159,41 @@ def periodic_reset(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _moments(state: Any, params: Any, counters: bool) -> Any:
-    """Tells, for every leaf of a state, whether it belongs to a parameter."""
-    shapes = {
-        path: jnp.shape(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+def _moments(inner: optax.GradientTransformation, state: Any) -> Any:
+    """Return for every leaf of a state whether it is a moment of a parameter."""
+    try:
+        picked = optax.tree_map_params(
+            inner, is_clippable, state, transform_non_params=lambda leaf: False
+        )
+    except Exception as error:
+        raise ValueError(
+            "periodic_reset cannot tell which leaves of inner's state are moments, "
+            f"since optax.tree_map_params fails: {error}; choose them with select"
+        ) from error
+    is_clip = lambda node: isinstance(node, ClipState)  # noqa: E731
+    return jax.tree.map(
+        lambda pick: jax.tree.map(lambda _: False, pick) if is_clip(pick) else pick,
+        picked,
+        is_leaf=is_clip,
+    )
+
+
+def _with_counters(picked: Any, state: Any, params: Any) -> Any:
+    """Pick also the integers that are fields of a state with moments."""
+    of_params = {path for path, _ in jax.tree_util.tree_leaves_with_path(params)}
+    lengths = {len(path) for path in of_params}
+    owners = {
+        path[: len(path) - length - 1]
+        for path, pick in jax.tree_util.tree_leaves_with_path(picked)
+        for length in lengths
+        if pick and path[len(path) - length :] in of_params
     }
-    lengths = {len(path) for path in shapes}
 
-    def owner(path: tuple[Any, ...], leaf: Any) -> tuple[Any, ...] | None:
-        """Gives the path of the state that a moment is in; None for other leaves."""
-        if not is_clippable(leaf):
-            return None
-        for length in lengths:
-            start = len(path) - length
-            if start < 0 or path[start:] not in shapes:
-                continue
-            # A path of no keys says nothing.
-            if length or jnp.shape(leaf) == shapes[()]:
-                return path[: max(start - 1, 0)]
-        return None
-
-    owners = {owner(*entry) for entry in jax.tree_util.tree_leaves_with_path(state)}
-
-    def is_picked(path: tuple[Any, ...], leaf: Any) -> bool:
-        if owner(path, leaf) is not None:
-            return True
+    def one(path: tuple[Any, ...], pick: bool, leaf: Any) -> bool:
         is_integer = jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
-        return counters and is_integer and path[:-1] in owners
+        return pick or (is_integer and path[:-1] in owners)
 
-    return jax.tree_util.tree_map_with_path(is_picked, state)
+    return jax.tree_util.tree_map_with_path(one, picked, state)
 
 
 def _selected(state: Any, select: Callable[[str, Any], bool]) -> Any:
@@ -190,23 +202,17 @@ def _selected(state: Any, select: Callable[[str, Any], bool]) -> Any:
     )
 
 
-def _restart_if(is_due: jax.Array, old: Any, new: Any) -> jax.Array:
-    if is_clippable(old):
-        old = jnp.asarray(old)
-        return jnp.where(is_due, narrow(jnp.asarray(new), old), old)
-    return jnp.where(is_due, new, old)
-
-
 def _ramped(
     updates: Any, is_warming: jax.Array, position: jax.Array, steps: int
 ) -> Any:
-    leaves = NamedLeaves.of(updates)
-    dtype = accumulation_dtype(leaves)
-    angle = jnp.pi * position.astype(dtype) / (steps + 1)
+    leaves = Leaves.of(updates)
+    angle = jnp.pi * position.astype(leaves.dtype) / (steps + 1)
     factor = RAMP_START + (1 - RAMP_START) * (1 - jnp.cos(angle)) / 2
 
     def scaled(leaf: jax.Array) -> jax.Array:
-        wide = widen(leaf, dtype)
+        wide = widen(leaf, leaves.dtype)
         return narrow(wide * factor.astype(wide.dtype), leaf)
 
-    return leaves.map(lambda leaf: jnp.where(is_warming, scaled(leaf), leaf)).tree()
+    return leaves.tree(
+        leaves.map(lambda leaf: jnp.where(is_warming, scaled(leaf), leaf))
+    )

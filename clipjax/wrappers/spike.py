@@ -9,23 +9,26 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from .casts import accumulation_dtype
-from .distributed import AxisNames, split_over
-from .granularity import whole
-from .measurement import measure
-from .norms import l2
-from .order import at_hand
-from .skip import keep_if, nothing_if
-from .thresholds.base import require_integer, require_number
-from .trees import NamedLeaves
-from .wrapped import as_transformation
+from ..core.checks import require_bool, require_integer, require_number
+from ..core.clip import require_name
+from ..core.measure import measure
+from ..core.meshes import AxisNames, mesh_axes
+from ..core.trees import Leaves
+from ..norms import l2
+from .inner import (
+    as_transformation,
+    checked_own_state,
+    no_update_if,
+    state_before_if,
+    whole_tree,
+)
 
 
 class SkipOnSpikeState(NamedTuple):
     """The state of `skip_on_spike`.
 
     Attributes:
-        names: the wrapper's name, a key without leaves.
+        skip_names: the wrapper's name, a key without leaves.
         skipped_count: int32 number of steps skipped so far.
         streak: int32 number of steps skipped in a row, up to now.
         alarm: bool, true from the step on that made the streak too long.
@@ -38,7 +41,7 @@ class SkipOnSpikeState(NamedTuple):
         inner_state: the state of the wrapped optimizer.
     """
 
-    names: dict[str, tuple[()]]
+    skip_names: dict[str, tuple[()]]
     skipped_count: Int[Array, ""]
     streak: Int[Array, ""]
     alarm: Bool[Array, ""]
@@ -60,7 +63,7 @@ def skip_on_spike(
     axis_name: AxisNames = None,
     name: str = "skip_on_spike",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Skips a step whose loss or gradient norm lies far above the latest ones.
+    r"""Skip a step whose loss or gradient norm lies far above the latest ones.
 
     .. math::
         x - \bar x > \max(\sigma s, \, \tau \lvert \bar x \rvert)
@@ -87,6 +90,7 @@ def skip_on_spike(
     | the history is all zeros | finite steps are never skipped |
     | ``alarm_after`` spikes in a row | skipped too; ``alarm`` is raised and stays |
     | `clipjax.skip_nonfinite` around it, or in it | works; the outer one counts |
+    | a state that is not this wrapper's, None included | ValueError |
 
     Args:
         inner: the optimizer to protect.
@@ -138,25 +142,32 @@ def skip_on_spike(
     require_integer("alarm_after", alarm_after, lowest=1)
     require_number("sigma", sigma, infinite=False)
     require_number("tolerance", tolerance, infinite=False)
+    require_bool("loss", loss)
+    require_name(name)
+    watched = ("loss", "norm") if loss else ("norm",)
 
-    def init(params: Any) -> SkipOnSpikeState:
-        dtype = accumulation_dtype(NamedLeaves.of(params))
-        watched = ("loss", "norm") if loss else ("norm",)
+    def fresh(inner_state: Any, dtype: Any = jnp.float32) -> SkipOnSpikeState:
         return SkipOnSpikeState(
-            names={name: ()},
+            skip_names={name: ()},
             skipped_count=jnp.zeros((), jnp.int32),
             streak=jnp.zeros((), jnp.int32),
             alarm=jnp.zeros((), bool),
             is_spike=jnp.zeros((), bool),
             accepted=jnp.zeros((), jnp.int32),
             history={key: jnp.zeros(window, dtype) for key in watched},
-            inner_state=inner.init(params),
+            inner_state=inner_state,
         )
+
+    def init(params: Any) -> SkipOnSpikeState:
+        return fresh(inner.init(params), Leaves.of(params).dtype)
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, SkipOnSpikeState]:
-        values = {"norm": _global_norm(updates, axis_name, params)}
+        state = checked_own_state(state, fresh, "skip_on_spike")
+        blocks = whole_tree(updates, axis_name, params)
+        (norm,), _ = measure(l2, blocks, blocks.leaves.arrays)
+        values = {"norm": norm}
         if loss:
             values["loss"] = _loss(extra.get("value"), axis_name)
         is_spike = jnp.zeros((), bool)
@@ -172,8 +183,8 @@ def skip_on_spike(
         streak = jnp.where(is_spike, optax.safe_increment(state.streak), 0)
         accepted = optax.safe_increment(state.accepted)
         position = state.accepted % window
-        new_state = SkipOnSpikeState(
-            names=state.names,
+        return no_update_if(is_spike, new_updates), SkipOnSpikeState(
+            skip_names=state.skip_names,
             skipped_count=state.skipped_count + is_spike.astype(jnp.int32),
             streak=streak,
             alarm=state.alarm | (streak >= alarm_after),
@@ -185,15 +196,7 @@ def skip_on_spike(
                 )
                 for key, past in state.history.items()
             },
-            inner_state=jax.tree.map(
-                lambda old, new: keep_if(is_spike, old, new),
-                state.inner_state,
-                inner_state,
-            ),
-        )
-        return (
-            jax.tree.map(lambda update: nothing_if(is_spike, update), new_updates),
-            new_state,
+            inner_state=state_before_if(is_spike, state.inner_state, inner_state),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -206,11 +209,11 @@ def _is_high(
     sigma: float,
     tolerance: float,
 ) -> jax.Array:
-    """Compares a value with a ring buffer, of which ``accepted`` entries count."""
+    """Compare a value with a ring buffer, of which ``accepted`` entries count."""
     counts = jnp.arange(past.size) < accepted
     peak = jnp.max(jnp.where(counts, jnp.abs(past), 0))
     has_scale = peak > 0
-    # At this scale no square overflows.
+    # Relative to the largest entry, so that no square overflows.
     scale = jnp.where(has_scale, peak, 1)
     past, value = jnp.where(counts, past / scale, 0), value / scale
     number = jnp.minimum(accepted, past.size).astype(past.dtype)
@@ -221,17 +224,8 @@ def _is_high(
     return has_scale & (value - mean > rise)
 
 
-def _global_norm(updates: Any, axis_name: AxisNames, params: Any) -> jax.Array:
-    """Measures the whole gradient; NaN wherever any entry is NaN or inf."""
-    granularity, leaves = whole(), NamedLeaves.of(updates)
-    names = granularity.names(leaves)
-    split = split_over(leaves, axis_name, params)
-    measured = measure(l2, granularity, at_hand(leaves), names, split)
-    norm = measured.norms
-    return jnp.where(measured.nonfinite_leaf < 0, norm, jnp.nan)
-
-
 def _loss(value: Any, axis_name: AxisNames) -> jax.Array:
+    """Return the loss, the mean over the axes that it differs over."""
     if value is None:
         raise ValueError(
             "skip_on_spike needs the loss: call update(updates, state, params, "
@@ -240,5 +234,7 @@ def _loss(value: Any, axis_name: AxisNames) -> jax.Array:
     value = jnp.asarray(value)
     if value.shape != ():
         raise ValueError(f"value must be a scalar loss, got shape {value.shape}")
-    axes = split_over(NamedLeaves.of({"value": value}), axis_name)["value"]
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        value = value.astype(jnp.float32)
+    (axes,) = mesh_axes(Leaves.of({"value": value}), axis_name)
     return jax.lax.pmean(value, axes) if axes else value

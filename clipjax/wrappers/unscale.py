@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from .casts import accumulation_dtype, widen
-from .thresholds.base import fits, require_number
-from .trees import NamedLeaves
+from ..core.blocks import fits
+from ..core.checks import require_number
+from ..core.dtypes import accumulation_dtype, widen
+from ..core.trees import Leaves
 
 
 def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
-    r"""Divides gradients by the factor that their loss was multiplied by.
+    r"""Divide gradients by the factor that their loss was multiplied by.
 
     .. math:: u = g / s, \qquad g = \nabla (s \cdot \text{loss})
 
@@ -78,7 +79,8 @@ def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
                 "loss_scale=...), or give unscale(loss_scale) a constant"
             )
         _require_scale(scale)
-        return NamedLeaves.of(updates).map(lambda g: _divided(g, scale)).tree(), state
+        leaves = Leaves.of(updates)
+        return leaves.tree(leaves.map(lambda g: _divided(g, scale))), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -90,7 +92,7 @@ def _require_scale(scale: Any) -> None:
 
 
 def _divided(leaf: jax.Array, scale: Any) -> jax.Array:
-    dtype = accumulation_dtype(NamedLeaves.of(leaf))
+    dtype = accumulation_dtype([leaf])
     largest = float(jnp.finfo(dtype).max)
     if not isinstance(scale, jax.Array) and np.any(np.asarray(scale) > largest):
         raise ValueError(f"loss_scale must be at most {largest:g}, got {scale!r}")
@@ -102,9 +104,9 @@ def _divided(leaf: jax.Array, scale: Any) -> jax.Array:
             "loss_scale must be one number, or broadcast against each leaf, got shape "
             f"{scale.shape} for a leaf of shape {leaf.shape}"
         )
-    # A negative scale would turn the gradient round, an infinite one make it zero.
+    # A negative scale would flip the sign, and an infinite one give zeros.
     scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, jnp.nan)
-    # XLA multiplies by the reciprocal, and takes that for zero beyond 2^126.
+    # XLA multiplies by the reciprocal, which is subnormal, and so zero, beyond 2^126.
     power = jnp.where(scale > 2.0**100, 0.25, 1.0).astype(dtype)
     power = jax.lax.optimization_barrier(power)  # or it goes into the reciprocal
     wide = widen(leaf, dtype)

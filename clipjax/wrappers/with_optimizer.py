@@ -1,4 +1,4 @@
-"""Clips that work hand in hand with an optimizer, whose memory they read."""
+"""Clips that work together with an optimizer, whose state they read."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from ..core.clip import Clip
-from ..core.measure import first_nonfinite_leaf
-from ..core.meshes import mesh_axes
-from ..core.state import keep_if
 from ..core.trees import Leaves, is_clippable
-from ..granularity import leaf as each_leaf
-from .inner import as_transformation
+from .inner import (
+    as_transformation,
+    checked_own_state,
+    first_bad_leaf,
+    state_before_if,
+)
 
 Observe = Callable[[Any, Any], Mapping[str, Any]]
 
@@ -25,8 +26,8 @@ class CompoundState(NamedTuple):
     """The state of a clip and an optimizer together.
 
     Attributes:
-        clip_state: the clip's own state, a `clipjax.ClipState`.
-        inner_state: the optimizer's, or the momentum's.
+        clip_state: the state of the clip, a `clipjax.ClipState`.
+        inner_state: the state of the optimizer, or of the momentum.
     """
 
     clip_state: Any
@@ -34,7 +35,7 @@ class CompoundState(NamedTuple):
 
 
 class CompoundClip(optax.GradientTransformationExtraArgs):
-    """A gradient transformation that prints the clip in it."""
+    """A clip together with an optimizer; it prints the clip."""
 
     @property
     def clipper(self) -> Any:
@@ -52,9 +53,9 @@ class Compound:
     Attributes:
         clip: the clip.
         inner: the optimizer, with support for extra arguments.
-        observe: gives the clip's extra arguments from the incoming updates and the
-            optimizer's state: that before its step where the clip comes first, that
-            after it otherwise.
+        observe: maps the incoming updates and the optimizer's state to the clip's extra
+            arguments: the state before its step if the clip comes first, else the
+            state after it.
         clip_first: whether the clip comes before the optimizer.
         holds: whether the optimizer's state stays as it is where updates are NaN or
             inf.
@@ -67,38 +68,39 @@ class Compound:
     holds: bool = False
 
     def init(self, params: Any) -> CompoundState:
-        """Starts both."""
+        """Return the state before the first step."""
         _refuse_eight_bits(params)
         return CompoundState(self.clip.init(params), self.inner.init(params))
 
     def update(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, CompoundState]:
-        """Runs both, in order."""
+        """Run both, in order."""
         _refuse_eight_bits(updates)
-        clip_state, inner = state
+        who = f"{self.clip!r} with an optimizer"
+        checked_own_state(state, CompoundState, who, CompoundState._fields)
+        clip_state, before = state
         if self.clip_first:
-            seen = self.observe(updates, inner)
+            seen = self.observe(updates, before)
             clipped, clip_state = self.clip.update(updates, clip_state, params, **seen)
-            steps, inner = self.inner.update(clipped, inner, params, **extra)
+            steps, after = self.inner.update(clipped, before, params, **extra)
         else:
-            moved, inner = self.inner.update(updates, inner, params, **extra)
+            moved, after = self.inner.update(updates, before, params, **extra)
             # Optimizers average integers as well, which a clip leaves alone.
             moved = jax.tree.map(
                 lambda new, old: new if is_clippable(old) else old, moved, updates
             )
-            seen = self.observe(updates, inner)
+            seen = self.observe(updates, after)
             steps, clip_state = self.clip.update(moved, clip_state, params, **seen)
         if self.holds:
-            leaves = Leaves.of(updates)
-            axes = mesh_axes(leaves, self.clip.clipper.axis_name, params)
-            is_good = first_nonfinite_leaf(each_leaf().of(leaves, axes)) < 0
-            inner = keep_if(is_good, inner, state.inner_state)
-        return steps, CompoundState(clip_state, inner)
+            axis_name = self.clip.clipper.axis_name
+            is_bad = first_bad_leaf(updates, axis_name, params) >= 0
+            after = state_before_if(is_bad, before, after)
+        return steps, CompoundState(clip_state, after)
 
 
 def clip_before(inner: Any, clip: Clip, observe: Observe) -> CompoundClip:
-    """Clips what an optimizer gets, by what its state says before the step."""
+    """Clip what an optimizer gets, by what its state says before the step."""
     inner = as_transformation("inner", inner)
     compound = Compound(clip, inner, observe, clip_first=True)
     return CompoundClip(compound.init, compound.update)
@@ -107,26 +109,27 @@ def clip_before(inner: Any, clip: Clip, observe: Observe) -> CompoundClip:
 def clip_after(
     inner: Any, clip: Clip, observe: Observe, holds: bool = False
 ) -> CompoundClip:
-    """Clips what an optimizer gives, by what its state says after the step."""
+    """Clip what an optimizer returns, by what its state says after the step."""
     inner = optax.with_extra_args_support(inner)
     compound = Compound(clip, inner, observe, clip_first=False, holds=holds)
     return CompoundClip(compound.init, compound.update)
 
 
 def _refuse_eight_bits(tree: Any) -> None:
-    """Refuses leaves in whose dtype an optimizer's averages come out as 0 or NaN."""
+    """Refuse leaves in whose dtype an optimizer's averages come out as 0 or NaN."""
     leaves = Leaves.of(tree)
     for position, leaf in enumerate(leaves.arrays):
         if jnp.finfo(leaf.dtype).bits < 16:
+            name = leaves.names[position]
             raise TypeError(
-                f"{leaves.names[position] or 'the update'} has dtype {leaf.dtype}, too narrow for the "
+                f"{name or 'the update'} has dtype {leaf.dtype}, too narrow for the "
                 "moments that this clip keeps: cast it, or put clipjax.unscale(1.0) "
                 "before, and keep parameters in float32"
             )
 
 
 def second_moment(state: Any) -> Any:
-    """Finds Adam's average of squares, ``nu``, in an optimizer's state."""
+    """Return Adam's average of squares, ``nu``, from an optimizer's state."""
     found = optax.tree_utils.tree_get(state, "nu")
     if found is None:
         raise ValueError(

@@ -1,0 +1,1 @@
+"""Measurements of trees, for analysis rather than for training."""
