@@ -163,9 +163,15 @@ def summarize(
     )
     if not reports_blocks:
         return step
+
+    def lined_up(values: Values) -> jax.Array:
+        shape = (blocks.count,)
+        is_already = len(values) == 1 and values[0].shape == shape
+        return values[0] if is_already else blocks.vector(values[: len(blocks.members)])
+
     return step._replace(
-        block_norms_before=blocks.vector(norms) if len(norms) > 1 else norms[0],
-        block_norms_after=blocks.vector(lengths) if len(norms) > 1 else lengths[0],
+        block_norms_before=lined_up(norms),
+        block_norms_after=lined_up(lengths),
         block_thresholds=blocks.vector(
             [jnp.asarray(limit, blocks.leaves.dtype) for limit in thresholds]
         ),

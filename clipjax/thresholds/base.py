@@ -48,6 +48,8 @@ class Context:
 
     def whole(self, norms: Values) -> jax.Array:
         """Return the norm of the whole tree from the norms of its blocks."""
+        if not norms:
+            return jnp.zeros((), self.dtype)
         return self.norm.combine(norms, self.blocks.sizes)
 
     def parameters(self, who: str) -> list[jax.Array]:
