@@ -1,10 +1,11 @@
 """Every method and part by name, and the dozen clips that promises are walked over.
 
-A new method is one line here: `test_contracts_recipes.py` traces every one of them, and
+A new method is one line here: `test_contracts_form.py` traces every one of them, and
 checks its form. What a clip does with numbers is one test over `REPRESENTATIVES`, which
 have one clip of each structure, compiled once with the threshold as an argument.
 """
 
+import contextlib
 import functools
 from functools import partial
 
@@ -207,9 +208,19 @@ REPRESENTATIVES = {
     "spectral": clipjax.spectral_clip,
     "svd": clipjax.spectral_clamp,
 }
-# Those that forget; those that measure no blocks.
+# Those that have a memory; those that have no blocks.
 LEARNT = ("learnt", "learnt-leaf", "learnt-unit")
 ENTRIES = ("entries", "entries-drop", "entries-unreported")
+
+
+@contextlib.contextmanager
+def about(name):
+    """Names a clip in the report of a failure, where a test loops over many."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"This is about {name}.")
+        raise
 
 
 @functools.cache
