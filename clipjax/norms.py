@@ -204,9 +204,11 @@ def _root_of_squares(
     scale = 2.0 ** (3 * jnp.finfo(norms[0].dtype).maxexp // 8)
     roots = []
     for power in (scale, 1 / scale):
+        # By a selection, since XLA takes the square of a constant out of that of a scalar.
+        scaled = [norm * jnp.where(norm < jnp.inf, power, 1) for norm in norms]
         sums = [
-            jnp.sum(jnp.square(norm * power) * size)
-            for norm, size in zip(norms, sizes, strict=True)
+            jnp.sum(jnp.square(norm) * size)
+            for norm, size in zip(scaled, sizes, strict=True)
         ]
         total = sum(sums[1:], sums[0]) * share
         positive = total > 0

@@ -190,7 +190,7 @@ def summary_of_thresholds(
         return jnp.min(limits), jnp.all(limits >= 0)
     # The mean of those below infinity: a minimum would take an all-reduce of its own
     # where the units are sharded. A NaN, or mostly negative thresholds, show in it.
-    below = [limit < jnp.inf for limit in different]
+    below = [limit != jnp.inf for limit in different]
     sums = [
         jnp.sum(jnp.where(is_below, limit, 0))
         for limit, is_below in zip(different, below, strict=True)
