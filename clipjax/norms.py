@@ -139,7 +139,9 @@ class L2(Norm):
         # more all-reduce where the norms themselves are sharded.
         del size
         scale = _two_scales(norm.dtype)
-        return [jnp.square(norm * scale), jnp.square(norm * (1 / scale))]
+        # Through a maximum, since XLA would square the scale by itself.
+        scaled = [jnp.maximum(norm * power, 0) for power in (scale, 1 / scale)]
+        return [jnp.square(x) for x in scaled]
 
     def of_terms(self, totals, size):
         del size

@@ -102,8 +102,9 @@ class EntryClipper(Clipper):
             factor = jnp.where(length == size, 1, length / safe_divisor(size))
             return narrow(wide * factor.astype(wide.dtype), leaf)
         if self.rule == rules.hard:
-            # Minimum and maximum pass NaN on, and keep every bit of other entries.
-            return narrow(jnp.minimum(jnp.maximum(wide, -limit), limit), leaf)
+            # Minimum and maximum pass NaN on, and flush subnormal entries to zero.
+            cut = narrow(jnp.minimum(jnp.maximum(wide, -limit), limit), leaf)
+            return jnp.where(jnp.abs(wide) < limit, leaf, cut)
         return narrow(jnp.sign(wide) * self._lengths(jnp.abs(wide), limit), leaf)
 
     def _lengths(self, size: jax.Array, limit: Any) -> jax.Array:
@@ -146,6 +147,7 @@ class EntryClipper(Clipper):
             lambda size, length, by: jnp.sign(jnp.abs(size - length) * by), after
         )
         fraction = jnp.sum(counts) / max(1, whole_tree.sizes[0])
+        after = jnp.where(fraction > 0, after, before)  # to the bit
         least, is_valid = _summary(given, leaves.dtype)
         is_finite = (before < jnp.inf) & (first_bad < 0)
         step = Step(before, after, least, fraction, is_finite, first_bad, is_valid)

@@ -102,7 +102,7 @@ def empty_info(dtype: Any, reported_blocks: int) -> ClipInfo:
     )
 
 
-def checked_state(state: Any, fresh: Any, remembers: bool, who: str) -> Any:
+def checked_state(state: Any, fresh: Any, remembers: bool, who: Any) -> Any:
     """Return the state to work from, or say what is wrong with the one given.
 
     Args:
@@ -110,7 +110,7 @@ def checked_state(state: Any, fresh: Any, remembers: bool, who: str) -> Any:
             fresh state, if the clip remembers nothing.
         fresh: makes a fresh state.
         remembers: whether the clip has a memory.
-        who: the clip, as it prints.
+        who: the clip, which is printed in errors only.
 
     Raises:
         ValueError: the state is not this clip's.
