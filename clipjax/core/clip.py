@@ -100,8 +100,9 @@ class Clipper:
         leaves = Leaves.of(updates)
         blocks = self.granularity.of(leaves, mesh_axes(leaves, self.axis_name, params))
         fresh = functools.partial(self.start, blocks, updates)
-        who, remembers = repr(self), self.threshold.remembers
-        return leaves, blocks, checked_state(state, fresh, remembers, who)
+        return leaves, blocks, checked_state(
+            state, fresh, self.threshold.remembers, who=self
+        )
 
     def start(self, blocks: Blocks, params: Any) -> ClipState:
         """Return the state before the first step."""

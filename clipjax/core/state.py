@@ -163,9 +163,15 @@ def summarize(
     )
     if not reports_blocks:
         return step
+
+    def lined_up(values: Values) -> jax.Array:
+        shape = (blocks.count,)
+        is_already = len(values) == 1 and values[0].shape == shape
+        return values[0] if is_already else blocks.vector(values[: len(blocks.members)])
+
     return step._replace(
-        block_norms_before=blocks.vector(norms) if len(norms) > 1 else norms[0],
-        block_norms_after=blocks.vector(lengths) if len(norms) > 1 else lengths[0],
+        block_norms_before=lined_up(norms),
+        block_norms_after=lined_up(lengths),
         block_thresholds=blocks.vector(
             [jnp.asarray(limit, blocks.leaves.dtype) for limit in thresholds]
         ),
@@ -237,7 +243,7 @@ def next_info(info: ClipInfo, step: Step, steps: jax.Array) -> ClipInfo:
     return jax.tree.map(lambda value, old: value.astype(old.dtype), new, info)
 
 
-def checked_state(state: Any, fresh: Any, remembers: bool, who: str) -> Any:
+def checked_state(state: Any, fresh: Any, remembers: bool, who: Any) -> Any:
     """Return the state to work from, or say what is wrong with the one given.
 
     Args:
@@ -245,7 +251,7 @@ def checked_state(state: Any, fresh: Any, remembers: bool, who: str) -> Any:
             fresh state, if the clip remembers nothing.
         fresh: makes a fresh state.
         remembers: whether the clip has a memory.
-        who: the clip, as it prints.
+        who: the clip, which is printed in errors only.
 
     Raises:
         ValueError: the state is not this clip's.
