@@ -36,9 +36,10 @@ def run(clip, grads):
     thresholds, lengths = [], []
     for step in grads:
         updates, state = update(step, state)
-        # For clips of the whole there is one threshold and no report of blocks.
-        by_block = state.clip_info.block_thresholds
-        thresholds.append(by_block if by_block.size else [state.clip_info[2]])
+        info = state.clip_info
+        # For clips of the whole there is one threshold, and no report of blocks.
+        is_whole = info.block_thresholds == ()
+        thresholds.append([info.clip_threshold] if is_whole else info.block_thresholds)
         lengths.append(np.linalg.norm(np.asarray(updates, "f8"), axis=-1))
     (memory,) = state.clip_memory.values()
     return np.array(thresholds, "f8"), np.array(lengths), memory
