@@ -32,7 +32,8 @@ class ClipInfo(NamedTuple):
         invalid_threshold_steps: in how many finite steps a threshold was negative or
             NaN.
         block_norms_before: for ``leaf`` and ``group`` the norms of the blocks, in the
-            order of leaves or labels, shape ``(blocks,)``; elsewhere of shape ``(0,)``.
+            order of leaves or labels, shape ``(blocks,)``; elsewhere (), without a leaf,
+            since Orbax saves no array without entries.
         block_norms_after: likewise, after the clip.
         block_thresholds: likewise, the thresholds in force.
     """
@@ -47,9 +48,9 @@ class ClipInfo(NamedTuple):
     nonfinite_steps: Int[Array, ""]
     first_nonfinite_leaf: Int[Array, ""]
     invalid_threshold_steps: Int[Array, ""]
-    block_norms_before: Float[Array, " blocks"]
-    block_norms_after: Float[Array, " blocks"]
-    block_thresholds: Float[Array, " blocks"]
+    block_norms_before: Float[Array, " blocks"] | tuple[()]
+    block_norms_after: Float[Array, " blocks"] | tuple[()]
+    block_thresholds: Float[Array, " blocks"] | tuple[()]
 
 
 class ClipState(NamedTuple):
@@ -74,8 +75,8 @@ class ClipState(NamedTuple):
     clip_names: dict[str, dict[str, dict[str, tuple[()]]]]
 
 
-def empty_info(dtype: Any, reported_blocks: int) -> ClipInfo:
-    """Return the report before the first step."""
+def empty_info(dtype: Any, reported_blocks: int | None) -> ClipInfo:
+    """Return the report before the first step; None for a clip that reports no blocks."""
 
     # Each field has a buffer of its own: a state that holds one twice cannot be donated.
     def number(value: float = 0.0, shape: tuple[int, ...] = ()) -> jax.Array:
@@ -84,7 +85,9 @@ def empty_info(dtype: Any, reported_blocks: int) -> ClipInfo:
     def steps(value: int = 0) -> jax.Array:
         return jnp.full((), value, jnp.int32)
 
-    blocks = (reported_blocks,)
+    def blocks() -> Any:
+        return () if reported_blocks is None else number(shape=(reported_blocks,))
+
     return ClipInfo(
         norm_before=number(),
         norm_after=number(),
@@ -96,9 +99,9 @@ def empty_info(dtype: Any, reported_blocks: int) -> ClipInfo:
         nonfinite_steps=steps(),
         first_nonfinite_leaf=steps(-1),
         invalid_threshold_steps=steps(),
-        block_norms_before=number(shape=blocks),
-        block_norms_after=number(shape=blocks),
-        block_thresholds=number(shape=blocks),
+        block_norms_before=blocks(),
+        block_norms_after=blocks(),
+        block_thresholds=blocks(),
     )
 
 
