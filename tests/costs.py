@@ -6,7 +6,6 @@ which makes them numbers of reads and writes of it.
 """
 
 import functools
-import inspect
 import re
 from typing import NamedTuple
 
@@ -23,12 +22,6 @@ def structs(count=LEAVES, dtype=jnp.float32, shape=SHAPE):
     """Return a tree of equal leaves: shapes and dtypes, no arrays."""
     leaf = jax.ShapeDtypeStruct(shape, dtype)
     return {f"layer{number:03d}": leaf for number in range(count)}
-
-
-def without_report(recipe, *args):
-    """Call the recipe of a clip of entries with `report=False`, where it has that."""
-    has_report = "report" in inspect.signature(recipe).parameters
-    return recipe(*args, **({"report": False} if has_report else {}))
 
 
 # Equations
@@ -75,71 +68,80 @@ class Cost(NamedTuple):
     temporaries: float
 
     @classmethod
-    def of(cls, compiled, size):
+    def of(cls, compiled, params):
+        leaves = jax.tree.leaves(params)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
         return cls(
             compiled.cost_analysis()["bytes accessed"] / size,
             compiled.memory_analysis().temp_size_in_bytes / size,
         )
 
 
-def size_of(tree):
-    """Return the bytes of a tree of arrays or shapes."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+def unplaced(tree):
+    """Leave it to JAX on which device a tree of shapes lies."""
+    return tree
 
 
-def cost_alone(clip, dtype, *, params_too=True):
+def cost_alone(clip, params, place=unplaced):
     """Return the cost of `update`, with the gradient and the state donated."""
-    grads = structs(dtype=dtype)
-    arguments = (grads, jax.eval_shape(clip.init, grads))
-    arguments += (grads,) if params_too else ()
-    update = jax.jit(clip.update, donate_argnums=(0, 1))
-    return Cost.of(update.lower(*arguments).compile(), size_of(grads))
+    arguments = place((params, jax.eval_shape(clip.init, params), params))
+    with jax.numpy_dtype_promotion("standard"):  # optimizers in recipes mix dtypes
+        update = jax.jit(clip.update, donate_argnums=(0, 1)).lower(*arguments)
+    return Cost.of(update.compile(), params)
 
 
-def compile_step(transformation, dtype, *, with_metrics=None):
-    """Compile a train step, parameters and state donated.
+def products(params, shift):
+    """Compute gradients as XLA:CPU does not fuse into what follows: as products."""
 
-    Each gradient is a matrix product, which XLA:CPU does not fuse into what follows: it
-    lies in memory, as in training. An argument of the step would not do in bfloat16,
-    where XLA:CPU computes the product, and so Adam's first read, in float32.
-    """
-
-    def factor(size, number, shift):
+    def factor(size, number, dtype):
         angles = jnp.arange(1.0 * RANK * size) * (number + 1) + shift
         return jnp.sin(angles).reshape(-1, RANK).astype(dtype)
 
-    def step(carry, shift):
+    return {
+        name: factor(leaf.shape[0], number, leaf.dtype)
+        @ factor(leaf.shape[1], number, leaf.dtype).T
+        for number, (name, leaf) in enumerate(params.items())
+    }
+
+
+def compile_step(clip, params, place=None, *, with_metrics=None):
+    """Compile a step of a clip and Adam; parameters and state are donated.
+
+    The gradient lies in memory. On CPUs the step computes it, since XLA:CPU computes
+    products, and so Adam's first read, of bfloat16 in float32. With ``place`` it is an
+    argument: XLA:TPU would fuse the products with Adam.
+    """
+    chain = optax.chain(clip, optax.adam(1e-3))
+
+    def step(carry, given):
         params, state = carry
-        grads = {
-            name: factor(SHAPE[0], number, shift) @ factor(SHAPE[1], number, shift).T
-            for number, name in enumerate(params)
-        }
-        updates, state = transformation.update(grads, state, params)
+        grads = given if place else products(params, given)
+        updates, state = chain.update(grads, state, params)
         told = with_metrics(state) if with_metrics else {}
         return (optax.apply_updates(params, updates), state), told
 
-    params = structs(dtype=dtype)
+    given = params if place else jax.ShapeDtypeStruct((), jnp.float32)
     with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes
-        carry = params, jax.eval_shape(transformation.init, params)
-        shift = jax.ShapeDtypeStruct((), jnp.float32)
-        return jax.jit(step, donate_argnums=0).lower(carry, shift).compile()
+        carry = params, jax.eval_shape(chain.init, params)
+        arguments = (place or unplaced)((carry, given))
+        return jax.jit(step, donate_argnums=0).lower(*arguments).compile()
 
 
-def cost_beyond_adam(clip, dtype):
-    """Return what the clip adds to the cost of a step with Adam."""
-    adam = optax.adam(1e-3)
-    chain = compile_step(optax.chain(clip, adam), dtype)
-    added = zip(_cost_of_step(chain, dtype), _adam(jnp.dtype(dtype)), strict=True)
-    return Cost(*(with_clip - without for with_clip, without in added))
+NO_CLIP = optax.identity()
+
+
+def cost_beyond_adam(clip, params, place=None, peer=NO_CLIP):
+    """Return what the clip adds to the cost of a step with Adam, or with a peer too."""
+    with_clip = Cost.of(compile_step(clip, params, place), params)
+    leaf = jax.tree.leaves(params)[0]
+    without = _cost_with(peer, len(params), leaf.dtype, leaf.shape, place)
+    return Cost(*(one - two for one, two in zip(with_clip, without, strict=True)))
 
 
 @functools.cache
-def _adam(dtype):
-    return _cost_of_step(compile_step(optax.adam(1e-3), dtype), dtype)
-
-
-def _cost_of_step(compiled, dtype):
-    return Cost.of(compiled, size_of(structs(dtype=dtype)))
+def _cost_with(clip, count, dtype, shape, place):
+    params = structs(count, dtype, shape)
+    return Cost.of(compile_step(clip, params, place), params)
 
 
 # All-reduces

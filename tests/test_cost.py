@@ -13,10 +13,10 @@ from costs import (
     cost_beyond_adam,
     equations_per_leaf,
     structs,
-    without_report,
 )
 
 import clipjax
+from benchmarks.clips import without_report
 from clipjax import granularity, guards
 
 pytestmark = pytest.mark.optimized
@@ -65,6 +65,8 @@ GATES = {
         alone=(1, 2),
     ),
 }
+# The others cost what the global clip does.
+COMPILED = [name for name in GATES if name not in ("group", "autoclip")]
 DTYPES = ["float32", "bfloat16"]
 # XLA also counts scalars and partial sums: a few hundredths of a read of the gradient.
 SLACK = 0.05
@@ -77,10 +79,11 @@ def test_equations_per_leaf(name):
 
 @recent_xla
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_a_step_with_adam(name, dtype):
     gate = GATES[name]
-    added = cost_beyond_adam(gate.make(structs()), jnp.dtype(dtype))
+    params = structs(dtype=jnp.dtype(dtype))
+    added = cost_beyond_adam(gate.make(params), params)
     assert added.temporaries <= gate.temporaries + SLACK * (gate.temporaries >= 1)
     if gate.reads:
         assert added.bytes_accessed <= gate.reads[DTYPES.index(dtype)] + SLACK
@@ -88,19 +91,20 @@ def test_a_step_with_adam(name, dtype):
 
 @recent_xla
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", GATES)
+@pytest.mark.parametrize("name", COMPILED)
 def test_a_donated_gradient_is_clipped_in_place(name, dtype):
     gate = GATES[name]
     bar = gate.alone[DTYPES.index(dtype)]
-    cost = cost_alone(gate.make(structs()), jnp.dtype(dtype))
+    params = structs(dtype=jnp.dtype(dtype))
+    cost = cost_alone(gate.make(params), params)
     assert cost.temporaries <= bar + SLACK * (bar >= 1)
 
 
 @recent_xla
 def test_metrics_add_no_pass():
-    chain = optax.chain(clipjax.clip_by_global_norm(1.0), optax.adam(1e-3))
-    silent = compile_step(chain, jnp.float32).cost_analysis()["bytes accessed"]
-    telling = compile_step(chain, jnp.float32, with_metrics=clipjax.metrics)
+    clip = clipjax.clip_by_global_norm(1.0)
+    silent = compile_step(clip, structs()).cost_analysis()["bytes accessed"]
+    telling = compile_step(clip, structs(), with_metrics=clipjax.metrics)
     bytes_accessed = telling.cost_analysis()["bytes accessed"]
     assert bytes_accessed == pytest.approx(silent, rel=0.01)
 

@@ -6,10 +6,11 @@ The tree has three sets of axes to sum over: (data), (model), and both together.
 import jax
 import jax.numpy as jnp
 import pytest
-from costs import all_reduces, without_report
+from costs import all_reduces
 from jax.sharding import NamedSharding, PartitionSpec
 
 import clipjax
+from benchmarks.clips import without_report
 from clipjax import granularity, guards
 
 SPECS = {
