@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..norms import l2
 from ..rules import Rule, hard, lengths, ratio
 from ..thresholds.base import require_integer, require_number
 from ..trees import NamedLeaves, is_clippable
 from .batches import in_microbatches
-from .direct import direct
+from .direct import PerExample
 from .examples import Examples, take_apart
 from .ghost import describe, ghost
 from .meshes import WHOLE, of_arrays, on_any_mesh, require_no_mixing
+from .rounding import gamma, root
 from .thresholds import Groups
+from .vmap import direct
 
 METHODS = {"auto": ghost, "ghost": ghost, "vmap": direct}
 RELATIONS = {"ADD_OR_REMOVE_ONE": 1.0, "REPLACE_SPECIAL": 1.0, "REPLACE_ONE": 2.0}
@@ -108,7 +109,7 @@ class ClippedGrad:
         def chunk(rows: Any) -> tuple[Any, Any]:
             batch, padding, limits = rows
             found = METHODS[self.method](loss, params, batch)
-            weights, norm, bad = self._weights(groups, found.squares, limits, padding)
+            weights, norm, bad = self._weights(groups, found, limits, padding)
             rows = (found.values, norm, found.aux, bad)
             return found.weighted_sum(weights), rows
 
@@ -130,21 +131,30 @@ class ClippedGrad:
     def _weights(
         self,
         groups: Groups,
-        squares: dict[str, jax.Array],
+        found: PerExample,
         limits: Sequence[jax.Array],
         padding: jax.Array,
     ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
-        whole = l2.finish(_added(squares.values(), padding), 1)
+        """Return weights by parameter, norms, and which examples are left out."""
+        norm = root(_added(found.squares.values(), padding))
         # The sum of an example whose squares overflow cannot be bounded.
-        bad = ~jnp.isfinite(whole) & ~padding
+        bad = ~jnp.isfinite(_added(found.bounds.values(), padding)) & ~padding
         weights = {}
         for names, limit in zip(groups.members, limits, strict=True):
-            norm = l2.finish(_added((squares[name] for name in names), padding), 1)
-            factor = ratio(lengths(self.rule, norm, limit), norm)
+            longest = root(_added((found.bounds[name] for name in names), padding))
+            # Of the sum over parameters, the root, the rule and the quotient.
+            longest *= 1 + gamma(len(names) + 8, longest.dtype)
+            lost = _added((found.underflow[name] for name in names), padding)
+            lost = jnp.where(jnp.isfinite(lost), lost, 0)
+            limit = limit.astype(longest.dtype)
+            below = jnp.where(limit > lost, limit - lost, jnp.minimum(limit, 0))
+            factor = ratio(lengths(self.rule, longest, below), longest)
+            # A gradient of zero may have a weight that overflows, and 0 · inf is NaN.
+            factor = jnp.minimum(factor, jnp.finfo(factor.dtype).max)
             if self.nan_safe:
                 factor = jnp.where(bad, 0, factor)
             weights |= dict.fromkeys(names, jnp.where(padding, 0, factor))
-        return weights, whole, bad
+        return weights, norm, bad
 
     def _finished(self, total: jax.Array, param: Any) -> jax.Array:
         if not is_clippable(param):
@@ -367,8 +377,8 @@ def per_example_grad_norms(
         chunk = lambda rows: ((), METHODS[method](loss, params, rows).squares)  # noqa: E731
         _, squares = in_microbatches(chunk, batch, size, microbatch_size)
         if per_leaf:
-            return {name: l2.finish(square, 1) for name, square in squares.items()}
-        return l2.finish(_added(squares.values(), jnp.zeros(size)), 1)
+            return {name: root(square) for name, square in squares.items()}
+        return root(_added(squares.values(), jnp.zeros(size)))
 
     def norms(*arguments: Any, **options: Any) -> Any:
         return on_any_mesh(run, lambda: WHOLE)(options, *arguments)
