@@ -19,7 +19,7 @@ from .direct import PerExample
 from .examples import Examples, take_apart
 from .ghost import describe, ghost
 from .meshes import WHOLE, of_arrays, on_any_mesh, require_no_mixing
-from .rounding import gamma, root
+from .rounding import cast_toward_zero, gamma, root
 from .thresholds import Groups
 from .vmap import direct
 
@@ -161,7 +161,7 @@ class ClippedGrad:
             return jnp.zeros_like(param)
         if not (isinstance(self.normalize_by, int | float) and self.normalize_by == 1):
             total = total / jnp.asarray(self.normalize_by, total.dtype)
-        return total.astype(param.dtype if self.dtype is None else self.dtype)
+        return cast_toward_zero(total, param.dtype if self.dtype is None else self.dtype)
 
     def sensitivity(self, neighboring_relation: Any = "ADD_OR_REMOVE_ONE") -> Any:
         """Gives by how much the L2 norm of the result depends on one example.
@@ -188,6 +188,13 @@ class ClippedGrad:
             )
         if not self.nan_safe:
             raise ValueError("nan_safe must be True for a sensitivity, got False")
+        if self.dtype is not None and jnp.finfo(self.dtype).bits < 32:
+            raise ValueError(
+                f"dtype={jnp.dtype(self.dtype)} has no sensitivity: rounding the sum of "
+                "a thousand examples to bfloat16 can move it by 1.66 times the "
+                "threshold when one is left out; pass dtype=jnp.float32, add noise to "
+                "that result, and cast afterwards"
+            )
         return RELATIONS[relation] * Groups.bound(self.l2_clip_norm) / self.normalize_by
 
     def plan(self, *arguments: Any, **options: Any) -> str:

@@ -18,6 +18,12 @@ def read_once(tree: Any) -> Any:
     numbers does not bound a sum of the other: an example added 215 C in float32 that
     way, and 1.5 C in bfloat16.
 
+    XLA's CPU backend removes barriers before its last fusions (in the pass
+    ``cse_barrier_expander`` of JAX 0.10), so that it may still compute a factor twice.
+    An example built for that, of factors x·y - fl(x·y), adds 1.0007 C; see
+    ``tests/test_ghost_bound.py``. Dividing by ones that XLA does not know to be ones
+    did not keep it from that, and doubled a perceptron's temporary buffers.
+
     An array that occurs several times stays one array. Axes of one are left out of the
     barrier: XLA cannot move a reshape over it, and copied the gradients of a tied
     embedding, a tenth of that transformer's temporary buffers.

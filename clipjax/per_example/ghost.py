@@ -7,8 +7,9 @@ weighted sum over the examples needs the gradient itself.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from .factors import Product, joined, makes_gradient, product_of, read_factors
 from .jaxprs import trace
 from .plan import Plan, make_plan
 from .taps import Runner
+from .views import Site
 
 
 class Pass(NamedTuple):
@@ -81,11 +83,17 @@ def backward(loss: Any, leaves: NamedLeaves, batch: Any) -> Pass:
         for site in plan.sites
     }
     dense = {leaf: values[leaf] for leaf in plan.dense}
-    one = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
-    (losses, (aux, records)), (gradients, cotangents) = jax.vmap(
-        one, in_axes=(None, None, 0)
-    )(dense, taps, batch)
-    gradients, records, cotangents = _read_once(plan, gradients, records, cotangents)
+    value_and_gradients = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
+
+    def one(example: Any) -> Any:
+        (loss, (aux, records)), (gradients, cotangents) = value_and_gradients(
+            dense, taps, example
+        )
+        # Here, the arrays of a scan still have the steps in front: a barrier behind
+        # vmap's transpose would have XLA copy them.
+        return loss, aux, _read_once(plan, gradients, records, cotangents)
+
+    losses, aux, (gradients, records, cotangents) = jax.vmap(one)(batch)
     products, pairs = joined(
         [
             product_of(*_of_group(plan, group, records, cotangents))
@@ -96,7 +104,10 @@ def backward(loss: Any, leaves: NamedLeaves, batch: Any) -> Pass:
     return Pass(plan, losses, aux, gradients, products, pairs)
 
 
-def _of_group(plan: Plan, group: Any, records: Any, cotangents: Any) -> Any:
+def _of_group(
+    plan: Plan, group: Sequence[int], records: Any, cotangents: Any
+) -> tuple[list[Site], list[Any], list[Any]]:
+    """Return the sites of a group, what went in there, and what came back."""
     sites = [plan.sites[i] for i in group]
     return (
         sites,
@@ -106,27 +117,29 @@ def _of_group(plan: Plan, group: Any, records: Any, cotangents: Any) -> Any:
 
 
 def _read_once(plan: Plan, gradients: Any, records: Any, cotangents: Any) -> Any:
-    """Fix the numbers that both the norms and the sum read.
+    """Fix the numbers of one example that both its norm and the sum read.
 
     Those are kept until all norms are known. Factors that go into a gradient first are
     left out, so that XLA can let them go: there it is the gradient that both read.
     """
-    paths, taps = set(), set()
+    kept_records, kept_cotangents = {}, {}
     for group in plan.groups:
-        read = _of_group(plan, group, records, cotangents)
-        sites = read[0]
-        shapes = jax.eval_shape(lambda *arrays, sites=sites: read_factors(sites, *arrays), *read[1:])
-        if not makes_gradient(sites, shapes):
-            paths |= {site.path for site in sites}
-            taps |= {site.tap for site in sites}
+        sites, *read = _of_group(plan, group, records, cotangents)
+        if not makes_gradient(sites, _shapes_of_factors(sites, read)):
+            kept_records |= {site.path: records[site.path] for site in sites}
+            kept_cotangents |= {site.tap: cotangents[site.tap] for site in sites}
     gradients, kept_records, kept_cotangents = read_once(
-        (
-            gradients,
-            {path: records[path] for path in paths},
-            {tap: cotangents[tap] for tap in taps},
-        )
+        (gradients, kept_records, kept_cotangents)
     )
     return gradients, {**records, **kept_records}, {**cotangents, **kept_cotangents}
+
+
+def _shapes_of_factors(sites: Sequence[Site], read: Any) -> Any:
+    """Return the shapes of the factors that are read at sites for one example."""
+    batch = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((1, *array.shape), array.dtype), read
+    )
+    return jax.eval_shape(functools.partial(read_factors, sites), *batch)
 
 
 def ghost(loss: Any, params: Any, batch: Any) -> PerExample:
