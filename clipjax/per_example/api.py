@@ -58,6 +58,9 @@ class ClippedGrad:
     method: str
     nan_safe: bool
     dtype: Any
+    rescale_to_unit_norm: bool = False
+    pre_clipping_transform: Callable[[Any], Any] | None = None
+    spmd_axis_name: Any = None
 
     def __call__(
         self, *arguments: Any, is_padding_example: Any = None, **options: Any
@@ -73,13 +76,16 @@ class ClippedGrad:
         def specs() -> Any:
             params = self.examples.params(arguments)
             own = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, params)
-            return (own, WHOLE) if self._gives_more else own
+            # The transform's result may have another structure than the parameters.
+            own = own if self.pre_clipping_transform is None else WHOLE
+            return (own, WHOLE) if self.has_aux else own
 
         run = on_any_mesh(functools.partial(self._run, **options), specs)
         return run(is_padding_example, self.l2_clip_norm, *arguments)
 
     @property
-    def _gives_more(self) -> bool:
+    def has_aux(self) -> bool:
+        """Whether a call returns a pair of the gradient and an `AuxiliaryOutput`."""
         return self.examples.has_aux or self.return_values or self.return_grad_norms
 
     def _run(
@@ -93,8 +99,9 @@ class ClippedGrad:
         batch = self.examples.batch(arguments)
         require_no_mixing(batch)
         loss = self.examples.loss(arguments, options)
-        leaves = NamedLeaves.of(params)
-        groups = Groups.of(l2_clip_norm, leaves)
+        transform = self.pre_clipping_transform
+        result = params if transform is None else jax.eval_shape(transform, params)
+        groups = Groups.of(l2_clip_norm, NamedLeaves.of(result))
         size = jax.tree.leaves(batch)[0].shape[0]
         padding = jnp.zeros(size, bool)
         if is_padding_example is not None:
@@ -108,7 +115,7 @@ class ClippedGrad:
 
         def chunk(rows: Any) -> tuple[Any, Any]:
             batch, padding, limits = rows
-            found = METHODS[self.method](loss, params, batch)
+            found = self._measured(loss, params, batch)
             weights, norm, bad = self._weights(groups, found, limits, padding)
             rows = (found.values, norm, found.aux, bad)
             return found.weighted_sum(weights), rows
@@ -117,15 +124,23 @@ class ClippedGrad:
         total, rows = in_microbatches(
             chunk, (batch, padding, limits), size, self.microbatch_size
         )
-        gradient = jax.tree.map(self._finished, total, params)
+        gradient = jax.tree.map(self._finished, total, result)
         values, norms, aux, bad = rows
-        if not self._gives_more:
+        if not self.has_aux:
             return gradient
         return gradient, AuxiliaryOutput(
             values if self.return_values else None,
             norms if self.return_grad_norms else None,
             aux if self.examples.has_aux else None,
             jnp.sum(bad, dtype=jnp.int32),
+        )
+
+    def _measured(self, loss: Any, params: Any, batch: Any) -> PerExample:
+        if self.pre_clipping_transform is None:
+            return METHODS[self.method](loss, params, batch, self.spmd_axis_name)
+        # The transform needs each example's gradient.
+        return direct(
+            loss, params, batch, self.spmd_axis_name, self.pre_clipping_transform
         )
 
     def _weights(
@@ -147,8 +162,11 @@ class ClippedGrad:
             lost = _added((found.underflow[name] for name in names), padding)
             lost = jnp.where(jnp.isfinite(lost), lost, 0)
             limit = limit.astype(longest.dtype)
-            below = jnp.where(limit > lost, limit - lost, jnp.minimum(limit, 0))
-            factor = ratio(lengths(self.rule, longest, below), longest)
+            if self.rescale_to_unit_norm:
+                factor = _rescaled(self.rule, longest, limit) * (1 - lost)
+            else:
+                below = jnp.where(limit > lost, limit - lost, jnp.minimum(limit, 0))
+                factor = ratio(lengths(self.rule, longest, below), longest)
             # A gradient of zero may have a weight that overflows, and 0 · inf is NaN.
             factor = jnp.minimum(factor, jnp.finfo(factor.dtype).max)
             if self.nan_safe:
@@ -162,6 +180,11 @@ class ClippedGrad:
         if not (isinstance(self.normalize_by, int | float) and self.normalize_by == 1):
             total = total / jnp.asarray(self.normalize_by, total.dtype)
         return cast_toward_zero(total, param.dtype if self.dtype is None else self.dtype)
+
+    @property
+    def l2_norm_bound(self) -> Any:
+        """How long an example's share of the result is at most; see `sensitivity`."""
+        return self.sensitivity()
 
     def sensitivity(self, neighboring_relation: Any = "ADD_OR_REMOVE_ONE") -> Any:
         """Gives by how much the L2 norm of the result depends on one example.
@@ -195,7 +218,11 @@ class ClippedGrad:
                 "threshold when one is left out; pass dtype=jnp.float32, add noise to "
                 "that result, and cast afterwards"
             )
-        return RELATIONS[relation] * Groups.bound(self.l2_clip_norm) / self.normalize_by
+        if self.rescale_to_unit_norm:
+            bound = Groups.bound_of_units(self.l2_clip_norm)
+        else:
+            bound = Groups.bound(self.l2_clip_norm)
+        return RELATIONS[relation] * bound / self.normalize_by
 
     def plan(self, *arguments: Any, **options: Any) -> str:
         """Tells which parameters are measured how, why, and what it takes to hold.
@@ -216,7 +243,8 @@ class ClippedGrad:
             loss = self.examples.loss(arguments, options)
             params = self.examples.params(arguments)
             batch = self.examples.batch(arguments)
-            lines.append(describe(loss, params, batch, self.method == "vmap"))
+            is_dense = self.method == "vmap" or self.pre_clipping_transform is not None
+            lines.append(describe(loss, params, batch, is_dense))
 
         run, arrays = of_arrays(on_any_mesh(read, lambda: None), arguments)
         jax.eval_shape(run, arrays)
@@ -240,6 +268,9 @@ def clipped_grad(
     nan_safe: bool = True,
     dtype: Any = None,
     prng_argnum: int | None = None,
+    rescale_to_unit_norm: bool = False,
+    pre_clipping_transform: Callable[[Any], Any] | None = None,
+    spmd_axis_name: Any = None,
 ) -> ClippedGrad:
     r"""Clips the gradient of every example by itself, and sums.
 
@@ -285,6 +316,12 @@ def clipped_grad(
             NaN.
         dtype: of the result; by default each parameter's own.
         prng_argnum: which argument is a PRNG key, to be split over the examples.
+        rescale_to_unit_norm: divide each clipped gradient by C, so that the sensitivity
+            is 1 whatever C is. C = 0 then normalizes, its limit; C = inf gives zeros.
+        pre_clipping_transform: a function of the gradient of one example, a tree like
+            the parameters, whose result is clipped and summed in its place. It needs
+            every example's gradient, as by ``vmap``. Reported norms are those before.
+        spmd_axis_name: see `jax.vmap`.
 
     Returns:
         A `ClippedGrad`. It takes fun's arguments, and ``is_padding_example=``, and
@@ -319,6 +356,17 @@ def clipped_grad(
     )
     _require_method(method, microbatch_size)
     Groups.check(l2_clip_norm)
+    if pre_clipping_transform is not None:
+        if not callable(pre_clipping_transform):
+            raise TypeError(
+                "pre_clipping_transform must be a function, got "
+                f"{pre_clipping_transform!r}"
+            )
+        if method == "ghost":
+            raise ValueError(
+                "pre_clipping_transform needs the gradient of every example, which "
+                "method='ghost' does not compute: use 'vmap' or 'auto'"
+            )
     return ClippedGrad(
         examples,
         l2_clip_norm,
@@ -330,6 +378,9 @@ def clipped_grad(
         method,
         nan_safe,
         dtype,
+        bool(rescale_to_unit_norm),
+        pre_clipping_transform,
+        spmd_axis_name,
     )
 
 
@@ -381,7 +432,10 @@ def per_example_grad_norms(
         require_no_mixing(batch)
         loss = examples.loss(arguments, options)
         size = jax.tree.leaves(batch)[0].shape[0]
-        chunk = lambda rows: ((), METHODS[method](loss, params, rows).squares)  # noqa: E731
+
+        def chunk(rows: Any) -> tuple[Any, dict[str, jax.Array]]:
+            return (), METHODS[method](loss, params, rows).squares
+
         _, squares = in_microbatches(chunk, batch, size, microbatch_size)
         if per_leaf:
             return {name: root(square) for name, square in squares.items()}
@@ -391,6 +445,13 @@ def per_example_grad_norms(
         return on_any_mesh(run, lambda: WHOLE)(options, *arguments)
 
     return norms
+
+
+def _rescaled(rule: Rule, norm: jax.Array, limit: jax.Array) -> jax.Array:
+    """Return length / (norm · C), with the limit 1 / norm at C = 0."""
+    least = jnp.where(limit == 0, jnp.finfo(norm.dtype).tiny, limit)
+    length = jnp.where(limit == jnp.inf, 0, lengths(rule, norm, least) / least)
+    return jnp.where(norm > 0, length / jnp.where(norm > 0, norm, 1), 1)
 
 
 def _added(squares: Iterable[jax.Array], like: jax.Array) -> jax.Array:

@@ -61,7 +61,9 @@ def _trace(loss: Any, leaves: NamedLeaves, batch: Any) -> tuple[Any, Any]:
     return trace(flat_loss, list(leaves.arrays.values()), example)
 
 
-def backward(loss: Any, leaves: NamedLeaves, batch: Any) -> Pass:
+def backward(
+    loss: Any, leaves: NamedLeaves, batch: Any, spmd_axis_name: Any = None
+) -> Pass:
     """Runs the loss forward and backward, and keeps what meets at the sites."""
     names = tuple(leaves.arrays)
     values = list(leaves.arrays.values())
@@ -93,7 +95,9 @@ def backward(loss: Any, leaves: NamedLeaves, batch: Any) -> Pass:
         # vmap's transpose would have XLA copy them.
         return loss, aux, _read_once(plan, gradients, records, cotangents)
 
-    losses, aux, (gradients, records, cotangents) = jax.vmap(one)(batch)
+    losses, aux, (gradients, records, cotangents) = jax.vmap(
+        one, spmd_axis_name=spmd_axis_name
+    )(batch)
     products, pairs = joined(
         [
             product_of(*_of_group(plan, group, records, cotangents))
@@ -142,16 +146,19 @@ def _shapes_of_factors(sites: Sequence[Site], read: Any) -> Any:
     return jax.eval_shape(functools.partial(read_factors, sites), *batch)
 
 
-def ghost(loss: Any, params: Any, batch: Any) -> PerExample:
+def ghost(
+    loss: Any, params: Any, batch: Any, spmd_axis_name: Any = None
+) -> PerExample:
     """Measures every example's gradient, and sums with weights, without making them.
 
     Args:
         loss: gives from the parameters and one example its loss and an auxiliary tree.
         params: the parameters.
         batch: a tree whose leaves have the examples along their first axis.
+        spmd_axis_name: see `jax.vmap`.
     """
     leaves = NamedLeaves.of(params)
-    found = backward(loss, leaves, batch)
+    found = backward(loss, leaves, batch, spmd_axis_name)
     plan, arrays = found.plan, list(leaves.arrays.values())
 
     def weighted_sum(weights: dict[str, jax.Array]) -> Any:
