@@ -1,7 +1,7 @@
 """jax_privacy's own tests of `clipped_grad`, run with clipjax in its place.
 
-They come with the wheel of jax_privacy 2.0 and are read from there, not copied. Tests of
-the wording of errors may fail for the wording alone.
+They come with the wheel of jax_privacy 2.0 and are read from there, not copied. Tests
+of the wording of errors may fail for the wording alone.
 """
 
 import importlib.metadata
@@ -88,7 +88,9 @@ def test_transform_to_another_structure():
     found, info = jax.jit(grad)(jnp.zeros(3), jnp.array([[3.0, 2.0, 6.0]]))
     np.testing.assert_allclose(found["kept"], [1.5, 2.0], rtol=1e-5)
     np.testing.assert_allclose(info.grad_norms, [7.0], rtol=1e-6)
-    assert grad.has_aux and "the method vmap" in grad.plan(jnp.zeros(3), jnp.ones((1, 3)))
+    assert grad.has_aux and "the method vmap" in grad.plan(
+        jnp.zeros(3), jnp.ones((1, 3))
+    )
 
 
 @pytest.mark.parametrize(

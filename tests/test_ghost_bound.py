@@ -1,8 +1,9 @@
 """A search for an example that adds more than C, in losses whose terms cancel.
 
-The oracle is the norm in float64 of what `clipped_grad` returns when all other examples
-are padding. Each loss is compiled once and called with inputs, offsets and thresholds of
-very different sizes. Mutations of the guard show that the search finds what it is for.
+The oracle is the norm in float64 of what `clipped_grad` returns when all other
+examples are padding. Each loss is compiled once, and called with inputs, offsets and
+thresholds of very different sizes. Mutations of the guard show that the search finds
+what it is for.
 """
 
 import dataclasses
@@ -33,8 +34,8 @@ class Search:
     """A loss to search.
 
     Attributes:
-        loss: takes a parameter and an example, a dictionary of x and y, ``[T, n]``, with
-            an offset, their product xy, computed once, d and e, ``[T, m]``, whose sums
+        loss: takes a parameter and an example, a dictionary of x, y, ``[T, n]``, with
+            an offset, their product xy, computed once, d, e, ``[T, m]``, whose sums
             over T are about zero, and positions i, ``[T]``.
         uses: T.
         rows: n.

@@ -32,7 +32,9 @@ def read_once(tree: Any) -> Any:
     distinct = {id(leaf): leaf for leaf in leaves}
     if not distinct:
         return tree
-    flat = [leaf.reshape([n for n in leaf.shape if n != 1]) for leaf in distinct.values()]
+    flat = [
+        leaf.reshape([n for n in leaf.shape if n != 1]) for leaf in distinct.values()
+    ]
     computed = jax.lax.optimization_barrier(tuple(flat))
     by_id = dict(zip(distinct, computed, strict=True))
     return jax.tree.unflatten(

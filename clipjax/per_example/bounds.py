@@ -3,15 +3,15 @@
 Two things are rounded: the norm, from the parts of `clipjax.per_example.gram`, and the
 weighted sum, which is computed anew from the factors,
 
-    ĉ = fl(Σ_t fl(w l_t) r_tᵀ),    ‖ĉ - w G‖ ≤ γ_k w R,    R = Σ_t ‖l_t‖‖r_t‖,          (3)
+    ĉ = fl(Σ_t fl(w l_t) r_tᵀ),  ‖ĉ - w G‖ ≤ γ_k w R,  R = Σ_t ‖l_t‖‖r_t‖,         (3)
 
 with k = T + P + 2 roundings for T uses and P sites of the parameter. It is T, not B T:
 what other examples add is counted for them, and adding zeros is exact. With
 Ŝ and E of (1) and (2) for each parameter,
 
-    N̄² = Σ (√min(Ŝ + E, R²) + γ_k R)²,    w = rule(N̄, C - f) / N̄                       (4)
+    N̄² = Σ (√min(Ŝ + E, R²) + γ_k R)²,  w = rule(N̄, C - f) / N̄                    (4)
 
-gives ``‖ĉ‖ ≤ w (‖G‖ + γ_k R) + f ≤ rule(N̄, C - f) + f ≤ C`` for each rule that is bounded,
+gives ``‖ĉ‖ ≤ w (‖G‖ + γ_k R) + f ≤ rule(N̄, C - f) + f ≤ C`` for each bounded rule,
 where f is what underflow can add.
 """
 
@@ -98,7 +98,9 @@ def _of_products(
     for (i, j), swapped in pairs.items():
         parts += [inner(products[i], products[j], swapped)] * 2
     square = added(part.value for part in parts)
-    error = norm_error(parts) + jnp.square(added(map(_norm_underflow, products.values())))
+    error = norm_error(parts) + jnp.square(
+        added(map(_norm_underflow, products.values()))
+    )
     longest = jnp.square(added(map(_reach, products.values())))
     longest *= 1 + gamma(len(products) + 2, square.dtype)
     highest = jnp.minimum(jnp.maximum(square, 0) + error, longest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,8 +58,10 @@ class Product:
         """How the norm is found."""
         if self.is_lookup:
             return "by equal rows"
-        return "from gradients made for norm and sum" if self.gradient else (
-            "by Gram matrices"
+        return (
+            "from gradients made for norm and sum"
+            if self.gradient
+            else ("by Gram matrices")
         )
 
     @functools.cached_property
@@ -117,7 +119,7 @@ def read_factors(
 
 
 def makes_gradient(sites: Sequence[Site], factors: Factors) -> bool:
-    """Whether to compute each example's gradient, and to keep it instead of its factors.
+    """Whether to compute each example's gradient, and keep it instead of its factors.
 
     It is computed where it is no larger than its factors, and costs less than their
     Gram matrices: T² (n + m) products for the two against T n m for the gradient, of

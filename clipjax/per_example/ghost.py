@@ -146,9 +146,7 @@ def _shapes_of_factors(sites: Sequence[Site], read: Any) -> Any:
     return jax.eval_shape(functools.partial(read_factors, sites), *batch)
 
 
-def ghost(
-    loss: Any, params: Any, batch: Any, spmd_axis_name: Any = None
-) -> PerExample:
+def ghost(loss: Any, params: Any, batch: Any, spmd_axis_name: Any = None) -> PerExample:
     """Measures every example's gradient, and sums with weights, without making them.
 
     Args:

@@ -6,16 +6,16 @@ With ``L_tu = l_t · l_u`` and ``M_tu = r_t · r_u``, the Gram matrices of the u
 
 Computed matrices, with hats, are off by ``|L̂ - L| ≤ a ‖l_t‖‖l_u‖`` and
 ``|M̂ - M| ≤ b ‖r_t‖‖r_u‖``, where a and b are γ_k of the two contractions. Expanding
-``L M = (L̂ - δ)(M̂ - ε)``, and with the γ_s of the sum in (1), the computed value is off by
-at most
+``L M = (L̂ - δ)(M̂ - ε)``, and with the γ_s of the sum in (1), the computed value is off
+by at most
 
     E = Σ_tu a ‖l_t‖‖l_u‖ |M̂_tu| + b ‖r_t‖‖r_u‖ |L̂_tu| + γ_s |L̂_tu M̂_tu|
         + a b ‖l_t‖‖l_u‖‖r_t‖‖r_u‖.                                                 (2)
 
-All of (2) is known after (1) has been computed. Bounding it by (a + b + γ_s + ab) R² with
-``R = Σ_t ‖l_t‖‖r_t‖`` would cost less, and be 2 to 5 times as much: R² is 17.5 times the
-squared norm for a transformer at initialization, the first three sums of (2) divided by
-a, b and γ_s are 2.7, 7.0 and 1.2 times it.
+All of (2) is known after (1). Bounding it by (a + b + γ_s + ab) R², with
+``R = Σ_t ‖l_t‖‖r_t‖``, would cost less, and be 2 to 5 times as much: R² is 17.5 times
+the squared norm for a transformer at initialization; the first three sums of (2),
+divided by a, b and γ_s, are 2.7, 7.0 and 1.2 times it.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def against_gradient(one: Product, two: Product, swapped: bool) -> Measured:
     """Return ⟨G₁, G₂⟩ = Σ_t l_tᵀ G₂ r_t, where G₂ is there.
 
     With the products ``p_t = l_tᵀ G₂``, off by ``γ_n ‖l_t‖‖G₂‖``, the error is at most
-    ``γ_s Σ|p_tj r_tj| + γ_n R₁ ‖G₂‖``. For a look-up, p_t is a row of G₂, without error.
+    ``γ_s Σ|p_tj r_tj| + γ_n R₁ ‖G₂‖``. For a look-up, p_t is a row of G₂,
+    without error.
     """
     matrix = jnp.concatenate(two.gradient, 2)
     right = widened(one.factors.right)
@@ -134,8 +135,10 @@ def against_gradient(one: Product, two: Product, swapped: bool) -> Measured:
         transposed = matrix if swapped else jnp.swapaxes(matrix, 2, 3)
         products = _contracted(left, transposed, uses)
         room = 1 + gamma(8 + sum_of_squares_roundings(matrix.shape[1:]), dtype)
-        longest = gamma(dot_roundings(left.shape[-1], uses), dtype) * room * (
-            one.uses.reach * jnp.sqrt(two.squares)
+        longest = (
+            gamma(dot_roundings(left.shape[-1], uses), dtype)
+            * room
+            * (one.uses.reach * jnp.sqrt(two.squares))
         )
     terms = products * right
     error = gamma(roundings, dtype) * staged_sum(jnp.abs(terms)) + longest

@@ -29,7 +29,7 @@ STAGE = 64
 SHORT = 1024
 
 # Longer contractions are cut into blocks that are added up: k = 128 + 8 for 1024
-# columns. The bound of a transformer's norm is then 5e-5 above the norm instead of 3e-4.
+# columns. A transformer's bound is then 5e-5 above the norm instead of 3e-4.
 BLOCK = 128
 
 # A single use has no cross terms, so that a longer block costs it less than the cut.
@@ -82,7 +82,7 @@ def block_size(length: int, uses: int) -> int:
 
 
 def dot_roundings(length: int, uses: int) -> int:
-    """Return k for a contraction in blocks: products, sums in a block, sum of blocks."""
+    """Return k for a contraction in blocks: the products, and the sums of both."""
     block = block_size(length, uses)
     return min(length, block) + -(-length // block)
 
@@ -155,9 +155,9 @@ class Uses(NamedTuple):
     Attributes:
         lefts: ``‖l_t‖``, of shape ``[B, S, T]``; 1 for the row of a look-up.
         rights: ``‖r_t‖``, likewise.
-        reach: ``R = Σ_t ‖l_t‖‖r_t‖``, of shape ``[B]``: no gradient Σ l_t r_tᵀ is longer.
-        norm_underflow: the root of what underflow takes from the squared norm at most.
-        sum_underflow: what underflow adds to the weighted sum at most, of shape ``[B]``.
+        reach: ``R = Σ_t ‖l_t‖‖r_t‖``, of shape ``[B]``: no gradient is longer.
+        norm_underflow: the root of what underflow takes from ‖G‖² at most, ``[B]``.
+        sum_underflow: what underflow adds to the weighted sum at most, ``[B]``.
     """
 
     lefts: jax.Array

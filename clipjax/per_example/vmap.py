@@ -46,8 +46,10 @@ def direct(
     (values, aux), gradients, transformed = jax.vmap(
         one, in_axes=(None, 0), spmd_axis_name=spmd_axis_name
     )(leaves.arrays, batch)
-    results = leaves.replace(gradients) if transform is None else (
-        NamedLeaves.of(transformed)
+    results = (
+        leaves.replace(gradients)
+        if transform is None
+        else (NamedLeaves.of(transformed))
     )
     results = results.replace(read_once(results.arrays))
 
