@@ -176,11 +176,15 @@ def ghost(loss: Any, params: Any, batch: Any, spmd_axis_name: Any = None) -> Per
         return leaves.tree_by_name(named)
 
     by_leaf = _bounded(found)
-    parts = [
-        {name: by_leaf[leaf][i] for leaf, name in enumerate(plan.names)}
-        for i in range(len(Bounded._fields))
-    ]
-    return PerExample(*parts, found.losses, found.aux, weighted_sum)
+    bounded = {name: by_leaf[leaf] for leaf, name in enumerate(plan.names)}
+    return PerExample(
+        {name: one.square for name, one in bounded.items()},
+        {name: one.bound for name, one in bounded.items()},
+        {name: one.underflow for name, one in bounded.items()},
+        found.losses,
+        found.aux,
+        weighted_sum,
+    )
 
 
 def describe(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> str:
