@@ -207,7 +207,10 @@ def test_what_is_no_optimizer_state_is_refused():
         "got a float": 1.0,
     }
     for message, wrong in cases.items():
-        for read in (clipjax.metrics, lambda wrong: clipjax.nonfinite_path(wrong, TREE)):
+        for read in (
+            clipjax.metrics,
+            lambda wrong: clipjax.nonfinite_path(wrong, TREE),
+        ):
             with pytest.raises(TypeError, match=f"opt_state must be .*{message}"):
                 read(wrong)
 
