@@ -138,7 +138,6 @@ def test_states_of_others_are_refused(states):
         "periodic_reset": WRAPPERS["periodic_reset"],
         "error_feedback": clipjax.error_feedback(LEARNT),
         "with an optimizer": WRAPPERS["spam_clip"],
-        "adaptive": clipjax.per_worker(LEARNT, "workers"),
     }
     foreign = [None, (), {}, [], 1.0, PARAMS, optax.EmptyState(), LEARNT]
     foreign += [optax.adam(0.1).init(PARAMS), spike.init(PARAMS), *states.values()]
@@ -161,7 +160,7 @@ def test_states_of_others_are_refused(states):
                     attempt(PARAMS)
                     pytest.fail(f"{name} took {type(wrong)}")
     # A state that is traced as well.
-    for wrong in (own.clip_info, {"a": jnp.ones(2)}, jnp.ones(2)):
+    for wrong in (LEARNT.init(PARAMS), {"a": jnp.ones(2)}, jnp.ones(2)):
         with pytest.raises(ValueError, match="state is not that of"):
             jax.eval_shape(lambda s: alone["skip_nonfinite"].update(PARAMS, s), wrong)
 
