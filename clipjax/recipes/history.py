@@ -13,6 +13,7 @@ from ..core.checks import (
     require_choice,
     require_fraction,
     require_number,
+    require_steps,
 )
 from ..core.clip import Clip, clip_by
 from ..core.meshes import AxisNames
@@ -275,6 +276,7 @@ def clip_update_by_history(
     """
     require_number("sigma", sigma, infinite=False)
     size = 128 if window is None else window
+    require_steps("window", size)
     history = size // 2 if minimum_history is None else minimum_history
     source = thresholds.mean_plus_std(size, sigma, minimum_history=history)
     return clip_by(source, axis_name=axis_name, name=name)
