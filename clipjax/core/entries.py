@@ -23,7 +23,7 @@ from ..thresholds.base import Context
 from ..thresholds.given import ThresholdLike, as_threshold
 from .blocks import Blocks, Values
 from .checks import require_bool, require_part
-from .clip import Clip, Clipper, all_valid, require_name
+from .clip import Clip, Clipper, all_valid, require_axis_name, require_name
 from .dtypes import narrow, safe_divisor, widen
 from .measure import measure, reread
 from .meshes import AxisNames, mesh_axes
@@ -239,6 +239,7 @@ def clip_entries(
     require_part("nonfinite", nonfinite, Guard, "guards.drop")
     require_bool("report", report)
     require_name(name)
+    require_axis_name(axis_name)
     if nonfinite not in (guards.propagate, guards.drop):
         raise ValueError(
             f"nonfinite must be guards.propagate or guards.drop, got {nonfinite!r}; "
