@@ -110,7 +110,7 @@ class Clipper:
         if self.threshold.remembers:
             # Below its kind, by which the memory of another threshold is told.
             memory = {self.threshold.kind: self.threshold.init(blocks, params)}
-        reported = blocks.count if self.granularity.reports_blocks else 0
+        reported = blocks.count if self.granularity.reports_blocks else None
         labels = self.granularity.labels
         return ClipState(
             jnp.zeros((), jnp.int32),

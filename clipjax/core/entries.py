@@ -150,10 +150,24 @@ class EntryClipper(Clipper):
         )
         fraction = jnp.sum(counts) / max(1, whole_tree.sizes[0])
         after = jnp.where(fraction > 0, after, before)  # to the bit
-        least, is_valid = summary_of_thresholds(given, leaves.dtype)
+        least, is_valid = _summary(given, leaves.dtype)
         is_finite = (before < jnp.inf) & (first_bad < 0)
         step = Step(before, after, least, fraction, is_finite, first_bad, is_valid)
         return step, once_known(jnp.where(is_finite, fraction, 0), limits)
+
+
+def _summary(thresholds: Values, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the threshold to report: with one per entry, the mean of the finite."""
+    if not any(jnp.ndim(limit) for limit in thresholds):
+        return summary_of_thresholds(thresholds, dtype)
+    sums = [jnp.zeros(3, dtype)]
+    for limit in thresholds:
+        is_finite = limit < jnp.inf
+        parts = [jnp.where(is_finite, limit, 0), is_finite, ~(limit >= 0)]
+        sums.append(jnp.stack([jnp.sum(part, dtype=dtype) for part in parts]))
+    total, count, invalid = sum(sums[1:], sums[0])
+    mean = jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.inf)
+    return mean, invalid == 0
 
 
 def once_known(number: jax.Array, value: Any) -> Any:

@@ -39,7 +39,8 @@ class ClipInfo(NamedTuple):
         invalid_threshold_steps: in how many finite steps a threshold was negative or
             NaN.
         block_norms_before: for ``leaf`` and ``group`` the norms of the blocks, in the
-            order of leaves or labels, shape ``(blocks,)``; elsewhere of shape ``(0,)``.
+            order of leaves or labels, shape ``(blocks,)``; elsewhere (), since
+            Orbax saves no arrays without entries.
         block_norms_after: likewise, after the clip.
         block_thresholds: likewise, the thresholds in force.
     """
@@ -54,9 +55,9 @@ class ClipInfo(NamedTuple):
     nonfinite_steps: Int[Array, ""]
     first_nonfinite_leaf: Int[Array, ""]
     invalid_threshold_steps: Int[Array, ""]
-    block_norms_before: Float[Array, " blocks"]
-    block_norms_after: Float[Array, " blocks"]
-    block_thresholds: Float[Array, " blocks"]
+    block_norms_before: Float[Array, " blocks"] | tuple[()]
+    block_norms_after: Float[Array, " blocks"] | tuple[()]
+    block_thresholds: Float[Array, " blocks"] | tuple[()]
 
 
 class ClipState(NamedTuple):
@@ -96,8 +97,8 @@ class Step(NamedTuple):
     block_thresholds: jax.Array | None = None
 
 
-def empty_info(dtype: Any, reported_blocks: int) -> ClipInfo:
-    """Return the report before the first step."""
+def empty_info(dtype: Any, reported_blocks: int | None) -> ClipInfo:
+    """Return the report before the first step; None for no report of blocks."""
 
     # Each field has a buffer of its own: a state that holds one twice cannot be donated.
     def number(value: float = 0.0, shape: tuple[int, ...] = ()) -> jax.Array:
@@ -106,7 +107,9 @@ def empty_info(dtype: Any, reported_blocks: int) -> ClipInfo:
     def steps(value: int = 0) -> jax.Array:
         return jnp.full((), value, jnp.int32)
 
-    blocks = (reported_blocks,)
+    def numbers() -> jax.Array | tuple[()]:
+        return () if reported_blocks is None else number(shape=(reported_blocks,))
+
     return ClipInfo(
         norm_before=number(),
         norm_after=number(),
@@ -118,9 +121,9 @@ def empty_info(dtype: Any, reported_blocks: int) -> ClipInfo:
         nonfinite_steps=steps(),
         first_nonfinite_leaf=steps(-1),
         invalid_threshold_steps=steps(),
-        block_norms_before=number(shape=blocks),
-        block_norms_after=number(shape=blocks),
-        block_thresholds=number(shape=blocks),
+        block_norms_before=numbers(),
+        block_norms_after=numbers(),
+        block_thresholds=numbers(),
     )
 
 
@@ -130,52 +133,88 @@ def summarize(
     norms: Values,
     thresholds: Values,
     lengths: Values,
-    first_bad: jax.Array,
+    first_bad: jax.Array | None,
     reports_blocks: bool,
 ) -> Step:
-    """Summarize a step of a clip of blocks; no leaf is read for it."""
-    if not norms:
-        norms = lengths = [jnp.zeros((), blocks.leaves.dtype)]
-        sizes: list[Any] = [0]
-    elif len(norms) > 1 and not any(value.ndim for value in norms):
-        # Report arithmetic is done once, on scalars lined up: per leaf it would be most
-        # of what there is to compile.
-        norms, lengths = [jnp.stack(norms)], [jnp.stack(lengths)]
-        sizes = [np.asarray(blocks.sizes, blocks.leaves.dtype)]
+    """Summarize a step of a clip of blocks; no leaf is read for it.
+
+    Args:
+        norm: how blocks are measured.
+        blocks: the blocks.
+        norms: their norms before the clip.
+        thresholds: their thresholds, as the source gave them.
+        lengths: their norms after the clip.
+        first_bad: position of the first leaf with NaN or inf; None if the norms tell,
+            since each value belongs to one leaf.
+        reports_blocks: whether to report the blocks one by one.
+    """
+    dtype = blocks.leaves.dtype
+    if len(norms) == 1 and not norms[0].ndim:
+        before, after = norms[0], lengths[0]
+        changed, bad = (after != before).astype(dtype), (before == jnp.inf)[None]
+    elif any(value.ndim for value in norms):
+        before, after, changed, bad = _reduced(norm, norms, lengths, blocks.sizes)
     else:
-        sizes = blocks.sizes
-    is_single = len(norms) == 1 and not norms[0].ndim
-    before = norms[0] if is_single else norm.combine(norms, sizes)
-    after = lengths[0] if is_single else norm.combine(lengths, sizes)
-    changed = [
-        jnp.sum(new != old, dtype=old.dtype)
-        for new, old in zip(lengths, norms, strict=True)
-    ]
-    least, is_valid = summary_of_thresholds(thresholds, blocks.leaves.dtype)
+        # Once, on scalars lined up: one by one it would be most of what there is to
+        # compile.
+        old, new = blocks.vector(norms), blocks.vector(lengths)
+        sizes = [np.asarray(blocks.sizes, dtype)]
+        before, after = norm.combine([old], sizes), norm.combine([new], sizes)
+        changed, bad = jnp.sum(new != old, dtype=dtype), old == jnp.inf
+    if first_bad is None:
+        first_bad = first_true(bad)
+    least, is_valid = summary_of_thresholds(thresholds, dtype)
     step = Step(
         norm_before=before,
         norm_after=after,
         clip_threshold=least,
-        clipped_fraction=sum(changed[1:], changed[0]) / max(blocks.count, 1),
+        clipped_fraction=changed / max(blocks.count, 1),
         is_finite=(before < jnp.inf) & (first_bad < 0),
         first_nonfinite_leaf=first_bad,
         threshold_is_valid=is_valid,
     )
     if not reports_blocks:
         return step
-
-    def lined_up(values: Values) -> jax.Array:
-        shape = (blocks.count,)
-        is_already = len(values) == 1 and values[0].shape == shape
-        return values[0] if is_already else blocks.vector(values[: len(blocks.members)])
-
     return step._replace(
-        block_norms_before=lined_up(norms),
-        block_norms_after=lined_up(lengths),
-        block_thresholds=blocks.vector(
-            [jnp.asarray(limit, blocks.leaves.dtype) for limit in thresholds]
-        ),
+        block_norms_before=blocks.vector(norms),
+        block_norms_after=blocks.vector(lengths),
+        block_thresholds=blocks.vector([jnp.asarray(c, dtype) for c in thresholds]),
     )
+
+
+def _reduced(
+    norm: Norm, norms: Values, lengths: Values, sizes: list[int]
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Return the norms before and after, the number of changed blocks, and the bad.
+
+    All is reduced in one sum per value, which XLA compiles to one kernel and joins, on a
+    mesh, in one all-reduce.
+    """
+    rows = []
+    for old, new, size in zip(norms, lengths, sizes, strict=True):
+        columns = [(new != old).astype(old.dtype), (old == jnp.inf).astype(old.dtype)]
+        if norm.sums_terms:
+            columns += norm.terms(old, size) + norm.terms(new, size)
+        axes = tuple(range(1, 1 + old.ndim))
+        rows.append(jnp.sum(jnp.stack(columns), axis=axes))
+    each = jnp.stack(rows)
+    changed, _, *terms = jnp.sum(each, axis=0)
+    if norm.sums_terms:
+        half = len(terms) // 2
+        count = sum(size * old.size for size, old in zip(sizes, norms, strict=True))
+        before, after = (
+            norm.of_terms(some, count) for some in (terms[:half], terms[half:])
+        )
+    else:
+        before, after = norm.combine(norms, sizes), norm.combine(lengths, sizes)
+    return before, after, changed, each[:, 1] > 0
+
+
+def first_true(flags: jax.Array) -> jax.Array:
+    """Return the position of the first flag that is true, int32, or -1."""
+    positions = np.arange(flags.size, dtype=np.int32)
+    first = jnp.min(jnp.where(flags, positions, flags.size), initial=flags.size)
+    return jnp.where(first < flags.size, first, -1)
 
 
 def summary_of_thresholds(
@@ -188,16 +227,9 @@ def summary_of_thresholds(
     if not any(jnp.ndim(limit) for limit in different):
         limits = jnp.stack([jnp.asarray(limit, dtype) for limit in different])
         return jnp.min(limits), jnp.all(limits >= 0)
-    # The mean of those below infinity: a minimum would take an all-reduce of its own
-    # where the units are sharded. A NaN, or mostly negative thresholds, show in it.
-    below = [limit != jnp.inf for limit in different]
-    sums = [
-        jnp.sum(jnp.where(is_below, limit, 0))
-        for limit, is_below in zip(different, below, strict=True)
-    ]
-    counts = [jnp.sum(is_below, dtype=dtype) for is_below in below]
-    total, count = sum(sums[1:], sums[0]), sum(counts[1:], counts[0])
-    mean = jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.inf)
+    # A minimum would take an all-reduce of its own where the units are sharded.
+    sums = list(map(jnp.sum, different))
+    mean = sum(sums[1:], sums[0]) / max(1, sum(map(jnp.size, different)))
     return mean, mean >= 0
 
 
@@ -243,7 +275,7 @@ def next_info(info: ClipInfo, step: Step, steps: jax.Array) -> ClipInfo:
     return jax.tree.map(lambda value, old: value.astype(old.dtype), new, info)
 
 
-def checked_state(state: Any, fresh: Any, remembers: bool, who: Any) -> Any:
+def checked_state(state: Any, fresh: Any, remembers: bool, who: str) -> Any:
     """Return the state to work from, or say what is wrong with the one given.
 
     Args:
@@ -251,7 +283,7 @@ def checked_state(state: Any, fresh: Any, remembers: bool, who: Any) -> Any:
             fresh state, if the clip remembers nothing.
         fresh: makes a fresh state.
         remembers: whether the clip has a memory.
-        who: the clip, which is printed in errors only.
+        who: the clip, as it prints.
 
     Raises:
         ValueError: the state is not this clip's.
