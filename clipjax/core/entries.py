@@ -30,6 +30,7 @@ from .meshes import AxisNames, mesh_axes
 from .state import (
     ClipState,
     Step,
+    first_true,
     keep_if,
     next_info,
     summary_of_thresholds,
@@ -130,6 +131,8 @@ class EntryClipper(Clipper):
         leaves = blocks.leaves
         whole_tree = whole().of(leaves, blocks.mesh_axes)
         (before,), first_bad = measure(l2, whole_tree, leaves.arrays, self.nonfinite)
+        if first_bad is None:  # of a single leaf
+            first_bad = first_true((before == jnp.inf)[None])
         is_scalar = not any(jnp.ndim(limit) for limit in limits)
         largest = [jnp.minimum(before, c) if is_scalar else before for c in limits]
         inverse = [1 / safe_divisor(size) for size in largest]
