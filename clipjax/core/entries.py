@@ -27,14 +27,8 @@ from .clip import Clip, Clipper, all_valid, require_name
 from .dtypes import narrow, safe_divisor, widen
 from .measure import measure, reread
 from .meshes import AxisNames, mesh_axes
-from .state import (
-    ClipState,
-    Step,
-    first_true,
-    keep_if,
-    next_info,
-    summary_of_thresholds,
-)
+from .report import Step, next_info, summary_of_thresholds
+from .state import ClipState, keep_if
 from .trees import Leaves
 
 
@@ -130,9 +124,10 @@ class EntryClipper(Clipper):
         """
         leaves = blocks.leaves
         whole_tree = whole().of(leaves, blocks.mesh_axes)
-        (before,), first_bad = measure(l2, whole_tree, leaves.arrays, self.nonfinite)
-        if first_bad is None:  # of a single leaf
-            first_bad = first_true((before == jnp.inf)[None])
+        measured = measure(l2, whole_tree, leaves.arrays, self.nonfinite)
+        (before,), first_bad = measured.norms, measured.first_bad
+        if first_bad is None:  # a single leaf
+            first_bad = jnp.where(before < jnp.inf, jnp.int32(-1), jnp.int32(0))
         is_scalar = not any(jnp.ndim(limit) for limit in limits)
         largest = [jnp.minimum(before, c) if is_scalar else before for c in limits]
         inverse = [1 / safe_divisor(size) for size in largest]
