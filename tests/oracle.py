@@ -60,9 +60,9 @@ def block_norms(name, tree):
 
     def of_leaf(leaf):
         leaf = wide(leaf)
+        if leaf.ndim == 2 and name in ("spectral", "svd"):
+            return np.full(leaf.shape, np.linalg.norm(leaf, 2))
         if leaf.ndim < 2 or by_axis is None:
-            if leaf.ndim == 2 and name in ("spectral", "svd") and np.isfinite(leaf).all():
-                return np.full(leaf.shape, np.linalg.norm(leaf, 2))
             return np.full(leaf.shape, norm(leaf, "rms" if name == "rms" else 2))
         peak = np.abs(leaf).max(initial=0.0) or 1.0
         length = peak * np.linalg.norm(leaf / peak, axis=by_axis, keepdims=True)
