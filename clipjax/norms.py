@@ -67,6 +67,10 @@ class Norm:
         Args:
             norm: an array with one norm per block.
             size: the number of entries of a block, one number or one per block.
+
+        Returns:
+            Arrays of the norms' shape. The last is infinite where a norm is, and for
+            no norm within the range that is stated for reports.
         """
         raise NotImplementedError
 

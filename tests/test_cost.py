@@ -19,7 +19,6 @@ import clipjax
 from benchmarks.clips import without_report
 from clipjax import granularity, guards
 
-pytestmark = pytest.mark.optimized
 recent_xla = pytest.mark.skipif(
     jax.__version_info__ < (0, 10), reason="older XLA fuses less into sums"
 )

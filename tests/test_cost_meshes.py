@@ -21,7 +21,6 @@ SPECS = {
     "rows": PartitionSpec("data"),
     "rows by model": PartitionSpec("model"),
 }
-pytestmark = pytest.mark.optimized
 SETS_OF_AXES = 3
 LABELS = {name: "ab"[number % 2] for number, name in enumerate(SPECS)}
 
