@@ -39,7 +39,7 @@ def test_f42_the_mean_of_the_micro_batches_is_clipped():
     np.testing.assert_array_equal(updates, [[0, 0], [1, 0]])
     metrics = clipjax.metrics(state)
     assert float(metrics["clip/grad_norm_raw"]) == 1
-    assert int(state.inner_opt_state.count) == 1
+    assert int(state.inner_opt_state.clip_steps) == 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -170,7 +170,7 @@ def test_h57_array_thresholds_and_narrow_gradients(threshold):
     updates, new = jax.jit(clip.update)(grads, state)
     assert kinds(updates) == kinds(grads)
     assert kinds(new) == kinds(state)
-    assert float(new.info.threshold) == np.float32(0.3)
+    assert float(new.clip_info.clip_threshold) == np.float32(0.3)
 
 
 def test_h57_a_scheduled_threshold_and_a_mixed_tree():
@@ -179,14 +179,14 @@ def test_h57_a_scheduled_threshold_and_a_mixed_tree():
     with jax.numpy_dtype_promotion("standard"):  # the schedule mixes dtypes
         updates, state = jax.jit(clip.update)(grads, clip.init(grads))
     assert kinds(updates) == kinds(grads)
-    np.testing.assert_allclose(state.info.blocks.threshold, [0.3, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(state.clip_info.block_thresholds, [0.3, 0.3], rtol=1e-6)
 
 
 def test_h58_init_and_update_with_none():
     state = one.init(None)
     updates, state = one.update(GRAD, state)
     np.testing.assert_allclose(updates, [0.6, 0.8], rtol=1e-6)
-    assert int(state.count) == 1
+    assert int(state.clip_steps) == 1
     updates, _ = one.update(GRAD, None)
     np.testing.assert_allclose(updates, [0.6, 0.8], rtol=1e-6)
     assert one.update(None, one.init(None))[0] is None

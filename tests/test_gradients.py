@@ -209,11 +209,11 @@ def test_derivatives_of_each_worker_s_clip():
 
     def joined(grads):
         updates, state = each.update(grads, each.init(grads))
-        return jnp.sum(jnp.sin(updates)) + state.info.norm
+        return jnp.sum(jnp.sin(updates)) + state.clip_info.norm_before
 
     def one_by_one(grads):
         updates, states = jax.vmap(lambda g: clip.update(g, clip.init(g)))(grads)
-        return jnp.sum(jnp.sin(jnp.mean(updates, 0))) + jnp.mean(states.info.norm)
+        return jnp.sum(jnp.sin(jnp.mean(updates, 0))) + jnp.mean(states.clip_info.norm_before)
 
     on_mesh = jax.shard_map(
         lambda g: joined(g[0]),
