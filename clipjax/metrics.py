@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.core import Tracer
 
 from .core.checks import require_integer
 from .core.state import ClipState
 from .core.trees import Leaves
 from .wrappers.skip import SkipNonfiniteState
-from .wrappers.states import SkipState, states_in
+from .wrappers.states import SkipState, states_of
 
 OVER_CLIPPING = 0.5
 Numbers = dict[str, jax.Array]
@@ -65,7 +64,7 @@ def metrics(
     |---|---|
     | groups, by a tree of labels or with a table of thresholds | the labels |
     | leaves, params given | the paths of the leaves |
-    | leaves that stack layers; groups by a function | ``block_names``, or numbers |
+    | leaves with stacked layers; groups by a function | ``block_names``, or numbers |
     | otherwise | numbers, in the order of the leaves, or of the sorted labels |
 
     Args:
@@ -98,7 +97,7 @@ def metrics(
     """
     if not isinstance(blocks, bool):
         require_integer("blocks", blocks, 0)
-    states = _states(opt_state)
+    states = states_of(opt_state)
     is_given = params is not None
     if not is_given:
         params = getattr(opt_state, "params", None)
@@ -151,7 +150,7 @@ def nonfinite_path(opt_state: Any, tree: Any) -> str | None:
         'b'
     """
     names = Leaves.of(tree).names
-    for state in _states(opt_state):
+    for state in states_of(opt_state):
         if isinstance(state, ClipState):
             found = state.clip_info.first_nonfinite_leaf
         elif isinstance(state, SkipNonfiniteState):
@@ -172,29 +171,6 @@ def nonfinite_path(opt_state: Any, tree: Any) -> str | None:
         if position >= 0:
             return names[position]
     return None
-
-
-def _states(opt_state: Any) -> list[ClipState | SkipState]:
-    """Return the states of clips and skips; refuse what is no optimizer state."""
-    accepted = (
-        "opt_state must be an optimizer state, as init or update returns it, or an "
-        "object with an opt_state, such as a TrainState"
-    )
-    if opt_state is None or isinstance(opt_state, type | optax.GradientTransformation):
-        what = "a gradient transformation" if opt_state else "None"
-        raise TypeError(f"{accepted}, got {what}")
-    opt_state = getattr(opt_state, "opt_state", opt_state)
-    states = states_in(opt_state)
-    # Optax and its users write states as named tuples.
-    is_state = lambda node: hasattr(node, "_fields")  # noqa: E731
-    nodes = jax.tree.leaves(opt_state, is_leaf=is_state)
-    if not states and nodes and not any(map(is_state, nodes)):
-        raise TypeError(
-            f"{accepted}, got a {type(opt_state).__name__} that holds neither a clip's "
-            "state nor any other: it looks like parameters, or like a checkpoint that "
-            "was restored without its structure"
-        )
-    return states
 
 
 def _name(state: ClipState | SkipState) -> str:

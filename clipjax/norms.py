@@ -35,11 +35,13 @@ class Norm:
 
     Attributes:
         collective: the reduction over devices, ``jax.lax.psum`` or `pmax`.
+        sums_terms: `terms` are reduced by sums, not by maxima.
         scales_by_largest: extreme magnitudes are measured relative to the block's
             largest entry; otherwise at 2^96 or 2^-96, as the sum itself tells.
     """
 
     collective = staticmethod(jax.lax.psum)
+    sums_terms = True
     scales_by_largest = False
 
     def accumulate(self, leaf: jax.Array, axes: Axes) -> jax.Array:
@@ -50,8 +52,26 @@ class Norm:
         """Join the sums of several leaves, stacked along the first axis."""
         return jnp.sum(sums, axis=0)
 
-    def finish(self, total: jax.Array, size: float) -> jax.Array:
-        """Turn the sum over a block of ``size`` entries into its norm."""
+    def finish(self, total: jax.Array, size: Any) -> jax.Array:
+        """Turn sums over blocks into norms.
+
+        Args:
+            total: the sum of one block, or an array of them.
+            size: the number of entries of a block, or an array of those; at least 1.
+        """
+        raise NotImplementedError
+
+    def terms(self, norm: jax.Array, size: Any) -> list[jax.Array]:
+        """Return what is to be reduced over blocks to have the norm of the whole.
+
+        Args:
+            norm: an array with one norm per block.
+            size: the number of entries of a block, one number or one per block.
+        """
+        raise NotImplementedError
+
+    def of_terms(self, totals: Sequence[jax.Array], size: float) -> jax.Array:
+        """Return the norm of the whole, of ``size`` entries, from the reduced terms."""
         raise NotImplementedError
 
     def combine(self, norms: Sequence[jax.Array], sizes: Sequence[Any]) -> jax.Array:
@@ -62,7 +82,14 @@ class Norm:
             sizes: for each of these, how many entries one of its blocks has, a number
                 or one number per block.
         """
-        raise NotImplementedError
+        each = [self.terms(norm, n) for norm, n in zip(norms, sizes, strict=True)]
+        reduced = [[jnp.sum(term) for term in terms] for terms in each]
+        totals = [sum(same[1:], same[0]) for same in zip(*reduced, strict=True)]
+        counts = [
+            float(np.sum(size)) * (1 if np.ndim(size) else math.prod(norm.shape))
+            for norm, size in zip(norms, sizes, strict=True)
+        ]
+        return self.of_terms(totals, sum(counts))
 
     def least(self, dtype: Any) -> float:
         """Return the least sum to which no entry that matters was lost by underflow."""
@@ -84,9 +111,13 @@ class L1(Norm):
         del size
         return total
 
-    def combine(self, norms, sizes):
-        del sizes
-        return sum(map(jnp.sum, norms[1:]), jnp.sum(norms[0]))
+    def terms(self, norm, size):
+        del size
+        return [norm]
+
+    def of_terms(self, totals, size):
+        del size
+        return totals[0]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -102,9 +133,22 @@ class L2(Norm):
         del size
         return _root(total)
 
-    def combine(self, norms, sizes):
-        del sizes
-        return _root_of_squares(norms, [1.0] * len(norms), 1.0)
+    def terms(self, norm, size):
+        # Squares at two scales, of which one is in range for results from 4e-34 to 5e33
+        # in float32. A scale from the largest norm would cover all magnitudes, at one
+        # more all-reduce where the norms themselves are sharded.
+        del size
+        scale = _two_scales(norm.dtype)
+        # Through a maximum, since XLA would square the scale by itself.
+        scaled = [jnp.maximum(norm * power, 0) for power in (scale, 1 / scale)]
+        return [jnp.square(x) for x in scaled]
+
+    def of_terms(self, totals, size):
+        del size
+        scale = _two_scales(totals[0].dtype)
+        enlarged, reduced = map(_exact_root, totals)
+        enlarged = enlarged / scale
+        return jnp.where(enlarged < jnp.inf, enlarged, reduced * scale)
 
     def least(self, dtype):
         # 2^56 squares that were flushed to zero are still lost in rounding above it.
@@ -116,15 +160,13 @@ class RMS(L2):
     """The root mean square."""
 
     def finish(self, total, size):
-        return _root(total * (1 / max(size, 1)))
+        return _root(total * np.asarray(1 / np.maximum(size, 1), total.dtype))
 
-    def combine(self, norms, sizes):
-        counts = [
-            float(np.sum(size)) * (1 if np.ndim(size) else math.prod(norm.shape))
-            for norm, size in zip(norms, sizes, strict=True)
-        ]
-        count = sum(counts)
-        return _root_of_squares(norms, sizes, 1 / max(count, 1))
+    def terms(self, norm, size):
+        return [term * size for term in super().terms(norm, 1)]
+
+    def of_terms(self, totals, size):
+        return super().of_terms([total * (1 / max(size, 1)) for total in totals], 1)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -132,6 +174,7 @@ class Linf(Norm):
     """The largest magnitude."""
 
     collective = staticmethod(pmax)
+    sums_terms = False
 
     def accumulate(self, leaf, axes):
         size = jnp.abs(leaf)
@@ -157,6 +200,7 @@ class Lp(Norm):
 
     p: float
     scales_by_largest = True
+    sums_terms = False
 
     def __post_init__(self):
         _require_exponent("p", self.p)
@@ -192,27 +236,15 @@ def _root(total: jax.Array) -> jax.Array:
     return jax.lax.sqrt(jax.lax.max(total, tiny))
 
 
-def _root_of_squares(
-    norms: Sequence[jax.Array], sizes: Sequence[Any], share: float
-) -> jax.Array:
-    """Return the root of ``share`` times the sum of all squares times their sizes.
+def _exact_root(total: jax.Array) -> jax.Array:
+    """Take the square root, with derivative 0 at 0, where it is 0."""
+    positive = total > 0
+    root = jnp.sqrt(jnp.where(positive, total, jnp.ones_like(total)))
+    return jnp.where(positive, root, total)
 
-    Squares are summed at two scales, of which one is in range for results from 4e-34 to
-    5e33 in float32. A scale from the largest norm would cover all magnitudes, at one
-    more all-reduce where the norms themselves are sharded.
-    """
-    scale = 2.0 ** (3 * jnp.finfo(norms[0].dtype).maxexp // 8)
-    roots = []
-    for power in (scale, 1 / scale):
-        sums = [
-            jnp.sum(jnp.square(norm * power) * size)
-            for norm, size in zip(norms, sizes, strict=True)
-        ]
-        total = sum(sums[1:], sums[0]) * share
-        positive = total > 0
-        root = jnp.sqrt(jnp.where(positive, total, 1))
-        roots.append(jnp.where(positive, root, total) / power)
-    return jnp.where(roots[0] < jnp.inf, roots[0], roots[1])
+
+def _two_scales(dtype: Any) -> float:
+    return 2.0 ** (3 * jnp.finfo(dtype).maxexp // 8)
 
 
 l1 = L1()

@@ -198,7 +198,7 @@ def floored(fraction: float) -> Floored:
 
 def valid(threshold: jax.Array) -> jax.Array:
     """Replace a negative threshold or NaN by 0, which stops all updates."""
-    return jnp.where(threshold >= 0, threshold, jnp.zeros_like(threshold))
+    return jax.lax.select(threshold >= 0, threshold, jnp.zeros_like(threshold))
 
 
 def ratio(length: jax.Array, norm: jax.Array) -> jax.Array:

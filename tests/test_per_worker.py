@@ -52,14 +52,18 @@ def test_e37_clip_of_the_mean_and_mean_of_the_clips():
 
 
 CLIPS = {
-    "global": clipjax.clip_by_global_norm(1.0),
     "zclip": clipjax.zclip(warmup_steps=1),
-    "adagc": clipjax.adagc(warmup_steps=1),
     "autoclip": clipjax.autoclip(50.0, 4),
     "optax": optax.clip_by_global_norm(1.0),
     "chain": optax.chain(clipjax.clip_by_leaf_norm(1.0), optax.trace(0.9)),
     "feedback": clipjax.error_feedback(clipjax.clip_by_global_norm(1.0), cap=2.0),
 }
+
+
+def mean_of_workers(leaf):
+    """Joins a leaf of the workers' states: floats by their mean, counts by the largest."""
+    join = np.mean if jnp.issubdtype(leaf.dtype, jnp.inexact) else np.max
+    return jnp.asarray(join(np.asarray(leaf), axis=0), leaf.dtype)
 
 
 @pytest.mark.parametrize("name", CLIPS)
@@ -68,24 +72,14 @@ def test_it_is_the_mean_over_a_loop_of_workers(name):
     wrapped = clipjax.per_worker(clip, "workers")
     params = jax.tree.map(jnp.zeros, SHAPES, is_leaf=lambda n: isinstance(n, tuple))
     state = looped = wrapped.init(params)
-    update, step = jax.jit(clip.update), on_workers(wrapped, params)
+    update = jax.jit(jax.vmap(clip.update, in_axes=(0, None, None)))
+    step = on_workers(wrapped, params)
     for seed in range(3):
         grads = each(seed)
         updates, state = step(grads, state)
         assert_devices_agree((updates, state))
-        own = [
-            update(jax.tree.map(lambda leaf: leaf[i], grads), looped, params)  # noqa: B023
-            for i in range(8)
-        ]
-
-        def joined(*leaves):
-            is_float = jnp.issubdtype(leaves[0].dtype, jnp.inexact)
-            join = np.mean if is_float else np.max
-            return join(np.stack(leaves), axis=0)
-
-        expected, looped = (
-            jax.tree.map(joined, *each) for each in zip(*own, strict=True)
-        )
+        own = update(grads, looped, params)
+        expected, looped = jax.tree.map(mean_of_workers, own)
         assert_close(updates, expected, rtol=1e-5, atol=1e-6)
         assert_close(state, looped, rtol=1e-5, atol=1e-6)
 
@@ -97,9 +91,8 @@ def test_pmap_and_vmap_agree_with_shard_map():
     grads = each(1)
     expected = on_workers(clip)(grads, start)
     in_axes = {"in_axes": (0, None), "axis_name": "workers"}
-    assert_close(
-        jax.vmap(clip.update, out_axes=None, **in_axes)(grads, start), expected
-    )
+    mapped = jax.jit(jax.vmap(clip.update, out_axes=None, **in_axes))
+    assert_close(mapped(grads, start), expected)
     stacked = jax.pmap(clip.update, **in_axes)(grads, start)
     for i in range(8):
         mine = jax.tree.map(lambda leaf: leaf[i], stacked)  # noqa: B023
@@ -114,17 +107,15 @@ def test_one_bad_worker_is_counted_once_by_all():
     grads["b"] = grads["b"].at[3, 0, 0].set(jnp.nan)
     state = clip.init(jax.tree.map(lambda leaf: leaf[0], grads))
     updates, state = on_workers(clip)(grads, state)
-    assert int(state.info.nonfinite_count) == 1
+    assert int(state.clip_info.nonfinite_steps) == 1
     assert 0 < norm(updates) <= 7 / 8 * (1 + 1e-6)
     assert clipjax.nonfinite_path(state, updates) == "b"
 
 
 REMEMBER = {
-    "previous": clipjax.clip_by(clipjax.thresholds.relative_to_previous(1.5)),
     "ema": clipjax.clip_by(clipjax.thresholds.ema(1.5)),
     "adagc": clipjax.adagc(warmup_steps=2),
-    "autoclip": clipjax.autoclip(),
-    "zclip": clipjax.zclip(warmup_steps=1),
+    "autoclip": clipjax.autoclip(window=8),
     "skip": clipjax.skip_nonfinite(optax.trace(0.9)),
 }
 
@@ -134,20 +125,21 @@ def test_a_bad_worker_has_no_part_in_what_all_remember(name):
     """Its memory, empty at first, would halve that of two workers."""
     clip = REMEMBER[name]
     each_clip = clipjax.per_worker(clip, "workers")
-    together = jax.vmap(
-        each_clip.update, in_axes=(0, None), out_axes=None, axis_name="workers"
+    together = jax.jit(
+        jax.vmap(each_clip.update, in_axes=(0, None), out_axes=None, axis_name="workers")
     )
+    update = jax.jit(clip.update)
     alone = state = clip.init(jnp.ones(2))
     for scale, bad in ((1.0, True), (1.2, False), (0.9, True), (30.0, False)):
         grads = scale * jnp.array([[3.0, 4.0]] * 2)
-        expected, alone = clip.update(grads[0], alone)
+        expected, alone = update(grads[0], alone)
         if bad:
             grads = grads.at[1].set(jnp.nan)
         updates, state = together(grads, state)
         if not bad:
             np.testing.assert_allclose(updates, expected, rtol=1e-6)
     mine, theirs = (
-        jax.tree.leaves(tree.threshold if hasattr(tree, "threshold") else tree)
+        jax.tree.leaves(getattr(tree, "clip_memory", tree))
         for tree in (state, alone)
     )
     for one, other in zip(mine, theirs, strict=True):
@@ -170,12 +162,12 @@ def test_nothing_is_remembered_where_all_workers_are_bad():
     clip = clipjax.per_worker(REMEMBER["ema"], "workers")
     grads = {name: jnp.ones((8, *shape)) for name, shape in SHAPES.items()}
     start = clip.init(jax.tree.map(lambda leaf: leaf[0], grads))
-    _, before = on_workers(clip)(grads, start)
-    _, state = on_workers(clip)(
-        jax.tree.map(lambda leaf: leaf * jnp.nan, grads), before
-    )
-    assert_close(state.threshold, before.threshold, rtol=0, atol=0)
-    assert int(state.info.nonfinite_count) == 1 and jnp.isnan(state.info.norm)
+    step = on_workers(clip)
+    _, before = step(grads, start)
+    _, state = step(jax.tree.map(lambda leaf: leaf * jnp.nan, grads), before)
+    assert_close(state.clip_memory, before.clip_memory, rtol=0, atol=0)
+    assert int(state.clip_info.nonfinite_steps) == 1
+    assert float(state.clip_info.norm_before) == np.inf
 
 
 def test_parameters_may_be_split_over_another_axis():
@@ -212,21 +204,23 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_unreduced_gradients_are_refused(name):
-    clip, params = REFUSED[name], jnp.ones(4)
-    state = clip.init(params)
+def test_unreduced_gradients_are_refused():
     grid = jax.make_mesh((4, 2), ("workers", "model"), (AxisType.Auto,) * 2)
+    params = jnp.ones(4)
 
-    def step(grads):
-        return clip.update(grads[0], state, params)[0]
+    def step(grads, clip):
+        return clip.update(grads[0], clip.init(params), params)[0]
 
-    where = {
-        "in_specs": PartitionSpec("workers"),
-        "out_specs": PartitionSpec("workers"),
-    }
-    with pytest.raises(ValueError, match=r"jax.lax.pmean.*clipjax.per_worker"):
-        jax.eval_shape(jax.shard_map(step, mesh=grid, **where), jnp.ones((4, 4)))
+    for name, clip in REFUSED.items():
+        mapped = jax.shard_map(
+            functools.partial(step, clip=clip),
+            mesh=grid,
+            in_specs=WORKERS,
+            out_specs=WORKERS,
+        )
+        with pytest.raises(ValueError, match=r"jax.lax.pmean.*clipjax.per_worker"):
+            jax.eval_shape(mapped, jnp.ones((4, 4)))
+            pytest.fail(name)
 
 
 def test_a_loss_that_is_not_reduced_is_refused():
@@ -248,31 +242,31 @@ def test_vmap_needs_no_axis_name():
 
 
 @pytest.mark.filterwarnings("ignore:.*pmap:DeprecationWarning")
-@pytest.mark.parametrize("name", [name for name in REFUSED if name != "named"])
-@pytest.mark.parametrize("silent", ["pmap", "check_vma=False"])
-def test_where_types_do_not_tell_there_is_no_guess(name, silent):
-    clip, params = REFUSED[name], jnp.ones(4)
-    state = clip.init(params)
+def test_where_types_do_not_tell_there_is_no_guess():
+    params = jnp.ones(4)
 
-    def step(grads):
-        return clip.update(grads.reshape(4), state, params)[0]
+    def step(grads, clip):
+        return clip.update(grads.reshape(4), clip.init(params), params)[0]
 
-    if silent == "pmap":
-        step = jax.pmap(step)
-    else:
+    for name, clip in REFUSED.items():
+        if name == "named":
+            continue
+        own = functools.partial(step, clip=clip)
         where = {"in_specs": WORKERS, "out_specs": WORKERS, "check_vma": False}
-        step = jax.shard_map(step, mesh=mesh(), **where)
-    with pytest.raises(ValueError, match=r"axis_name=\(\) if every device holds"):
-        jax.eval_shape(step, jnp.ones((8, 4)))
+        for silent in (jax.pmap(own), jax.shard_map(own, mesh=mesh(), **where)):
+            with pytest.raises(ValueError, match=r"axis_name=\(\) if every device"):
+                jax.eval_shape(silent, jnp.ones((8, 4)))
+                pytest.fail(name)
 
 
 def test_a_memory_may_fall_by_orders_of_magnitude():
     """The mean is not taken of changes, which would round small numbers away."""
     clip = clipjax.clip_by(clipjax.thresholds.quantile(0.0, window=3))
     each_clip = on_workers(clipjax.per_worker(clip, "workers"))
+    update = jax.jit(clip.update)
     alone, together = clip.init(jnp.ones(1)), clip.init(jnp.ones(1))
     for size in (1.0, 1e10, 1.0, 1.0, 1.0, 1.0):
-        expected, alone = clip.update(jnp.full(1, size), alone)
+        expected, alone = update(jnp.full(1, size), alone)
         updates, together = each_clip(jnp.full((8, 1), size), together)
         np.testing.assert_array_equal(updates, expected)
     assert_close(together, alone, rtol=1e-6)
@@ -290,25 +284,21 @@ def test_gradients_that_are_summed_already_are_refused():
         return clip.update(grads, None)[0]
 
     inputs = jnp.array([10.0, -8.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
-    for differ in (False, True):
-        run = jax.jit(
-            jax.shard_map(
-                functools.partial(step, differ=differ),
-                mesh=mesh(),
-                in_specs=WORKERS,
-                out_specs=PartitionSpec(),
-            )
+    def mapped(differ):
+        return jax.shard_map(
+            functools.partial(step, differ=differ),
+            mesh=mesh(),
+            in_specs=WORKERS,
+            out_specs=PartitionSpec(),
         )
-        if differ:
-            np.testing.assert_allclose(run(inputs), 1 / 8)
-        else:
-            with pytest.raises(ValueError, match="look summed already.*pcast"):
-                run(inputs)
+
+    np.testing.assert_allclose(jax.jit(mapped(True))(inputs), 1 / 8)
+    with pytest.raises(ValueError, match="look summed already.*pcast"):
+        jax.eval_shape(mapped(False), inputs)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "size"),
-    [(jnp.float16, 1e4), (jnp.float8_e4m3fn, 64.0), (jnp.float8_e5m2, 8192.0)],
+    ("dtype", "size"), [(jnp.float16, 1e4), (jnp.float8_e4m3fn, 64.0)]
 )
 def test_the_sum_of_a_mean_may_be_beyond_the_dtype(dtype, size):
     clip = clipjax.per_worker(clipjax.clip_by_global_norm(1e9), "workers")

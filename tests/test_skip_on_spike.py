@@ -1,5 +1,7 @@
 """`skip_on_spike` leaves out steps that stand out, and never learns from them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,10 @@ import optax
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 from oracle import assert_close, assert_same_bits, kinds, norm, random_tree
+from steps import run as run_steps
 
 import clipjax
-from clipjax.spike import skip_on_spike
+from clipjax import skip_on_spike
 
 PARAMS = {"a": jnp.array([1.0, -0.0]), "b": jnp.array([[2.0]])}
 SHAPES = {"a": (2,), "b": (1, 1)}
@@ -30,19 +33,16 @@ def adam():
     return optax.GradientTransformation(optimizer.init, update)
 
 
-def run(optimizer, batches, params=PARAMS):
-    """Runs (size or gradient, loss) pairs, checking that the state keeps its form."""
-    state, found = optimizer.init(params), []
-    update = jax.jit(optimizer.update)
-    for grads, loss in batches:
-        if not isinstance(grads, dict):
-            grads = gradient(grads)
-        updates, new = update(grads, state, params, value=jnp.float32(loss))
-        assert kinds(new) == kinds(state)
-        state = new
-        found.append((updates, state))
-    assert update._cache_size() == 1
-    return found
+ADAM = adam()
+
+
+def run(optimizer, batches):
+    """Runs (size or gradient, loss) pairs."""
+    grads = [
+        size if isinstance(size, dict) else gradient(size) for size, _ in batches
+    ]
+    losses = [{"value": jnp.float32(loss)} for _, loss in batches]
+    return run_steps(optimizer, grads, PARAMS, extra=losses)
 
 
 def noisy(steps, seed=0, level=2.0, noise=0.02):
@@ -52,8 +52,10 @@ def noisy(steps, seed=0, level=2.0, noise=0.02):
     return list(zip(norms, losses, strict=True))
 
 
+@functools.cache
 def wrapped(**settings):
-    return skip_on_spike(adam(), **({"window": 16} | settings))
+    """Builds one wrapper per settings, which JAX compiles once."""
+    return skip_on_spike(ADAM, **({"window": 16} | settings))
 
 
 SPIKES = {
@@ -69,11 +71,21 @@ SPIKES = {
 }
 
 
+@pytest.fixture(scope="module")
+def without():
+    return run(wrapped(), noisy(20) + noisy(3, seed=1))
+
+
 @pytest.mark.parametrize("kind", SPIKES)
-def test_a_spike_leaves_no_trace(kind):
-    before, after = noisy(20), noisy(3, seed=1)
-    with_spike = run(wrapped(), [*before, SPIKES[kind], *after])
-    without = run(wrapped(), [*before, *after])
+def test_a_spike_leaves_no_trace(kind, without):
+    # Continued from the twentieth step, which both have in common.
+    before, after = without[19], noisy(3, seed=1)
+    spike, loss = SPIKES[kind]
+    grads = [spike if isinstance(spike, dict) else gradient(spike)]
+    grads += [gradient(size) for size, _ in after]
+    losses = [{"value": jnp.float32(loss)} for loss in (loss, *(x for _, x in after))]
+    found = run_steps(wrapped(), grads, PARAMS, state=before[1], extra=losses)
+    with_spike = [*without[:20], *found]
     updates, state = with_spike[20]
     assert bool(state.is_spike) and int(state.skipped_count) == 1
     assert int(state.streak) == 1 and not bool(state.alarm)
@@ -93,10 +105,9 @@ def test_a_spike_leaves_no_trace(kind):
 def test_steps_without_a_spike_are_those_of_the_inner_optimizer():
     batches = noisy(40)
     mine, state = run(wrapped(), batches)[-1]
-    theirs = adam()
-    inner_state = theirs.init(PARAMS)
+    inner_state = ADAM.init(PARAMS)
     for size, _ in batches:
-        expected, inner_state = jax.jit(theirs.update)(gradient(size), inner_state)
+        expected, inner_state = jax.jit(ADAM.update)(gradient(size), inner_state)
     # XLA fuses, and so rounds, differently.
     assert_close(mine, expected, rtol=1e-6)
     assert_close(state.inner_state, inner_state, rtol=1e-6)
@@ -125,7 +136,7 @@ def test_the_limit_is_that_of_numpy(sigma):
         assert int(state.skipped_count) == expected  # and none before
 
 
-@pytest.mark.parametrize("minimum", [None, 2, 12])
+@pytest.mark.parametrize("minimum", [None, 2])
 def test_too_short_a_history_judges_nothing(minimum):
     needed = minimum or 8
     wild = [(1.0, 10.0 ** (i % 2 * 3)) for i in range(needed)]
@@ -169,19 +180,20 @@ def test_histories_at_extreme_magnitudes(scale):
     assert [bool(state.is_spike) for _, state in found[-2:]] == [False, True]
 
 
-@pytest.mark.parametrize("standstill", [0, 200])
-def test_slow_growth_is_followed(standstill):
+def test_slow_growth_is_followed():
     optimizer = skip_on_spike(optax.identity())
-    growth = 1.01 ** jnp.arange(600.0)
-    sizes = jnp.concatenate([jnp.ones(standstill), growth])
+    growth = 1.01 ** jnp.arange(800.0)
+    from_a_standstill = jnp.concatenate([jnp.ones(200), growth[:600]])
 
     def step(state, size):
         updates, state = optimizer.update(size, state, value=size)
         return state, state.is_spike
 
-    state, spikes = jax.lax.scan(step, optimizer.init(jnp.zeros(())), sizes)
-    assert not np.any(spikes)
-    assert float(state.history["loss"].max()) == float(sizes[-1])
+    @jax.vmap
+    def spikes(sizes):
+        return jax.lax.scan(step, optimizer.init(jnp.zeros(())), sizes)[1]
+
+    assert not np.any(spikes(jnp.stack([growth, from_a_standstill])))
 
 
 def test_a_lasting_shift_raises_the_alarm_until_told():
@@ -192,10 +204,11 @@ def test_a_lasting_shift_raises_the_alarm_until_told():
         assert bool(state.alarm) == (step >= 5)
     state = found[-1][1]
     state = state._replace(accepted=jnp.zeros_like(state.accepted))
+    update = jax.jit(optimizer.update)
     for _ in range(20):
-        _, state = optimizer.update(gradient(), state, PARAMS, value=4.0)
+        _, state = update(gradient(), state, PARAMS, value=jnp.float32(4.0))
         assert not bool(state.is_spike) and bool(state.alarm)
-    _, state = optimizer.update(gradient(), state, PARAMS, value=6.0)
+    _, state = update(gradient(), state, PARAMS, value=jnp.float32(6.0))
     assert bool(state.is_spike)
 
 
@@ -203,18 +216,22 @@ def test_the_norm_alone():
     optimizer = wrapped(loss=False)
     state = optimizer.init(PARAMS)
     assert set(state.history) == {"norm"}
-    for size in [1.0] * 10 + [9.0]:
-        _, state = optimizer.update(gradient(size), state, PARAMS)
+    sizes = [1.0] * 10 + [9.0]
+    _, state = run_steps(optimizer, [gradient(size) for size in sizes], PARAMS)[-1]
     assert bool(state.is_spike)
 
 
 def test_a_missing_or_odd_loss():
-    optimizer = wrapped()
-    state = optimizer.init(PARAMS)
+    state = wrapped().init(PARAMS)
+
+    def step(**extra):
+        return jax.eval_shape(lambda: wrapped().update(gradient(), state, **extra))
+
     with pytest.raises(ValueError, match=r"skip_on_spike needs the loss.*value=loss"):
-        optimizer.update(gradient(), state, PARAMS)
+        step()
     with pytest.raises(ValueError, match=r"scalar loss, got shape \(2,\)"):
-        optimizer.update(gradient(), state, PARAMS, value=jnp.ones(2))
+        step(value=jnp.ones(2))
+    assert kinds(step(value=2)[1]) == kinds(state)  # an integer
 
 
 def test_bfloat16_gradients_are_measured_well():
@@ -222,13 +239,9 @@ def test_bfloat16_gradients_are_measured_well():
     params = jnp.zeros(1000)
     grads = jnp.full(1000, 0.1, jnp.bfloat16)
     optimizer = skip_on_spike(optax.sgd(0.1), window=4)
-    state = optimizer.init(params)
-    for factor in (1.0, 1.0, 1.0, 4.0):
-        updates, new = jax.jit(optimizer.update)(
-            grads * jnp.bfloat16(factor), state, params, value=jnp.bfloat16(2.0)
-        )
-        assert kinds(new) == kinds(state) and updates.dtype == jnp.bfloat16
-        state = new
+    batches = [grads * jnp.bfloat16(factor) for factor in (1, 1, 1, 4)]
+    loss = {"value": jnp.bfloat16(2.0)}
+    updates, state = run_steps(optimizer, batches, params, extra=[loss] * 4)[-1]
     assert bool(state.is_spike) and np.all(updates == 0)
     assert float(state.history["norm"][0]) == pytest.approx(norm(grads), rel=1e-6)
 
@@ -248,8 +261,9 @@ def test_scan_and_vmap_keep_seeds_apart():
 
     states, spikes = jax.jit(jax.vmap(train))(jnp.asarray(losses))
     assert_same_bits(np.asarray(spikes), losses != 2.0)
+    train_alone = jax.jit(train)
     for seed in range(3):
-        expected, _ = jax.jit(train)(jnp.asarray(losses[seed]))
+        expected, _ = train_alone(jnp.asarray(losses[seed]))
         alone = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
         assert_close(alone, expected, rtol=1e-6)
 
@@ -258,7 +272,7 @@ def test_it_works_with_skip_nonfinite_in_both_orders():
     good, bad = noisy(20), SPIKES["nan_gradient"]
     batches = [*good, bad, SPIKES["loss"], *noisy(2, seed=1)]
     outside = clipjax.skip_nonfinite(wrapped())
-    inside = skip_on_spike(clipjax.skip_nonfinite(adam()), window=16)
+    inside = skip_on_spike(clipjax.skip_nonfinite(ADAM), window=16)
     plain = run(wrapped(), good + noisy(2, seed=1))[-1]
     for optimizer, own, other in ((outside, 1, 1), (inside, 2, 0)):
         found = run(optimizer, batches)
@@ -279,8 +293,8 @@ def test_extra_arguments_reach_the_inner_optimizer():
 
     inner = optax.GradientTransformationExtraArgs(lambda params: (), update)
     optimizer = skip_on_spike(inner)
-    state = optimizer.init(PARAMS)
-    optimizer.update(gradient(), state, PARAMS, value=3.0, learning_rate=0.1)
+    extra = {"value": 3.0, "learning_rate": 0.1}
+    jax.eval_shape(lambda p: optimizer.update(p, optimizer.init(p), p, **extra), PARAMS)
     assert seen == [(3.0, 0.1)]
 
 
@@ -290,18 +304,15 @@ def test_shapes_only_and_a_clip_inside():
     shapes = jax.eval_shape(lambda: PARAMS)
     assert kinds(optimizer.init(shapes)) == kinds(optimizer.init(PARAMS))
     state = run(optimizer, noisy(2))[-1][1]
-    assert state.names == {"watch": ()}
+    assert state.skip_names == {"watch": ()}
     raw = clipjax.metrics(state)["clip/grad_norm_raw"]
     assert float(raw) == float(state.history["norm"][1])  # measured alike
 
 
-@pytest.mark.parametrize("bad", [False, True])
-def test_all_devices_decide_alike(bad):
+def test_all_devices_decide_alike():
     grads = {"r": jnp.arange(1.0, 5.0), "s": jnp.arange(8.0)}
     specs = {"r": PartitionSpec(), "s": PartitionSpec("x")}
-    losses = jnp.full(8, 2.0)
-    if bad:
-        grads["s"] = grads["s"].at[5].set(1e3)
+    losses = jnp.full(8, 2.0).at[0].set(2.08)
     settings = {"minimum_history": 2, "window": 4}
     optimizer = skip_on_spike(optax.sgd(1.0), axis_name="x", **settings)
     state = optimizer.init(grads)
@@ -311,41 +322,50 @@ def test_all_devices_decide_alike(bad):
     )
 
     def shards(optimizer):
-        mapped = jax.shard_map(
-            lambda grads, loss, state: optimizer.update(grads, state, value=loss[0]),
-            mesh=jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,)),
-            in_specs=(specs, PartitionSpec("x"), PartitionSpec()),
-            out_specs=(specs, PartitionSpec()),
+        return jax.jit(
+            jax.shard_map(
+                lambda g, loss, state: optimizer.update(g, state, value=loss[0]),
+                mesh=jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,)),
+                in_specs=(specs, PartitionSpec("x"), PartitionSpec()),
+                out_specs=(specs, PartitionSpec()),
+            )
         )
-        return jax.jit(mapped)(grads, losses.at[0].set(2.08), state)
 
-    updates, new = shards(optimizer)
     whole = skip_on_spike(optax.sgd(1.0), **settings)
-    expected = whole.update(grads, state, value=2.01)
-    assert bool(new.is_spike) == bad
-    assert_close((updates, new), expected, rtol=1e-6)
+    step, alone = shards(optimizer), jax.jit(whole.update)
+    spike = grads | {"s": grads["s"].at[5].set(1e3)}
+    for given, bad in ((grads, False), (spike, True)):
+        updates, new = step(given, losses, state)
+        expected = alone(given, state, value=jnp.float32(2.01))
+        assert bool(new.is_spike) == bad
+        assert_close((updates, new), expected, rtol=1e-6)
     with pytest.raises(ValueError, match="pass axis_name"):
-        shards(whole)
+        jax.eval_shape(shards(whole), grads, losses, state)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "kind", "message"),
-    [
-        ({"inner": 1}, TypeError, "inner must be a gradient transformation, got 1"),
-        ({"window": 1}, ValueError, "window must be .* got 1"),
-        (
-            {"window": 8.0},
-            TypeError,
-            "window must be an integer of at least [0-9]+, got 8.0",
-        ),
-        ({"sigma": -1.0}, ValueError, "sigma must be .* got -1.0"),
-        ({"sigma": float("inf")}, ValueError, "sigma must be .* got inf"),
-        ({"tolerance": "1"}, TypeError, "tolerance must be .* got '1'"),
-        ({"minimum_history": 1}, ValueError, "minimum_history must be .* got 1"),
-        ({"minimum_history": 129}, ValueError, "at most window=128, got 129"),
-        ({"alarm_after": 0}, ValueError, "alarm_after must be .* got 0"),
-    ],
-)
-def test_bad_arguments(arguments, kind, message):
-    with pytest.raises(kind, match=message):
-        skip_on_spike(**({"inner": optax.sgd(0.1)} | arguments))
+REFUSED = [
+    ({"inner": 1}, TypeError, "inner must be a gradient transformation, got 1"),
+    ({"window": 1}, ValueError, "window must be .* got 1"),
+    ({"window": 8.0}, TypeError, "window must be an integer of at least 2, got 8.0"),
+    ({"sigma": -1.0}, ValueError, "sigma must be .* got -1.0"),
+    ({"sigma": float("inf")}, ValueError, "sigma must be .* got inf"),
+    ({"tolerance": "1"}, TypeError, "tolerance must be .* got '1'"),
+    ({"minimum_history": 1}, ValueError, "minimum_history must be .* got 1"),
+    ({"minimum_history": 129}, ValueError, "at most window=128, got 129"),
+    ({"alarm_after": 0}, ValueError, "alarm_after must be .* got 0"),
+    ({"loss": 1}, TypeError, "loss must be True or False, got 1"),
+]
+
+
+def test_bad_arguments():
+    for arguments, kind, message in REFUSED:
+        with pytest.raises(kind, match=message):
+            skip_on_spike(**({"inner": optax.sgd(0.1)} | arguments))
+
+
+def test_a_state_of_another_window_is_refused():
+    state = wrapped().init(PARAMS)
+    other = skip_on_spike(ADAM, window=8)
+    with pytest.raises(ValueError, match=r"history.loss should have shape \(8,\)"):
+        jax.eval_shape(lambda: other.update(gradient(), state, PARAMS, value=1.0))
+

@@ -23,8 +23,9 @@ from .blocks import Blocks, Values
 from .checks import require_part
 from .measure import measure, measure_plainly, reread
 from .meshes import AxisNames, as_tuple, mesh_axes
+from .report import next_info, summarize
 from .shorten import multiplier, shorten
-from .state import ClipState, checked_state, empty_info, keep_if, next_info, summarize
+from .state import ClipState, checked_state, empty_info, keep_if
 from .trees import Leaves
 
 StandIn = Callable[[list[jax.Array], Context], Sequence[jax.Array]]
@@ -58,9 +59,8 @@ class Clipper:
 
         # 1. Measure: the updates, or what a recipe says stands for them.
         stand_in = self.stand_in and functools.partial(self.stand_in, context=context)
-        norms, first_bad = measure(
-            self.norm, blocks, leaves.arrays, self.nonfinite, stand_in
-        )
+        measured = measure(self.norm, blocks, leaves.arrays, self.nonfinite, stand_in)
+        norms = measured.norms
 
         # 2. Allow: a threshold per block, and by the rule a length.
         thresholds, memory = self.remembered(state, norms, context)
@@ -69,7 +69,7 @@ class Clipper:
         # 3. Shorten: scalar work once per block, then two products per entry.
         multipliers = blocks.spread(blocks.map(multiplier, norms, lengths))
         step = summarize(
-            *(self.norm, blocks, norms, thresholds, lengths, first_bad),
+            *(self.norm, self.rule, blocks, measured, thresholds, lengths),
             self.granularity.reports_blocks,
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def accumulation_dtype(arrays: Iterable[Any]) -> Any:
@@ -32,6 +33,13 @@ def narrow(value: jax.Array, leaf: jax.Array) -> jax.Array:
             weaken = jax.vmap(weaken)
         value = weaken(leaf, value)
     return value
+
+
+def full_like(array: jax.Array, value: float) -> Any:
+    """Return a constant of an array's shape; for scalars it is one of the program."""
+    if not array.ndim:
+        return np.asarray(value, array.dtype)
+    return jnp.full_like(array, value)
 
 
 def inverse_power(value: jax.Array) -> jax.Array:

@@ -27,13 +27,8 @@ from .clip import Clip, Clipper, all_valid, require_axis_name, require_name
 from .dtypes import narrow, safe_divisor, widen
 from .measure import measure, reread
 from .meshes import AxisNames, mesh_axes
-from .state import (
-    ClipState,
-    Step,
-    keep_if,
-    next_info,
-    summary_of_thresholds,
-)
+from .report import Step, next_info, summary_of_thresholds
+from .state import ClipState, keep_if
 from .trees import Leaves
 
 
@@ -107,8 +102,9 @@ class EntryClipper(Clipper):
             factor = jnp.where(length == size, 1, length / safe_divisor(size))
             return narrow(wide * factor.astype(wide.dtype), leaf)
         if self.rule == rules.hard:
-            # Minimum and maximum pass NaN on, and keep every bit of other entries.
-            return narrow(jnp.minimum(jnp.maximum(wide, -limit), limit), leaf)
+            # Minimum and maximum pass NaN on, and flush subnormal entries to zero.
+            cut = narrow(jnp.minimum(jnp.maximum(wide, -limit), limit), leaf)
+            return jnp.where(jnp.abs(wide) < limit, leaf, cut)
         return narrow(jnp.sign(wide) * self._lengths(jnp.abs(wide), limit), leaf)
 
     def _lengths(self, size: jax.Array, limit: Any) -> jax.Array:
@@ -128,7 +124,10 @@ class EntryClipper(Clipper):
         """
         leaves = blocks.leaves
         whole_tree = whole().of(leaves, blocks.mesh_axes)
-        (before,), first_bad = measure(l2, whole_tree, leaves.arrays, self.nonfinite)
+        measured = measure(l2, whole_tree, leaves.arrays, self.nonfinite)
+        (before,), first_bad = measured.norms, measured.first_bad
+        if first_bad is None:  # a single leaf
+            first_bad = jnp.where(before < jnp.inf, jnp.int32(-1), jnp.int32(0))
         is_scalar = not any(jnp.ndim(limit) for limit in limits)
         largest = [jnp.minimum(before, c) if is_scalar else before for c in limits]
         inverse = [1 / safe_divisor(size) for size in largest]
@@ -148,10 +147,25 @@ class EntryClipper(Clipper):
             lambda size, length, by: jnp.sign(jnp.abs(size - length) * by), after
         )
         fraction = jnp.sum(counts) / max(1, whole_tree.sizes[0])
-        least, is_valid = summary_of_thresholds(given, leaves.dtype)
+        after = jnp.where(fraction > 0, after, before)  # to the bit
+        least, is_valid = _summary(given, leaves.dtype)
         is_finite = (before < jnp.inf) & (first_bad < 0)
         step = Step(before, after, least, fraction, is_finite, first_bad, is_valid)
         return step, once_known(jnp.where(is_finite, fraction, 0), limits)
+
+
+def _summary(thresholds: Values, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Return the threshold to report: with one per entry, the mean of the finite."""
+    if not any(jnp.ndim(limit) for limit in thresholds):
+        return summary_of_thresholds(thresholds, dtype)
+    sums = [jnp.zeros(3, dtype)]
+    for limit in thresholds:
+        is_finite = limit < jnp.inf
+        parts = [jnp.where(is_finite, limit, 0), is_finite, ~(limit >= 0)]
+        sums.append(jnp.stack([jnp.sum(part, dtype=dtype) for part in parts]))
+    total, count, invalid = sum(sums[1:], sums[0])
+    mean = jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.inf)
+    return mean, invalid == 0
 
 
 def once_known(number: jax.Array, value: Any) -> Any:

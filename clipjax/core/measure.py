@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jax.core import Tracer
 from ..guards import Guard, propagate
 from ..norms import Norm, linf
 from .blocks import Blocks, Values
-from .dtypes import scaling_power, widen
+from .dtypes import full_like, scaling_power, widen
 
 Arrays = Sequence[jax.Array]
 
@@ -28,14 +28,32 @@ def reread(leaf: jax.Array, value: Any) -> tuple[jax.Array, Any]:
     return jax.lax.optimization_barrier((leaf, value))
 
 
+class Measured(NamedTuple):
+    """The norms of the blocks of a tree.
+
+    Attributes:
+        norms: one value per block, in the accumulation dtype, never NaN: inf for a block
+            with NaN or inf, or with a norm of 2^126 or more.
+        lined_up: the same in one array for reports, shape ``(blocks,)``, if there are
+            several and every one is a scalar; else None. It is computed from the sums lined up, since to line
+            up computed scalars XLA would compile a kernel for each.
+        first_bad: position of the first leaf with NaN or inf, int32, or -1; None if the
+            norms tell, since each value belongs to one leaf.
+    """
+
+    norms: Values
+    lined_up: jax.Array | None
+    first_bad: jax.Array | None
+
+
 def measure(
     norm: Norm,
     blocks: Blocks,
     arrays: Arrays,
     guard: Guard = propagate,
     stand_in: Callable[[list[jax.Array]], Arrays] | None = None,
-) -> tuple[Values, jax.Array]:
-    """Return the norm of each block, and the first leaf with NaN or infinity.
+) -> Measured:
+    """Measure each block, and find the first leaf with NaN or infinity.
 
     Sums of squares are right between 2^-69 and 2^126 in float32. If any block is beyond
     that, all leaves are read once more, each multiplied by 2^96 or 2^-96.
@@ -46,10 +64,6 @@ def measure(
         arrays: one array per leaf.
         guard: entries that it does not admit are measured as if they were zero.
         stand_in: maps the arrays to what is measured in their place.
-
-    Returns:
-        The norms, in the accumulation dtype, never NaN: inf for a block with NaN or inf,
-        or with a norm of 2^126 or more. And the leaf's position, int32, or -1.
     """
     dtype = blocks.leaves.dtype
     limits = jnp.finfo(dtype)
@@ -73,44 +87,55 @@ def measure(
             found.append(norm.accumulate(wide, blocks.summed[i]))
         return blocks.over_devices(norm, found)
 
-    def finish(totals: Values) -> Values:
-        return [
-            norm.finish(total, size) if size else jnp.zeros_like(total)
-            for total, size in zip(totals, blocks.sizes, strict=True)
-        ]
-
-    def scale_for(total: jax.Array, least: float) -> jax.Array:
+    def scale_for(total: jax.Array, least: Any) -> jax.Array:
         up = 2.0 ** (3 * limits.maxexp // 4)
-        one = jnp.ones_like(total)
-        down = jax.lax.select(total < largest, one, one / up)
-        return jax.lax.select(total < least, one * up, down)
+        one, high, low = (full_like(total, x) for x in (1.0, up, 1 / up))
+        down = jax.lax.select(total < largest, one, low)
+        return jax.lax.select(total < least, high, down)
 
-    totals = blocks.join(norm, sums(norm, propagate))
+    def finish(total: jax.Array, scale: jax.Array, size: Any) -> jax.Array:
+        length = norm.finish(total, np.maximum(size, 1)) / scale
+        if not np.all(size):
+            length = jnp.where(np.equal(size, 0), 0, length)
+        return jax.lax.select(length < largest, length, full_like(length, jnp.inf))
+
+    first = totals = blocks.join(norm, sums(norm, propagate))
+    scales = blocks.map(scale_for, totals, least)
     is_extreme = _any_outside(totals, least, largest)
+    # A block of one leaf tells by its norm whether that leaf is bad.
+    tells = guard.admits_all and all(len(m) == 1 for m in blocks.members)
+    has_other_scales = norm.scales_by_largest or not guard.admits_all
 
-    def measured_again() -> tuple[Values, jax.Array]:
+    def measured_again() -> tuple[Values, Values, Any]:
+        used = scales
         if norm.scales_by_largest:
-            scales = [scaling_power(p) for p in blocks.join(linf, sums(linf, guard))]
-        else:
-            scales = blocks.map(scale_for, totals, least)
-        found = sums(norm, propagate, scales)
-        first_bad = first_not_finite(found)
+            peaks = blocks.join(linf, sums(linf, guard))
+            used = [scaling_power(peak) for peak in peaks]
+        found = sums(norm, propagate, used)
+        first_bad = () if tells else first_not_finite(found)
         if not guard.admits_all:
-            admitted = blocks.join(norm, sums(norm, guard, blocks.map(jnp.ones_like, totals)))
             if not norm.scales_by_largest:
-                scales = blocks.map(scale_for, admitted, least)
-            found = sums(norm, guard, scales)
-        norms = finish(blocks.join(norm, found))
-        norms = [n / scale for n, scale in zip(norms, scales, strict=True)]
-        return [
-            jax.lax.select(n < largest, n, jnp.full_like(n, jnp.inf)) for n in norms
-        ], first_bad
+                ones = blocks.map(jnp.ones_like, totals)
+                admitted = blocks.join(norm, sums(norm, guard, ones))
+                used = blocks.map(scale_for, admitted, least)
+            found = sums(norm, guard, used)
+        return blocks.join(norm, found), used if has_other_scales else [], first_bad
 
-    def as_it_was() -> tuple[Values, jax.Array]:
+    def as_it_was() -> tuple[Values, Values, Any]:
         # -1, of the type that the other branch gives it in shard_map.
-        return finish(totals), -1 - is_extreme.astype(jnp.int32)
+        first_bad = () if tells else -1 - is_extreme.astype(jnp.int32)
+        return totals, scales if has_other_scales else [], first_bad
 
-    return branch(is_extreme, measured_again, as_it_was)
+    # The branches return bare sums, and all scalar work is done once, after them.
+    totals, other_scales, first_bad = branch(is_extreme, measured_again, as_it_was)
+    norms = blocks.map(finish, totals, other_scales or scales, blocks.sizes)
+    lined_up = None
+    if len(norms) > 1 and not any(blocks.shapes):
+        used = jnp.stack(other_scales) if other_scales else scale_for(
+            jnp.stack(first), np.asarray(least, dtype)
+        )
+        lined_up = finish(jnp.stack(totals), used, np.asarray(blocks.sizes, dtype))
+    return Measured(norms, lined_up, None if tells else first_bad)
 
 
 def measure_plainly(norm: Norm, blocks: Blocks, arrays: Arrays) -> Values:
@@ -124,10 +149,18 @@ def measure_plainly(norm: Norm, blocks: Blocks, arrays: Arrays) -> Values:
         for leaf, axes in zip(arrays, blocks.summed, strict=True)
     ]
     totals = blocks.join(norm, blocks.over_devices(norm, sums))
+    # The sign, since the root of 0 is that of the smallest normal number.
     return [
-        jnp.where(total == 0, 0, norm.finish(total, max(size, 1)))
+        norm.finish(total, size or 1) * jnp.sign(total)
         for total, size in zip(totals, blocks.sizes, strict=True)
     ]
+
+
+def first_true(flags: jax.Array) -> jax.Array:
+    """Return the position of the first flag that is true, int32, or -1."""
+    positions = np.arange(flags.size, dtype=np.int32)
+    first = jnp.min(jnp.where(flags, positions, flags.size), initial=flags.size)
+    return jnp.where(first < flags.size, first, -1)
 
 
 def first_not_finite(arrays: Arrays) -> jax.Array:
@@ -136,12 +169,8 @@ def first_not_finite(arrays: Arrays) -> jax.Array:
         return jnp.int32(-1)
     if any(array.ndim for array in arrays):
         # By `all`: XLA merges a sum of sums into a second read of the leaf.
-        finite = jnp.stack([jnp.all(jnp.isfinite(array)) for array in arrays])
-    else:
-        finite = jnp.isfinite(jnp.stack(arrays))
-    positions = np.arange(len(arrays), dtype=np.int32)
-    first = jnp.min(jnp.where(finite, len(arrays), positions))
-    return jnp.where(first < len(arrays), first, -1)
+        return first_true(~jnp.stack([jnp.all(jnp.isfinite(a)) for a in arrays]))
+    return first_true(~jnp.isfinite(jnp.stack(arrays)))
 
 
 def first_nonfinite_leaf(blocks: Blocks) -> jax.Array:
@@ -174,9 +203,9 @@ def _any_outside(totals: Values, least: Sequence[float], largest: float) -> jax.
 
 
 def _count_outside(total: jax.Array, least: Any, largest: float) -> jax.Array:
-    least = jnp.broadcast_to(jnp.asarray(least, total.dtype), np.shape(least))
-    clamped = jax.lax.clamp(least, total, jnp.asarray(largest, total.dtype)) if not np.ndim(least) else jnp.clip(total, least, largest)
-    return jnp.sum((clamped != total).astype(total.dtype))
+    limits = np.asarray(least, total.dtype), np.full_like(least, largest, total.dtype)
+    # NaN is not equal to itself, and so counts.
+    return jnp.sum(jax.lax.clamp(limits[0], total, limits[1]) != total, dtype=total.dtype)
 
 
 def branch(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from .dtypes import narrow, widen
+from .dtypes import full_like, narrow, widen
 
 
 class Multiplier(NamedTuple):
@@ -32,8 +32,8 @@ class Multiplier(NamedTuple):
 def multiplier(norm: jax.Array, length: jax.Array) -> Multiplier:
     """Return the multiplier of a block from its norm and the length it is to have."""
     keeps = length == norm
-    divisor = jax.lax.select(keeps, jnp.ones_like(norm), norm)
-    length = jax.lax.select(norm < jnp.inf, length, jnp.full_like(norm, jnp.nan))
+    divisor = jax.lax.select(keeps, full_like(norm, 1.0), norm)
+    length = jax.lax.select(norm < jnp.inf, length, full_like(norm, jnp.nan))
     return Multiplier(1 / divisor, length, keeps)
 
 
@@ -47,4 +47,8 @@ def shorten(leaf: jax.Array, by: Multiplier) -> jax.Array:
     wide = widen(leaf, by.length.dtype)
     product = wide * by.inverse.astype(wide.dtype) * by.length.astype(wide.dtype)
     # A selection, since multiplying by one would flush subnormal entries.
-    return jnp.where(by.keeps, leaf, narrow(product, leaf))
+    product = narrow(product, leaf)
+    keeps = by.keeps
+    if keeps.ndim or leaf.ndim == 0:
+        return jnp.where(keeps, leaf, product)
+    return jax.lax.select_n(keeps, product, leaf)

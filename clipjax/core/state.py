@@ -6,15 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
-
-from ..norms import Norm
-from .blocks import Blocks, Values
-
-RATIO_DECAY = 0.99
-
 
 class ClipInfo(NamedTuple):
     """The last step in a few numbers, and counts of all steps.
@@ -82,21 +75,6 @@ class ClipState(NamedTuple):
     clip_names: dict[str, dict[str, dict[str, tuple[()]]]]
 
 
-class Step(NamedTuple):
-    """One step in the numbers of `ClipInfo`."""
-
-    norm_before: jax.Array
-    norm_after: jax.Array
-    clip_threshold: jax.Array
-    clipped_fraction: jax.Array
-    is_finite: jax.Array
-    first_nonfinite_leaf: jax.Array
-    threshold_is_valid: jax.Array
-    block_norms_before: jax.Array | None = None
-    block_norms_after: jax.Array | None = None
-    block_thresholds: jax.Array | None = None
-
-
 def empty_info(dtype: Any, reported_blocks: int | None) -> ClipInfo:
     """Return the report before the first step; None for a clip that reports no blocks."""
 
@@ -125,125 +103,6 @@ def empty_info(dtype: Any, reported_blocks: int | None) -> ClipInfo:
         block_norms_after=blocks(),
         block_thresholds=blocks(),
     )
-
-
-def summarize(
-    norm: Norm,
-    blocks: Blocks,
-    norms: Values,
-    thresholds: Values,
-    lengths: Values,
-    first_bad: jax.Array,
-    reports_blocks: bool,
-) -> Step:
-    """Summarize a step of a clip of blocks; no leaf is read for it."""
-    if not norms:
-        norms = lengths = [jnp.zeros((), blocks.leaves.dtype)]
-        sizes: list[Any] = [0]
-    elif len(norms) > 1 and not any(value.ndim for value in norms):
-        # Report arithmetic is done once, on scalars lined up: per leaf it would be most
-        # of what there is to compile.
-        norms, lengths = [jnp.stack(norms)], [jnp.stack(lengths)]
-        sizes = [np.asarray(blocks.sizes, blocks.leaves.dtype)]
-    else:
-        sizes = blocks.sizes
-    is_single = len(norms) == 1 and not norms[0].ndim
-    before = norms[0] if is_single else norm.combine(norms, sizes)
-    after = lengths[0] if is_single else norm.combine(lengths, sizes)
-    changed = [
-        jnp.sum(new != old, dtype=old.dtype)
-        for new, old in zip(lengths, norms, strict=True)
-    ]
-    least, is_valid = summary_of_thresholds(thresholds, blocks.leaves.dtype)
-    step = Step(
-        norm_before=before,
-        norm_after=after,
-        clip_threshold=least,
-        clipped_fraction=sum(changed[1:], changed[0]) / max(blocks.count, 1),
-        is_finite=(before < jnp.inf) & (first_bad < 0),
-        first_nonfinite_leaf=first_bad,
-        threshold_is_valid=is_valid,
-    )
-    if not reports_blocks:
-        return step
-
-    def lined_up(values: Values) -> jax.Array:
-        shape = (blocks.count,)
-        is_already = len(values) == 1 and values[0].shape == shape
-        return values[0] if is_already else blocks.vector(values[: len(blocks.members)])
-
-    return step._replace(
-        block_norms_before=lined_up(norms),
-        block_norms_after=lined_up(lengths),
-        block_thresholds=blocks.vector(
-            [jnp.asarray(limit, blocks.leaves.dtype) for limit in thresholds]
-        ),
-    )
-
-
-def summary_of_thresholds(
-    thresholds: Values, dtype: Any
-) -> tuple[jax.Array, jax.Array]:
-    """Return the threshold to report, and whether all thresholds are valid."""
-    different = list({id(limit): limit for limit in thresholds}.values())
-    if not different:
-        return jnp.asarray(jnp.inf, dtype), jnp.asarray(True)
-    if not any(jnp.ndim(limit) for limit in different):
-        limits = jnp.stack([jnp.asarray(limit, dtype) for limit in different])
-        return jnp.min(limits), jnp.all(limits >= 0)
-    # The mean of those below infinity: a minimum would take an all-reduce of its own
-    # where the units are sharded. A NaN, or mostly negative thresholds, show in it.
-    below = [limit < jnp.inf for limit in different]
-    sums = [
-        jnp.sum(jnp.where(is_below, limit, 0))
-        for limit, is_below in zip(different, below, strict=True)
-    ]
-    counts = [jnp.sum(is_below, dtype=dtype) for is_below in below]
-    total, count = sum(sums[1:], sums[0]), sum(counts[1:], counts[0])
-    mean = jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.inf)
-    return mean, mean >= 0
-
-
-def next_info(info: ClipInfo, step: Step, steps: jax.Array) -> ClipInfo:
-    """Bring the report up to date, in the dtypes that it had.
-
-    Args:
-        info: the report so far.
-        step: the step to enter.
-        steps: int32 number of steps before it.
-    """
-    is_finite, before = step.is_finite, step.norm_before
-    after = jnp.where(before < jnp.inf, step.norm_after, before)
-    usable = (before > 0) & (before < jnp.inf)
-    ratio = jnp.where(usable, after / jnp.where(usable, before, 1), 1)
-    average = RATIO_DECAY * info.average_clip_ratio + (1 - RATIO_DECAY) * ratio
-    average = jnp.where(steps == info.nonfinite_steps, ratio, average)
-    clipped = is_finite & (step.clipped_fraction > 0)
-    invalid = is_finite & ~step.threshold_is_valid
-    blocks = {
-        field: info_field if new is None else new
-        for field in ("block_norms_before", "block_norms_after", "block_thresholds")
-        for info_field, new in [(getattr(info, field), getattr(step, field))]
-    }
-    new = info._replace(
-        norm_before=before,
-        norm_after=after,
-        clip_threshold=step.clip_threshold,
-        clip_ratio=ratio,
-        average_clip_ratio=jnp.where(is_finite, average, info.average_clip_ratio),
-        clipped_fraction=jnp.where(is_finite, step.clipped_fraction, 0),
-        clipped_steps=info.clipped_steps + clipped.astype(jnp.int32),
-        nonfinite_steps=info.nonfinite_steps + (~is_finite).astype(jnp.int32),
-        first_nonfinite_leaf=jnp.where(
-            step.first_nonfinite_leaf >= 0,
-            step.first_nonfinite_leaf,
-            info.first_nonfinite_leaf,
-        ),
-        invalid_threshold_steps=info.invalid_threshold_steps
-        + invalid.astype(jnp.int32),
-        **blocks,
-    )
-    return jax.tree.map(lambda value, old: value.astype(old.dtype), new, info)
 
 
 def checked_state(state: Any, fresh: Any, remembers: bool, who: Any) -> Any:

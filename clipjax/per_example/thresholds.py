@@ -70,6 +70,12 @@ class Groups:
             return math.hypot(*norms)
         return jnp.sqrt(sum(jnp.square(jnp.asarray(norm)) for norm in norms))
 
+    @staticmethod
+    def bound_of_units(l2_clip_norm: Any) -> float:
+        """Return that norm where each group is divided by its threshold."""
+        entries = _entries(l2_clip_norm)[0]
+        return math.sqrt(sum(entry is not None for entry in entries))
+
     def limits(self, batch: Sequence[Any], size: int) -> list[jax.Array]:
         """Gives every example its threshold, group by group."""
         limits = []
