@@ -93,6 +93,15 @@ class Leaves:
             for path, name in zip(self.paths, own, strict=True)
         ]
 
+    @property
+    def by_name(self) -> dict[str, Any]:
+        """The leaves by name, in tree order."""
+        return dict(zip(self.names, self.arrays, strict=True))
+
+    def tree_by_name(self, arrays: Mapping[str, Any]) -> Any:
+        """Put the tree together again, with other arrays given by name."""
+        return self.tree([arrays[name] for name in self.names])
+
     def aligned(self, tree: Any, what: str) -> list[Any]:
         """Return the leaves of another tree that have the paths of these.
 

@@ -10,7 +10,7 @@ import optax
 from clipjax import recipes
 
 UNCLIPPED = "none"
-NOT_NUMBERS = ("axis_name", "name")  # arguments that this command leaves alone
+NOT_NUMBERS = ("axis_name", "name", "report")  # arguments that this command leaves alone
 
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,
