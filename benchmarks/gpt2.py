@@ -1,4 +1,4 @@
-"""A tree with the shapes of GPT-2 small, and gradients made the way training does."""
+"""Trees with the shapes of GPT-2, and gradients that are products, as in training."""
 
 from __future__ import annotations
 
@@ -11,42 +11,44 @@ WIDTH, LAYERS, VOCABULARY, CONTEXT = 768, 12, 50257, 1024
 TOKENS = 8
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Gives the 148 leaves, 124 million parameters."""
+def shapes(
+    width: int = WIDTH, layers: int = LAYERS, vocabulary: int = VOCABULARY
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes by name: by default 148 leaves, 124 million parameters."""
     tree: dict[str, tuple[int, ...]] = {
-        "wte": (VOCABULARY, WIDTH),
-        "wpe": (CONTEXT, WIDTH),
+        "wte": (vocabulary, width),
+        "wpe": (CONTEXT, width),
     }
-    for layer in range(LAYERS):
+    for layer in range(layers):
         block = {
-            "ln_1/scale": (WIDTH,),
-            "ln_1/bias": (WIDTH,),
-            "attn/qkv": (WIDTH, 3 * WIDTH),
-            "attn/qkv_bias": (3 * WIDTH,),
-            "attn/out": (WIDTH, WIDTH),
-            "attn/out_bias": (WIDTH,),
-            "ln_2/scale": (WIDTH,),
-            "ln_2/bias": (WIDTH,),
-            "mlp/up": (WIDTH, 4 * WIDTH),
-            "mlp/up_bias": (4 * WIDTH,),
-            "mlp/down": (4 * WIDTH, WIDTH),
-            "mlp/down_bias": (WIDTH,),
+            "ln_1/scale": (width,),
+            "ln_1/bias": (width,),
+            "attn/qkv": (width, 3 * width),
+            "attn/qkv_bias": (3 * width,),
+            "attn/out": (width, width),
+            "attn/out_bias": (width,),
+            "ln_2/scale": (width,),
+            "ln_2/bias": (width,),
+            "mlp/up": (width, 4 * width),
+            "mlp/up_bias": (4 * width,),
+            "mlp/down": (4 * width, width),
+            "mlp/down_bias": (width,),
         }
         tree |= {f"h{layer:02d}/{name}": shape for name, shape in block.items()}
-    return tree | {"ln_f/scale": (WIDTH,), "ln_f/bias": (WIDTH,)}
+    return tree | {"ln_f/scale": (width,), "ln_f/bias": (width,)}
 
 
-def parameters(dtype: Any) -> dict[str, jax.Array]:
-    """Makes the parameters, all alike."""
-    return {name: jnp.full(shape, 0.01, dtype) for name, shape in shapes().items()}
+def parameters(shapes: dict[str, tuple[int, ...]], dtype: Any) -> dict[str, jax.Array]:
+    """Return parameters of these shapes, all equal."""
+    return {name: jnp.full(shape, 0.01, dtype) for name, shape in shapes.items()}
 
 
 def gradients(parameters: dict[str, jax.Array], shift: jax.Array) -> Any:
-    """Makes each matrix's gradient as a product over a few tokens.
+    """Compute each matrix's gradient as a product over a few tokens.
 
-    XLA cannot fold a matrix product into what follows, so that the gradient is a
-    temporary of the step, as it is in training. The tokens are few, so that making it
-    does not hide what the clip costs.
+    XLA cannot fuse a matrix product into what follows, so the gradient is a temporary
+    buffer of the step, as in training. The tokens are few, so that the product does not
+    hide the cost of the clip.
     """
     grads = {}
     for number, (name, leaf) in enumerate(parameters.items()):

@@ -262,6 +262,30 @@ class _FrozenTree:
         return jax.tree.unflatten(self.treedef, self.leaves)
 
 
+def _entries(setting: Any) -> list[Any]:
+    """Return the values that a setting may have, as far as they are known."""
+    values = setting.values() if isinstance(setting, Mapping) else [setting]
+    return [value for value in values if value is not None and not callable(value)]
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _stacked(stacked: Any) -> Setting | None:
+    """Read how many leading axes stack layers."""
+    for entry in _entries(stacked):
+        accepted = (
+            "stacked must be a number of leading axes, a function of (path, leaf) or a "
+            "table from path pattern to number"
+        )
+        if not _is_integer(entry):
+            raise TypeError(f"{accepted}, got {entry!r}")
+        if entry < 0:
+            raise ValueError(f"{accepted}, at least 0, got {entry!r}")
+    return None if stacked is None else Setting.of(stacked, 0, "stacked")
+
+
 def whole() -> Whole:
     """One norm for the whole tree."""
     return Whole()
@@ -276,7 +300,7 @@ def leaf(stacked: Any = None) -> Leaf:
             function of (path, leaf), or a table from path pattern, such as
             ``{"blocks/*": 1}``, to a number (none elsewhere).
     """
-    return Leaf(None if stacked is None else Setting.of(stacked, 0, "stacked"))
+    return Leaf(_stacked(stacked))
 
 
 def group(
@@ -298,6 +322,12 @@ def group(
     """
     if not callable(labels):
         every_label, treedef = jax.tree.flatten(labels)
+        for label in every_label:
+            if not isinstance(label, str):
+                raise TypeError(
+                    "labels must be strings, in a prefix tree or given by a function, "
+                    f"got {label!r}"
+                )
         labels = _FrozenTree(treedef, tuple(every_label))
     # Sorted, as the state's keys are: JAX sorts the keys of a dictionary.
     return Group(labels, tuple(sorted(members)))
@@ -316,7 +346,14 @@ def unit(axes: Any = None, stacked: Any = None) -> Unit:
     """
     if isinstance(axes, list):
         axes = tuple(axes)
+    for entry in _entries(axes):
+        given = entry if isinstance(entry, tuple | list) else [entry]
+        if not all(_is_integer(axis) for axis in given):
+            raise TypeError(
+                "axes must be integers, a function of (path, leaf) or a table from path "
+                f"pattern to integers, got {entry!r}"
+            )
     return Unit(
         None if axes is None else Setting.of(axes, None, "axes"),
-        None if stacked is None else Setting.of(stacked, 0, "stacked"),
+        _stacked(stacked),
     )

@@ -109,7 +109,7 @@ def metrics(
         prefix = _unique(_name(state), taken)
         if isinstance(state, ClipState):
             found = _totals(state)
-            if blocks is not False and state.clip_info.block_norms_before.shape[-1]:
+            if blocks is not False and _block_count(state):
                 own = known_names.pop(prefix, None)
                 names = _named_blocks(state, prefix, own, leaf_names, is_given)
                 found |= _of_blocks(state, names, blocks)
@@ -204,7 +204,7 @@ def _named_blocks(
         leaf_names: the names of the leaves of the parameters.
         is_given: the caller passed those parameters for this purpose.
     """
-    count = state.clip_info.block_norms_before.shape[-1]
+    count = _block_count(state)
     ((kind, labels),) = state.clip_names[_name(state)].items()
     if own is not None:
         if len(own) != count:
@@ -226,6 +226,11 @@ def _named_blocks(
                 f"block_names={{{prefix!r}: clip.block_names(params)}}"
             )
     return list(map(str, range(count)))
+
+
+def _block_count(state: ClipState) -> int:
+    norms = state.clip_info.block_norms_before
+    return 0 if isinstance(norms, tuple) else norms.shape[-1]
 
 
 def _of_skip(state: SkipState) -> Numbers:

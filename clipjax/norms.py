@@ -52,8 +52,13 @@ class Norm:
         """Join the sums of several leaves, stacked along the first axis."""
         return jnp.sum(sums, axis=0)
 
-    def finish(self, total: jax.Array, size: float) -> jax.Array:
-        """Turn the sum over a block of ``size`` entries into its norm."""
+    def finish(self, total: jax.Array, size: Any) -> jax.Array:
+        """Turn sums over blocks into norms.
+
+        Args:
+            total: the sum of one block, or an array of them.
+            size: the number of entries of a block, or an array of those; at least 1.
+        """
         raise NotImplementedError
 
     def terms(self, norm: jax.Array, size: Any) -> list[jax.Array]:
@@ -134,7 +139,9 @@ class L2(Norm):
         # more all-reduce where the norms themselves are sharded.
         del size
         scale = _two_scales(norm.dtype)
-        return [jnp.square(norm * scale), jnp.square(norm * (1 / scale))]
+        # Through a maximum, since XLA would square the scale by itself.
+        scaled = [jnp.maximum(norm * power, 0) for power in (scale, 1 / scale)]
+        return [jnp.square(x) for x in scaled]
 
     def of_terms(self, totals, size):
         del size
@@ -153,7 +160,7 @@ class RMS(L2):
     """The root mean square."""
 
     def finish(self, total, size):
-        return _root(total * (1 / max(size, 1)))
+        return _root(total * np.asarray(1 / np.maximum(size, 1), total.dtype))
 
     def terms(self, norm, size):
         return [term * size for term in super().terms(norm, 1)]

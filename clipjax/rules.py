@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from .core.checks import require_fraction, require_number
+from .core.printing import changed_settings
 
 
 class Rule:
@@ -57,11 +58,7 @@ class Rule:
         return ratio(length, norm)
 
     def __repr__(self) -> str:
-        settings = [
-            f"{field.name}={getattr(self, field.name):g}"
-            for field in dataclasses.fields(self)  # type: ignore[arg-type]
-            if getattr(self, field.name) != field.default
-        ]
+        settings = changed_settings(self)
         name = type(self).__name__.lower()
         return f"{name}({', '.join(settings)})" if settings else name
 
@@ -76,7 +73,7 @@ class Hard(Rule):
         require_number("epsilon", self.epsilon, infinite=False)
 
     def lengths(self, norm, threshold):
-        if self.epsilon:
+        if isinstance(self.epsilon, jax.Array) or self.epsilon:
             return super().lengths(norm, threshold)
         return jnp.minimum(norm, threshold)  # right at every edge
 

@@ -1,9 +1,11 @@
-"""Every method and part by name: the one list that the contracts walk.
+"""Every method and part by name, and the dozen clips that promises are walked over.
 
-A new method is one line here, and all the promises of the engine hold for it or a
-test fails.
+A new method is one line here: `test_contracts_form.py` traces every one of them, and
+checks its form. What a clip does with numbers is one test over `REPRESENTATIVES`, which
+have one clip of each structure, compiled once with the threshold as an argument.
 """
 
+import contextlib
 import functools
 from functools import partial
 
@@ -13,7 +15,7 @@ import optax
 from oracle import random_tree
 
 import clipjax
-from clipjax import granularity, guards, norms, rules, thresholds
+from clipjax import granularity, guards, norms, rules, spectral, thresholds
 
 SHAPES = {"dense": {"bias": (2,), "kernel": (3, 2)}, "scale": ()}
 LEAF_COUNT = 3
@@ -71,8 +73,6 @@ NORMS = {
     "linf": lambda: norms.linf,
     "rms": lambda: norms.rms,
     "lp": lambda: norms.lp(3),
-    "spectral": lambda: norms.spectral(),
-    "reproducible_l2": lambda: norms.reproducible_l2,
 }
 
 RULES = {
@@ -88,7 +88,6 @@ RULES = {
 }
 
 GRANULARITIES = {
-    "element": lambda: granularity.element(),
     "unit": lambda: granularity.unit(),
     "unit_axes": lambda: granularity.unit({"*kernel": 1}),
     "leaf": lambda: granularity.leaf(),
@@ -125,6 +124,12 @@ GUARDS = {
     "drop": lambda: guards.drop,
 }
 
+METHODS = {
+    "power_iteration": lambda: spectral.PowerIteration(),
+    "svd": lambda: spectral.SVD(),
+    "newton_schulz": lambda: spectral.NewtonSchulz(),
+}
+
 # Fits trees of SHAPES only.
 TABLE = {"dense": {"bias": None, "kernel": 0.4}, "scale": 0.3}
 
@@ -148,23 +153,19 @@ def _clips():
         add("threshold", name, threshold=threshold)
     for name, guard in GUARDS.items():
         add("guard", name, threshold=lambda: 0.3, nonfinite=guard)
-    add(
-        "threshold",
-        "learnt_per_leaf",
-        threshold=THRESHOLDS["warmup_statistic"],
-        granularity=granularity.leaf,
-    )
-    add(
-        "threshold",
-        "learnt_per_unit",
-        threshold=THRESHOLDS["warmup_statistic"],
-        granularity=granularity.unit,
-    )
+    learnt = THRESHOLDS["warmup_statistic"]
+    for part in ("leaf", "unit"):
+        name = f"learnt_per_{part}"
+        add("threshold", name, threshold=learnt, granularity=GRANULARITIES[part])
     return clips
 
 
 CLIPS = _clips() | {
     "threshold-table": lambda: clipjax.clip_by_leaf_norm(TABLE),
+    "entries-soft": lambda: clipjax.clip_entries(0.3, rule=rules.soft),
+    "entries-drop": lambda: clipjax.clip_entries(0.3, nonfinite=guards.drop),
+    "entries-unreported": lambda: clipjax.clip_by_value(0.3, report=False),
+    "spectral-drop": lambda: spectral.clip_singular_values(0.3, nonfinite=guards.drop),
 }
 
 # Need the params in update; the others must do without.
@@ -177,6 +178,67 @@ NEED_PARAMS = (
 )
 # The one recipe that is a chain, of a clip and a scale.
 CHAIN = "recipe-scale_by_l0_l1"
+
+
+def _learnt(cap, granularity, guard=guards.propagate):
+    """Learns from the norms, and clips to the cap from the first step on."""
+    source = thresholds.quantile(0.5, 4, factor=1e6, cap=cap)
+    return clipjax.clip_by(source, granularity=granularity, nonfinite=guard)
+
+
+# One clip of each structure, made from a threshold: granularity x memory x needs the
+# parameters x guard. With hard rules, so that one threshold says what comes out.
+REPRESENTATIVES = {
+    "whole": clipjax.clip_by_global_norm,
+    "leaf": clipjax.clip_by_leaf_norm,
+    "stacked": lambda c: clipjax.clip_by_leaf_norm(c, stacked={"*kernel": 1}),
+    "group": lambda c: clipjax.clip_by(c, granularity=granularity.group(by_rank)),
+    "unit": lambda c: clipjax.clip_by(c, granularity=granularity.unit()),
+    "rms": clipjax.clip_by_block_rms,
+    "linf": lambda c: clipjax.clip_by(c, norm=norms.linf),
+    "zero": lambda c: clipjax.clip_by(c, nonfinite=guards.zero),
+    "drop": lambda c: clipjax.clip_by(c, nonfinite=guards.drop),
+    "params": clipjax.adaptive_grad_clip,
+    "learnt": lambda c: _learnt(c, granularity.whole()),
+    "learnt-leaf": lambda c: _learnt(c, granularity.leaf(), guards.drop),
+    "learnt-unit": lambda c: _learnt(c, granularity.unit()),
+    "entries": clipjax.clip_by_value,
+    "entries-drop": lambda c: clipjax.clip_entries(c, nonfinite=guards.drop),
+    "entries-unreported": lambda c: clipjax.clip_by_value(c, report=False),
+    "spectral": clipjax.spectral_clip,
+    "svd": clipjax.spectral_clamp,
+}
+# Those that have a memory; those that have no blocks.
+LEARNT = ("learnt", "learnt-leaf", "learnt-unit")
+ENTRIES = ("entries", "entries-drop", "entries-unreported")
+
+
+@contextlib.contextmanager
+def about(name):
+    """Names a clip in the report of a failure, where a test loops over many."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"This is about {name}.")
+        raise
+
+
+@functools.cache
+def representative(name):
+    """Compiles an update once for all tests of a process, threshold last."""
+    make = REPRESENTATIVES[name]
+    return jax.jit(
+        lambda grads, state, params, threshold: make(threshold).update(
+            grads, state, params
+        )
+    )
+
+
+def run(name, grads, threshold, state=None, params=None):
+    """Takes one compiled step of a representative; a state of None is a fresh one."""
+    params = parameters() if params is None else params
+    state = REPRESENTATIVES[name](1.0).init(params) if state is None else state
+    return representative(name)(grads, state, params, jnp.float32(threshold))
 
 
 @functools.cache
@@ -192,9 +254,9 @@ def jitted(key):
 
 
 def clip_parts(key):
-    """Gives the four parts of a clip, of the one inside a chain too."""
+    """Gives the parts of a clip, of the one inside a chain too."""
     if key == CHAIN:
-        return clipjax.soft_clip_by_global_norm(1.0).clipper
+        return clipjax.soft_clip_by_global_norm(2.0).clipper
     return clip(key).clipper
 
 
@@ -209,8 +271,12 @@ def gradients(seed=1, dtype=jnp.float32, size=5.0):
 
 
 def clip_state(state):
-    """Finds the clip's own state, also in a chain."""
+    """Finds the one clip's own state, also in a chain."""
+    (found,) = clip_states(state)
+    return found
+
+
+def clip_states(state):
+    """Finds the states of all clips."""
     is_clip = lambda node: isinstance(node, clipjax.ClipState)  # noqa: E731
-    found = [n for n in jax.tree.leaves(state, is_leaf=is_clip) if is_clip(n)]
-    assert len(found) == 1
-    return found[0]
+    return [n for n in jax.tree.leaves(state, is_leaf=is_clip) if is_clip(n)]

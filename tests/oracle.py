@@ -36,6 +36,56 @@ def hard_clip(tree, threshold, p=2):
     return jax.tree.map(lambda leaf: wide(leaf) * factor, tree)
 
 
+def block_norms(name, tree):
+    """Gives, for each entry, the norm of its block in a clip of `catalogue`.
+
+    Args:
+        name: of a representative.
+        tree: one of `catalogue.SHAPES`.
+    """
+    if name in ("whole", "zero", "drop", "linf", "learnt"):
+        length = norm(tree, np.inf if name == "linf" else 2)
+        return jax.tree.map(lambda leaf: np.full(np.shape(leaf), length), tree)
+    if name == "group":
+        vectors = norm([tree["dense"]["bias"], tree["scale"]])
+        return jax.tree.map(
+            lambda leaf: np.full(
+                np.shape(leaf), norm(leaf) if np.ndim(leaf) > 1 else vectors
+            ),
+            tree,
+        )
+    if name.startswith("entries"):
+        return jax.tree.map(lambda leaf: np.abs(wide(leaf)), tree)
+    by_axis = {"unit": 0, "learnt-unit": 0, "params": 0, "stacked": 1}.get(name)
+
+    def of_leaf(leaf):
+        leaf = wide(leaf)
+        if leaf.ndim == 2 and name in ("spectral", "svd"):
+            return np.full(leaf.shape, np.linalg.norm(leaf, 2))
+        if leaf.ndim < 2 or by_axis is None:
+            return np.full(leaf.shape, norm(leaf, "rms" if name == "rms" else 2))
+        peak = np.abs(leaf).max(initial=0.0) or 1.0
+        length = peak * np.linalg.norm(leaf / peak, axis=by_axis, keepdims=True)
+        return np.broadcast_to(length, leaf.shape)
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def clipped(name, tree, threshold, params):
+    """Gives what a representative of `catalogue` makes of a finite tree."""
+
+    def clip(leaf, length, weight):
+        leaf = wide(leaf)
+        if name == "svd" and leaf.ndim == 2:
+            left, sigma, right = np.linalg.svd(leaf, full_matrices=False)
+            return (left * np.minimum(sigma, threshold)) @ right
+        limit = threshold * (np.maximum(weight, 1e-3) if name == "params" else 1.0)
+        return leaf * np.minimum(1, limit / np.where(length > 0, length, np.inf))
+
+    lengths, weights = block_norms(name, tree), block_norms(name, params)
+    return jax.tree.map(clip, tree, lengths, weights)
+
+
 def eps(dtype):
     """Gives one ulp at 1."""
     return float(jnp.finfo(dtype).eps)

@@ -1,6 +1,4 @@
-"""The state of every clip keeps its form, and nothing is ever traced twice."""
-
-import functools
+"""The state of a clip: what it takes, what it refuses, and that nothing is retraced."""
 
 import catalogue
 import jax
@@ -8,162 +6,47 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from oracle import assert_close, assert_same_bits, eps, kinds
+from catalogue import about
+from oracle import assert_close, assert_same_bits, eps, kinds, norm
 
 import clipjax
+from clipjax import granularity, thresholds
 
-every_clip = pytest.mark.parametrize("key", catalogue.CLIPS)
-
-
-SIZES = (5.0, 0.01, 9.0)
+GRAD = jnp.array([3.0, 4.0])
 
 
-def three_steps(clip, params, dtype):
-    """Gives a scan of three updates, with gradients in and out of range."""
-    steps = [catalogue.gradients(i, dtype, size) for i, size in enumerate(SIZES)]
+@pytest.mark.parametrize("name", ["whole", "learnt", "learnt-leaf", "learnt-unit"])
+def test_a_scan_of_updates_equals_a_loop(name):
+    params, clip = catalogue.parameters(), catalogue.REPRESENTATIVES[name](2.0)
+    sizes = (5.0, 0.01, 9.0)
+    steps = [catalogue.gradients(i, size=size) for i, size in enumerate(sizes)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *steps)
 
     def step(state, grads):
         updates, state = clip.update(grads, state, params)
         return state, updates
 
-    return steps, lambda state: jax.lax.scan(step, state, stacked)
-
-
-@every_clip
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16], ids=["f32", "bf16"])
-def test_state_keeps_its_form(key, dtype):
-    clip, params = catalogue.clip(key), catalogue.parameters()
-    first = clip.init(params)
-    grads = catalogue.gradients(dtype=dtype)
-    updates, state = jax.eval_shape(clip.update, grads, first, params)
-    assert kinds(state) == kinds(first)
-    assert kinds(updates) == kinds(grads)
-    # Tracing a scan fails where the carry changes its type.
-    jax.eval_shape(three_steps(clip, params, dtype)[1], first)
-
-
-@pytest.mark.parametrize("key", [k for k in catalogue.CLIPS if k.startswith("recipe")])
-def test_scan_of_three_updates_equals_a_loop(key):
-    clip, params = catalogue.clip(key), catalogue.parameters()
-    steps, scan = three_steps(clip, params, jnp.float32)
     state = clip.init(params)
-    last, updates = scan(state)
+    last, updates = jax.jit(lambda state: jax.lax.scan(step, state, stacked))(state)
     for position, grads in enumerate(steps):
-        expected, state = catalogue.jitted(key)(grads, state, params)
-        mine = jax.tree.map(lambda leaf: leaf[position], updates)  # noqa: B023
+        expected, state = catalogue.run(name, grads, 2.0, state)
+        mine = jax.tree.map(lambda leaf, i=position: leaf[i], updates)
         # The order of a float32 sum may differ between two compilations.
-        assert_close(mine, expected, rtol=8 * eps(jnp.float32))
-    assert int(catalogue.clip_state(last).count) == 3
-    assert_close(last, state, rtol=8 * eps(jnp.float32))
+        assert_close(mine, expected, rtol=8 * eps("f4"))
+    assert_close(last, state, rtol=8 * eps("f4"))
+    assert int(last.clip_steps) == 3
 
 
-@every_clip
-def test_init_on_structs(key):
-    clip = catalogue.clip(key)
-    params = catalogue.parameters()
-    structs = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params
-    )
-    expected = clip.init(params)
-    assert_same_bits(clip.init(structs), expected)
-    assert kinds(clip.init(structs)) == kinds(expected)
-    abstract = jax.eval_shape(clip.init, params)
-    assert jax.tree.structure(abstract) == jax.tree.structure(expected)
-    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(abstract)] == [
-        (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(expected)
-    ]
-
-
-@every_clip
-def test_no_data_before_the_first_step(key):
-    state = catalogue.clip_state(catalogue.clip(key).init(catalogue.parameters()))
-    for field in ("norm", "threshold", "factor", "clipped_norm", "clipped_fraction"):
-        assert np.isnan(getattr(state.info, field)), field
-    for block in jax.tree.leaves(state.info.blocks):
-        assert np.all(np.isnan(block))
-    assert int(state.count) == int(state.info.nonfinite_count) == 0
-    assert int(state.info.nonfinite_leaf) == -1
-
-
-@every_clip
-def test_state_is_small(key):
-    clip = catalogue.clip(key)
-    big = {"dense": {"bias": (2,), "kernel": (300, 2)}, "scale": ()}
-    is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
-    params = jax.tree.map(
-        lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), big, is_leaf=is_shape
-    )
-    info = catalogue.clip_state(jax.eval_shape(clip.init, params)).info
-    blocks = 302 if key == "granularity-leaf_stacked" else catalogue.LEAF_COUNT
-    for number in jax.tree.leaves(info):
-        assert number.size <= blocks
-
-
-def jaxpr(function, *args):
-    """Writes down what a function does, without compiling it."""
-    return str(jax.make_jaxpr(function)(*args))
-
-
-@every_clip
-def test_unknown_extra_arguments_change_nothing(key):
-    clip, params = catalogue.clip(key), catalogue.parameters()
-    extra = functools.partial(clip.update, value=1.0, unheard_of="x")
-    inputs = catalogue.gradients(), clip.init(params), params
-    assert jaxpr(extra, *inputs) == jaxpr(clip.update, *inputs)
-
-
-@pytest.mark.parametrize("key", [k for k in catalogue.CLIPS if k != catalogue.CHAIN])
-def test_update_without_a_state(key):
-    clip, params = catalogue.clip(key), catalogue.parameters()
-    grads = catalogue.gradients()
-    if clip.clipper.threshold.remembers:
-        with pytest.raises(ValueError, match="memory.*state that init made"):
-            clip.update(grads, None, params)
-        return
-    mine = jaxpr(lambda grads: clip.update(grads, None, params), grads)
-    theirs = jaxpr(lambda grads: clip.update(grads, clip.init(params), params), grads)
-    assert mine == theirs
-
-
-@pytest.mark.parametrize(
-    "key", [k for k in catalogue.CLIPS if k not in catalogue.NEED_PARAMS]
-)
-def test_params_are_not_needed(key):
-    clip, params = catalogue.clip(key), catalogue.parameters()
-    inputs = catalogue.gradients(), clip.init(params)
-    with_params = functools.partial(clip.update, params=params)
-    assert jaxpr(with_params, *inputs) == jaxpr(clip.update, *inputs)
-
-
-@pytest.mark.parametrize("key", catalogue.NEED_PARAMS)
-def test_params_are_asked_for(key):
-    clip = catalogue.clip(key)
-    with pytest.raises(ValueError, match=r"\w+ needs params: call update"):
-        clip.update(catalogue.gradients(), clip.init(catalogue.parameters()))
-
-
-@every_clip
-def test_every_number_of_the_first_state_has_its_own_buffer(key):
-    """What shares one cannot be donated."""
-    state = catalogue.clip(key).init(catalogue.parameters())
-    buffers = [
-        leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state) if leaf.size
-    ]
-    assert len(set(buffers)) == len(buffers)
-
-
-@pytest.mark.parametrize("key", ["recipe-clip_by_leaf_norm", "recipe-clip_by_value"])
-def test_donated_state(key):
-    clip, params = catalogue.clip(key), catalogue.parameters()
-    grads = catalogue.gradients()
+@pytest.mark.parametrize("name", ["leaf", "entries", "learnt-leaf"])
+def test_the_first_state_can_be_donated(name):
+    params, grads = catalogue.parameters(), catalogue.gradients()
+    clip = catalogue.REPRESENTATIVES[name](1.0)
     # Buffers that XLA cannot reuse in place give a warning, which is an error here.
     step = jax.jit(clip.update, donate_argnums=1)
-    _, state = step(grads, clip.init(params), params)
     first = clip.init(params)
-    _, state = step(grads, first, params)
-    assert first.count.is_deleted()
-    assert float(state.info.norm) == pytest.approx(5.0)
+    expected = catalogue.run(name, grads, 1.0)
+    assert_close(step(grads, first, params), expected, rtol=8 * eps("f4"))
+    assert first.clip_steps.is_deleted()
 
 
 class Counted:
@@ -178,19 +61,6 @@ class Counted:
         return self.function(*args)
 
 
-def test_one_trace_when_the_number_in_the_state_is_edited():
-    clip = clipjax.clip_by_global_norm(1.0)
-    grads = jnp.array([3.0, 4.0])
-    counted = Counted(clip.update)
-    step = jax.jit(counted)
-    state = clip.init(grads)
-    for threshold in (1.0, 0.5, 2.0):
-        state = state._replace(threshold=jnp.asarray(threshold, state.threshold.dtype))
-        updates, state = step(grads, state)
-        np.testing.assert_allclose(updates, grads / 5 * threshold, rtol=1e-6)
-    assert counted.traces == 1
-
-
 def test_one_trace_when_an_array_changes():
     counted = Counted(
         lambda grads, threshold: clipjax.clip_by_global_norm(threshold).update(
@@ -198,58 +68,139 @@ def test_one_trace_when_an_array_changes():
         )
     )
     step = jax.jit(counted)
-    grads = jnp.array([3.0, 4.0])
     for threshold in (1.0, 0.5, 2.0):
-        updates, _ = step(grads, jnp.float32(threshold))
-        np.testing.assert_allclose(updates, grads / 5 * threshold, rtol=1e-6)
+        updates, _ = step(GRAD, jnp.float32(threshold))
+        np.testing.assert_allclose(updates, GRAD / 5 * threshold, rtol=1e-6)
     assert counted.traces == 1
 
 
-@pytest.mark.parametrize(
-    "key", ["threshold-schedule", "threshold-after", "threshold-warmup_statistic"]
-)
-def test_one_trace_over_four_steps(key):
-    clip = catalogue.clip(key)
+@pytest.mark.parametrize("name", ["schedule", "after", "warmup_statistic"])
+def test_one_trace_over_four_steps(name):
+    clip = clipjax.clip_by(catalogue.THRESHOLDS[name]())
     counted = Counted(clip.update)
-    step = jax.jit(counted)
-    state = clip.init(catalogue.parameters())
+    step, state = jax.jit(counted), clip.init(GRAD)
     for seed in range(4):
-        _, state = step(catalogue.gradients(seed), state)
+        _, state = step(GRAD * (seed + 1.0), state)
     assert counted.traces == 1
 
 
-def test_schedule_is_read_at_the_number_of_updates():
+def test_a_schedule_is_read_at_the_number_of_updates():
     schedule = optax.linear_schedule(4.0, 1.0, 3)
     clip = clipjax.clip_by_global_norm(schedule)
-    grads = jnp.array([3.0, 4.0])
-    state = clip.init(grads)
+    state = clip.init(GRAD)
     for expected in (4.0, 3.0, 2.0, 1.0, 1.0):
-        updates, state = clip.update(grads, state)
-        np.testing.assert_allclose(state.info.threshold, expected, rtol=1e-6)
-        np.testing.assert_allclose(np.linalg.norm(updates), expected, rtol=1e-6)
+        updates, state = clip.update(GRAD, state)
+        np.testing.assert_allclose(state.clip_info.clip_threshold, expected, rtol=1e-6)
+        assert norm(updates) == pytest.approx(expected, rel=1e-6)
 
 
-def test_blocks_unknown_to_init_are_refused():
+def states_of_others():
+    """Gives states by what each of them can be told by."""
+    params = catalogue.parameters()
+    found = {
+        name: catalogue.REPRESENTATIVES[name](1.0).init(params)
+        for name in ("whole", "leaf", "stacked", "group", "unit", "entries", "svd")
+    }
+    quantile = thresholds.quantile
+    found |= {
+        name: clipjax.clip_by(source, granularity=part).init(params)
+        for name, source, part in [
+            ("ema", thresholds.ema(2.0), granularity.whole()),
+            ("quantile of 4", quantile(0.5, 4), granularity.whole()),
+            ("quantile of 6", quantile(0.5, 6), granularity.whole()),
+            ("quantile per leaf", quantile(0.5, 4), granularity.leaf()),
+        ]
+    }
+    return found
+
+
+def test_a_state_that_is_not_this_clip_s_is_refused():
+    params, grads = catalogue.parameters(), catalogue.gradients()
+    quantile = thresholds.quantile(0.5, 4)
+    mine = {
+        "whole": clipjax.clip_by_global_norm(1.0),
+        "leaf": clipjax.clip_by_leaf_norm(1.0),
+        "entries": clipjax.clip_by_value(1.0),
+        "unit": clipjax.clip_by(1.0, granularity=granularity.unit()),
+        "svd": clipjax.spectral_clamp(1.0),
+        "quantile of 4": clipjax.clip_by(quantile),
+        "quantile per leaf": clipjax.clip_by(quantile, granularity=granularity.leaf()),
+    }
+    # A clip of singular values is one of leaves as far as a state goes.
+    alike = {("leaf", "svd"), ("svd", "leaf")}
+    others = states_of_others()
+    adam = optax.scale_by_adam().init(params)
+    for name, clip in mine.items():
+        own = clip.init(params)
+        foreign = {k: s for k, s in others.items() if k != name} | {
+            "a dictionary": own._asdict(),
+            "a list": list(own),
+            "a tuple": tuple(own),
+            "another clip's name": own._replace(clip_names={"other": own.clip_names}),
+            "ScaleByAdamState": adam,
+        }
+        for other, state in foreign.items():
+            if (name, other) in alike:
+                continue
+            with about(f"{name} given {other}"):
+                for update in (clip.update, jax.jit(clip.update)):
+                    with pytest.raises(ValueError, match="state is not that of") as why:
+                        update(grads, state, params)
+                    # Both are named: the clip, and what was given in its place.
+                    assert repr(clip) in str(why.value)
+                    named = ("a dictionary", "a list", "a tuple", "ScaleByAdamState")
+                    if other in named:
+                        assert f"got a {other.removeprefix('a ')}" in str(why.value)
+        assert kinds(jax.eval_shape(clip.update, grads, own, params)[1]) == kinds(own)
+
+
+def test_windows_and_blocks_are_told_apart_by_their_numbers():
+    long, short = clipjax.autoclip(50, 6), clipjax.autoclip(50, 4)
+    message = "quantile.*should have shape .6, 1. and has .4, 1."
+    with pytest.raises(ValueError, match=message):
+        long.update(GRAD, short.init(GRAD))
     clip = clipjax.clip_by_leaf_norm(1.0)
-    state = clip.init({"a": jnp.ones(2)})
-    with pytest.raises(ValueError, match="init did not see: b"):
-        clip.update({"a": jnp.ones(2), "b": jnp.ones(2)}, state)
+    with pytest.raises(ValueError, match="should have shape .2,. and has .1,."):
+        clip.update({"a": GRAD, "b": GRAD}, clip.init({"a": GRAD}))
 
 
-@pytest.mark.parametrize(
-    "key", ["threshold-learnt_per_leaf", "threshold-warmup_statistic"]
-)
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_memory_is_frozen_by_a_bad_step(key, bad):
-    clip = catalogue.clip(key)
-    update = functools.partial(catalogue.jitted(key), params=catalogue.parameters())
-    grads = catalogue.gradients()
-    _, state = update(grads, clip.init(grads))
-    poisoned = {**grads, "scale": jnp.full_like(grads["scale"], bad)}
-    _, after = update(poisoned, state)
-    assert_same_bits(after.threshold, state.threshold)
-    assert int(after.info.nonfinite_count) == 1
-    assert int(after.count) == 2
-    _, later = update(catalogue.gradients(2), after)
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(later.threshold))
-    assert np.all(np.asarray(later.threshold.seen) == 2)
+def test_the_order_of_arguments_is_named():
+    clip = clipjax.clip_by_global_norm(1.0)
+    with pytest.raises(TypeError, match="updates first and the state second"):
+        clip.update(clip.init(GRAD), GRAD)
+
+
+def test_the_number_in_the_code_is_the_number_in_force():
+    for make in (clipjax.clip_by_global_norm, clipjax.clip_by_value):
+        old, new = make(1.0), make(0.5)
+        _, state = jax.jit(old.update)(GRAD, old.init(GRAD))
+        updates, state = jax.jit(new.update)(GRAD, state)
+        expected, _ = new.update(GRAD, None)
+        assert_close(updates, expected)
+        assert norm(updates, np.inf) <= 0.5
+        assert float(state.clip_info.clip_threshold) == 0.5
+    # Also that of a threshold that learns: the history stays, the quantile is another.
+    history = clipjax.clip_by(thresholds.quantile(1.0, 4))
+    _, state = history.update(GRAD, history.init(GRAD))
+    lower = clipjax.clip_by(thresholds.quantile(1.0, 4, factor=0.5))
+    updates, _ = lower.update(GRAD, state)
+    assert norm(updates) == pytest.approx(2.5, rel=1e-6)
+
+
+def test_a_run_with_optax_s_clip_goes_on_with_clipjax_s():
+    params, grads = catalogue.parameters(), catalogue.gradients()
+    theirs = optax.chain(optax.clip_by_global_norm(1.0), optax.trace(0.9))
+    mine = optax.chain(clipjax.clip_by_global_norm(1.0), optax.trace(0.9))
+    expected, state = theirs.update(grads, theirs.init(params), params)
+    expected, _ = theirs.update(grads, state, params)
+    updates, state = mine.update(grads, state, params)
+    assert_close(updates, expected)
+    assert kinds(state) == kinds(mine.init(params))
+
+
+def test_a_state_of_its_own_is_not_changed_in_place():
+    clip = clipjax.clip_by_leaf_norm(1.0)
+    state = clip.init(GRAD)
+    before = jax.tree.map(np.array, state)
+    clip.update(GRAD, state)
+    assert_same_bits(jax.tree.map(np.asarray, state), before)

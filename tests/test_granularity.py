@@ -1,4 +1,4 @@
-"""Which entries share a norm: blocks, their names, stacks and axes (edges L)."""
+"""Which entries share a norm: blocks, stacks of layers, axes of units, labels."""
 
 import jax
 import jax.numpy as jnp
@@ -7,82 +7,70 @@ import pytest
 from oracle import assert_same_bits, norm, random_tree
 
 import clipjax
-from clipjax import granularity, guards, norms
+from clipjax import granularity, guards
 
 TREE = {"layers": [{"w": (3, 4), "b": (4,)}, {"w": (4, 2), "b": (2,)}], "scale": ()}
+GRADS = random_tree(0, TREE, size=10.0)
+NAMES = ["layers/0/b", "layers/0/w", "layers/1/b", "layers/1/w", "scale"]
 
 
 def clipped(tree, blocks, threshold=1.0, **parts):
     clip = clipjax.clip_by(threshold, granularity=blocks, **parts)
-    return jax.jit(clip.update)(tree, clip.init(tree))
+    updates, state = clip.update(tree, clip.init(tree))
+    return updates, state.clip_info, clip.block_names(tree)
 
 
 def shorten(array, axes, threshold=1.0):
-    """Clips over the given axes in float64."""
+    """Clips over the given axes in float64; None stands for all of them."""
     array = np.asarray(array, np.float64)
     lengths = np.sqrt(np.sum(array**2, axis=axes, keepdims=True))
     return array * np.minimum(1, threshold / lengths)
 
 
-@pytest.fixture(scope="module")
-def tree():
-    return random_tree(0, TREE, size=10.0)
-
-
-def test_leaf(tree):
-    updates, state = clipped(tree, granularity.leaf())
-    for before, after in zip(
-        jax.tree.leaves(tree), jax.tree.leaves(updates), strict=True
-    ):
+def test_leaf():
+    updates, info, names = clipped(GRADS, granularity.leaf())
+    leaves = jax.tree.leaves(GRADS)
+    for before, after in zip(leaves, jax.tree.leaves(updates), strict=True):
         np.testing.assert_allclose(after, shorten(before, None), rtol=1e-6)
-    names = ("layers/0/b", "layers/0/w", "layers/1/b", "layers/1/w", "scale")
-    assert state.block_names == names
-    leaves = jax.tree.leaves(tree)
+    assert names == NAMES
     lengths = [norm(leaf) for leaf in leaves]
-    np.testing.assert_allclose(state.info.blocks.norm, lengths, rtol=1e-6)
-    assert float(state.info.norm) == pytest.approx(10, rel=1e-6)
+    np.testing.assert_allclose(info.block_norms_before, lengths, rtol=1e-6)
+    after = [norm(leaf) for leaf in jax.tree.leaves(updates)]
+    np.testing.assert_allclose(info.block_norms_after, after, rtol=1e-6)
+    np.testing.assert_array_equal(info.block_thresholds, np.ones(5))
+    assert float(info.norm_before) == pytest.approx(10, rel=1e-6)
     fraction = np.mean([length > 1 for length in lengths])
-    assert float(state.info.clipped_fraction) == pytest.approx(fraction)
+    assert float(info.clipped_fraction) == pytest.approx(fraction)
 
 
-def test_group_by_function_and_by_prefix_tree(tree):
-    by_path = granularity.group(lambda path, leaf: path.split("/")[0])
-    by_tree = granularity.group({"layers": "layers", "scale": "scale"})
-    expected, state = clipped(tree, by_path)
-    assert_same_bits(clipped(tree, by_tree)[0], expected)
-    assert state.block_names == ("layers", "scale")
-    assert norm(expected["layers"]) == pytest.approx(1, rel=1e-6)
-    factor = 1 / norm(tree["layers"])
-    np.testing.assert_allclose(
-        expected["layers"][0]["w"],
-        np.float64(tree["layers"][0]["w"]) * factor,
-        rtol=1e-6,
-    )
+def top_level(tree):
+    """Labels a tree as ``optax.partition`` has it: a function of the tree."""
+    return {key: key for key in tree}
 
 
-def test_whole_has_no_blocks(tree):
-    _, state = clipped(tree, granularity.whole())
-    assert state.block_names == () and state.info.blocks == ()
-    assert len(jax.tree.leaves(state)) == 12  # scalars only
-    assert all(leaf.shape == () for leaf in jax.tree.leaves(state))
-
-
-def test_element(tree):
-    updates, state = clipped(tree, granularity.element(), 0.5)
-    for before, after in zip(
-        jax.tree.leaves(tree), jax.tree.leaves(updates), strict=True
+def test_group():
+    """Labels by path and leaf, by a prefix tree, and as Optax takes them."""
+    factor = 1 / norm(GRADS["layers"])
+    expected = shorten(GRADS["layers"][0]["w"], (), 1e9) * factor
+    for labels in (
+        lambda path, leaf: path.split("/")[0],
+        {"layers": "layers", "scale": "scale"},
+        top_level,
     ):
-        assert_same_bits(after, jnp.clip(before, -0.5, 0.5))
-    entries = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
-    fraction = np.mean(np.abs(entries) > 0.5)
-    assert float(state.info.clipped_fraction) == pytest.approx(fraction)
+        updates, info, names = clipped(GRADS, granularity.group(labels))
+        assert names == ["layers", "scale"]
+        np.testing.assert_allclose(updates["layers"][0]["w"], expected, rtol=1e-6)
+        assert abs(updates["scale"]) == pytest.approx(min(1, abs(GRADS["scale"])))
+        lengths = norm(GRADS["layers"]), norm(GRADS["scale"])
+        np.testing.assert_allclose(info.block_norms_before, lengths, rtol=1e-6)
 
 
-def test_element_is_the_same_for_every_norm(tree):
-    expected, _ = clipped(tree, granularity.element(), 0.5)
-    for norm_part in (norms.l1, norms.linf, norms.rms):
-        updates, _ = clipped(tree, granularity.element(), 0.5, norm=norm_part)
-        assert_same_bits(updates, expected)
+def test_whole_and_unit_report_no_blocks():
+    for blocks in (granularity.whole(), granularity.unit()):
+        updates, info, names = clipped(GRADS, blocks)
+        assert names == [] and info.block_norms_before == ()
+        assert float(info.norm_after) == pytest.approx(norm(updates), rel=1e-6)
+    assert norm(clipped(GRADS, granularity.whole())[0]) == pytest.approx(1, rel=1e-6)
 
 
 DEFAULT_AXES = {
@@ -97,44 +85,39 @@ DEFAULT_AXES = {
 }
 
 
-@pytest.mark.parametrize("shape", DEFAULT_AXES, ids=str)
-def test_l74_unit_axes_by_rank(shape):
-    grads = random_tree(1, shape, size=10.0)
-    updates, _ = clipped(grads, granularity.unit())
-    expected = shorten(grads, DEFAULT_AXES[shape])
-    np.testing.assert_allclose(updates, expected, rtol=1e-6)
-
-
-def test_l74_rank_six_needs_axes():
-    grads = jnp.ones((2,) * 6)
-    with pytest.raises(ValueError, match="axes must be given .* rank 0 to 5"):
-        clipped(grads, granularity.unit())
-    updates, _ = clipped(grads, granularity.unit((0, 1, 2)))
-    np.testing.assert_allclose(updates, shorten(grads, (0, 1, 2)), rtol=1e-6)
+def test_units_by_rank():
+    """As Optax chooses them (edges L74)."""
+    grads = {str(shape): random_tree(1, shape, size=10.0) for shape in DEFAULT_AXES}
+    updates, _, _ = clipped(grads, granularity.unit())
+    for shape, axes in DEFAULT_AXES.items():
+        expected = shorten(grads[str(shape)], axes)
+        np.testing.assert_allclose(updates[str(shape)], expected, rtol=1e-6)
+    with pytest.raises(ValueError, match="axes must be given for 'w' .* rank 0 to 5"):
+        clipped({"w": jnp.ones((2,) * 6)}, granularity.unit())
 
 
 @pytest.mark.parametrize(
-    "axes",
+    ("axes", "summed"),
     [
-        1,
-        (1, 2),
-        [-1, 1],
-        lambda path, leaf: (1, 2),
-        {"w": (1, 2)},
-        {"other": 0, "w*": -1},
+        (1, 1),
+        ((1, 2), (1, 2)),
+        ([-1, 1], (1, 2)),
+        (lambda path, leaf: (1, 2), (1, 2)),
+        ({"w": (1, 2)}, (1, 2)),
+        ({"other": 0, "w*": -1}, 2),
     ],
 )
-def test_l74_unit_axes_given(axes):
-    grads = {"w": random_tree(2, (2, 3, 4), size=10.0)}
-    updates, _ = clipped(grads, granularity.unit(axes))
-    chosen = {"w": (1, 2)}
-    reduced = {1: 1}.get(axes if isinstance(axes, int) else None, chosen["w"])
-    if isinstance(axes, dict) and "other" in axes:
-        reduced = 2
-    np.testing.assert_allclose(updates["w"], shorten(grads["w"], reduced), rtol=1e-6)
+def test_units_by_given_axes(axes, summed):
+    tree = {"w": (2, 3, 4), "other": (2, 3, 4)}
+    grads = random_tree(2, tree, size=10.0)
+    updates, _, _ = clipped(grads, granularity.unit(axes))
+    np.testing.assert_allclose(updates["w"], shorten(grads["w"], summed), rtol=1e-6)
+    for wrong in (3, (0, -4)):
+        with pytest.raises(ValueError, match="axes must be axes of 'other'"):
+            clipped(grads, granularity.unit(wrong))
 
 
-def test_l74_scalars_and_zero_parameters():
+def test_units_of_scalars_and_of_zero_parameters():
     clip = clipjax.adaptive_grad_clip(0.1, eps=0.01)
     grads = {"scalar": jnp.array(5.0), "zeros": jnp.ones((2, 2))}
     params = {"scalar": jnp.array(-2.0), "zeros": jnp.zeros((2, 2))}
@@ -144,122 +127,97 @@ def test_l74_scalars_and_zero_parameters():
     np.testing.assert_allclose(lengths, 1e-3, rtol=1e-6)
 
 
-def test_l73_stacked_layers_are_clipped_one_by_one():
-    params = jnp.ones((2, 4, 3))
+def test_units_of_stacked_layers():
+    """A quiet layer is not clipped for a loud one (edges L73)."""
     quiet, loud = 1e-3 * jnp.ones((4, 3)), 10 * jnp.ones((4, 3))
-    grads = jnp.stack([quiet, loud])
+    grads, params = jnp.stack([quiet, loud]), jnp.ones((2, 4, 3))
     clip = clipjax.adaptive_grad_clip(0.01, stacked=1)
     updates, _ = clip.update(grads, clip.init(params), params)
     assert_same_bits(updates[0], quiet)  # norm 2e-3 of 0.02 allowed
     np.testing.assert_allclose(np.linalg.norm(updates[1], axis=0), 0.02, rtol=1e-6)
 
 
-STACKED = {"blocks": {"w": (3, 2, 2)}, "head": (4,)}
-
-
-def test_stacked_leaves():
-    grads = random_tree(3, STACKED, size=1.0)
+def test_leaves_that_stack_layers():
+    grads = random_tree(3, {"blocks": {"w": (3, 2, 2)}, "head": (4,)})
     grads["blocks"]["w"] *= jnp.array([1e-3, 1.0, 100.0])[:, None, None]
-    updates, state = clipped(grads, granularity.leaf({"blocks/*": 1}), 0.5)
-    np.testing.assert_allclose(
-        updates["blocks"]["w"], shorten(grads["blocks"]["w"], (1, 2), 0.5), rtol=1e-6
-    )
-    assert_same_bits(updates["blocks"]["w"][0], grads["blocks"]["w"][0])
-    names = ("blocks/w[0]", "blocks/w[1]", "blocks/w[2]", "head")
-    assert state.block_names == names
-    assert float(state.info.norm) == pytest.approx(norm(grads), rel=1e-6)
+    for stacked in ({"blocks/*": 1}, lambda path, leaf: int(leaf.ndim == 3)):
+        updates, info, names = clipped(grads, granularity.leaf(stacked), 0.5)
+        expected = shorten(grads["blocks"]["w"], (1, 2), 0.5)
+        np.testing.assert_allclose(updates["blocks"]["w"], expected, rtol=1e-6)
+        assert_same_bits(updates["blocks"]["w"][0], grads["blocks"]["w"][0])
+        assert names == ["blocks/w[0]", "blocks/w[1]", "blocks/w[2]", "head"]
+        lengths = [norm(layer) for layer in [*grads["blocks"]["w"], grads["head"]]]
+        np.testing.assert_allclose(info.block_norms_before, lengths, rtol=1e-6)
+        assert float(info.norm_before) == pytest.approx(norm(grads), rel=1e-6)
 
 
 def test_stacks_of_more_than_ten_layers_keep_their_order():
     grads = jnp.arange(1.0, 13.0)[:, None]
-    _, state = clipped(grads, granularity.leaf(1), 5.0)
-    assert state.block_names[2] == "[02]"
-    np.testing.assert_array_equal(state.info.blocks.norm, np.arange(1.0, 13.0))
+    _, info, names = clipped(grads, granularity.leaf(1), 5.0)
+    assert names[2] == "[02]"
+    np.testing.assert_array_equal(info.block_norms_before, np.arange(1.0, 13.0))
 
 
 def test_thresholds_per_layer_of_a_stack():
-    grads = jnp.ones((3, 4))
+    grads = {"w": jnp.ones((3, 4))}
     clip = clipjax.clip_by_leaf_norm({"w": np.array([0.5, 1.0, 9.0])}, stacked=1)
-    updates, _ = clip.update({"w": grads}, None)
+    updates, _ = clip.update(grads, None)
     lengths = np.linalg.norm(updates["w"], axis=1)
     np.testing.assert_allclose(lengths, [0.5, 1, 2], rtol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [-1, True, 1.5, lambda path, leaf: "two"])
-def test_bad_stacks_are_refused(bad):
+def test_stacks_that_do_not_fit_the_tree_are_refused():
+    grads = {"w": jnp.ones((2, 2))}
     with pytest.raises(ValueError, match="stacked must be a number of leading axes"):
-        clipped({"w": jnp.ones((2, 2))}, granularity.leaf(bad))
+        clipped(grads, granularity.leaf(lambda path, leaf: "two"))
+    with pytest.raises(ValueError, match="stacked must be at most the rank of 'w'"):
+        clipped(grads, granularity.leaf(3))
 
 
-def test_paths_that_read_alike_are_told_apart():
-    grads = {"a": [jnp.ones(2)], "a/0": 2 * jnp.ones(2)}
-    _, state = clipped(grads, granularity.leaf())
-    assert len(set(state.block_names)) == 2
-    np.testing.assert_allclose(
-        sorted(np.asarray(state.info.blocks.norm)), [2**0.5, 8**0.5], rtol=1e-6
-    )
+def test_parts_print_and_compare_by_their_settings():
+    parts = {
+        "unit": granularity.unit(),
+        "unit(axes=0)": granularity.unit(0),
+        "leaf": granularity.leaf(),
+        "leaf(stacked=1)": granularity.leaf(1),
+        "leaf(stacked={'a': 1})": granularity.leaf({"a": 1}),
+        "group(x, y)": granularity.group({"a": "y", "b": "x"}),
+        "group": granularity.group(top_level),
+        "whole": granularity.whole(),
+    }
+    assert {repr(part): part for part in parts.values()} == parts
+    assert len(set(parts.values())) == len(parts)
+    assert granularity.leaf({"a": 1}) == parts["leaf(stacked={'a': 1})"]
+    assert granularity.group({"a": "y", "b": "x"}) == parts["group(x, y)"]
 
 
-@pytest.mark.parametrize(
-    ("part", "text"),
-    [
-        (granularity.element(), "element"),
-        (granularity.unit(), "unit"),
-        (granularity.unit(0), "unit(reduced=0)"),
-        (granularity.leaf(), "leaf"),
-        (granularity.leaf(1), "leaf(stacked=1)"),
-        (granularity.group({"a": "x"}), "group"),
-        (granularity.whole(), "whole"),
-    ],
-)
-def test_names(part, text):
-    assert repr(part) == text
-
-
-def test_unit_thresholds_from_a_table():
+def test_a_table_of_thresholds_for_units():
     grads = {"a": jnp.ones((4, 3)), "b": jnp.ones((4, 3))}
-    clip = clipjax.clip_by({"a": 1.0, "b": None}, granularity=granularity.unit())
-    updates, state = clip.update(grads, clip.init(grads))
+    updates, info, _ = clipped(grads, granularity.unit(), {"a": 1.0, "b": None})
     np.testing.assert_allclose(np.linalg.norm(updates["a"], axis=0), 1, rtol=1e-6)
     assert_same_bits(updates["b"], grads["b"])
-    np.testing.assert_array_equal(state.info.blocks.threshold, [1.0, np.inf])
-    assert float(state.info.clipped_fraction) == 0.5
+    assert float(info.clip_threshold) == 1 and float(info.clipped_fraction) == 0.5
 
 
 @pytest.mark.parametrize("value", [jnp.nan, -jnp.inf, -1.0])
-@pytest.mark.parametrize("blocks", [granularity.element(), granularity.unit()])
-def test_an_invalid_threshold_is_not_reported_as_none(blocks, value):
+def test_an_invalid_threshold_is_not_reported_as_none(value):
     grads = {"w": jnp.array([1.0, 0.2, 3.0])}
-    clip = clipjax.clip_by(jnp.float32(value), granularity=blocks)
-    for update in (clip.update, jax.jit(clip.update)):
-        updates, state = update(grads, None)
+    for clip in (
+        clipjax.clip_entries(jnp.float32(value)),
+        clipjax.clip_by(jnp.float32(value), granularity=granularity.unit()),
+        clipjax.clip_by_leaf_norm({"w": jnp.float32(value)}),
+    ):
+        updates, state = clip.update(grads, None)
         assert not jnp.any(updates["w"])
-        assert not float(state.info.threshold) >= 0
-        assert int(state.info.invalid_threshold_count) == 1
+        assert not float(state.clip_info.clip_threshold) >= 0
+        assert int(state.clip_info.invalid_threshold_steps) == 1
 
 
 @pytest.mark.parametrize("guard", [guards.propagate, guards.zero])
-def test_only_leaves_without_nan_count_as_changed(guard):
-    """As for leaves, of which the one with NaN does not count."""
+def test_a_step_with_nan_counts_as_bad_and_not_as_clipped(guard):
     grads = {"bad": jnp.array([9.0, jnp.nan, 3.0]), "good": jnp.array([5.0, 0.1])}
-    for blocks, fraction in (
-        (granularity.element(), 1 / 5),
-        (granularity.unit(), 1 / 2),
-        (granularity.leaf(), 1 / 2),
-    ):
-        clip = clipjax.clip_by(0.5, granularity=blocks, nonfinite=guard)
-        info = clip.update(grads, None)[1].info
-        assert float(info.clipped_fraction) == pytest.approx(fraction)
-
-
-def test_an_infinite_entry_without_a_threshold_is_not_changed():
-    grads = {"w": jnp.array([jnp.inf, 1.0])}
-    info = clipjax.clip_by_value(jnp.float32(jnp.inf)).update(grads, None)[1].info
-    assert float(info.clipped_fraction) == 0
-
-
-def test_a_schedule_may_give_integers():
-    clip = clipjax.clip_by_value(lambda count: count + 1)
-    updates, state = clip.update({"w": jnp.array([2.0, 0.5])}, None)
-    np.testing.assert_array_equal(updates["w"], [1.0, 0.5])
-    assert float(state.info.threshold) == 1
+    for blocks in (granularity.unit(), granularity.leaf(), granularity.whole()):
+        _, info, _ = clipped(grads, blocks, 0.5, nonfinite=guard)
+        assert int(info.nonfinite_steps) == 1 and int(info.first_nonfinite_leaf) == 0
+        assert float(info.clipped_fraction) == 0 and int(info.clipped_steps) == 0
+        assert float(info.norm_before) == np.inf

@@ -1,6 +1,5 @@
 """Rules as functions of one norm and one threshold, over eighteen decades."""
 
-import catalogue
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,129 +8,123 @@ from oracle import eps
 
 from clipjax import rules
 
+# By their names: the rule, its formula, and whether it is contractive and bounded.
+RULES = {
+    "hard": (rules.hard, lambda n, c: np.minimum(n, c), True, True),
+    "hard(epsilon=1e-06)": (
+        *(rules.Hard(epsilon=1e-6), lambda n, c: n * np.minimum(1, c / (n + 1e-6))),
+        *(True, True),
+    ),
+    "soft": (rules.soft, lambda n, c: n * c / (n + c), True, True),
+    "tanh": (rules.tanh, lambda n, c: c * np.tanh(n / c), True, True),
+    "sqrt": (rules.sqrt, lambda n, c: n / np.sqrt(1 + (n / c) ** 2), True, True),
+    "normalise": (rules.normalise, lambda n, c: c + 0 * n, False, True),
+    "band": (rules.band(0.5), lambda n, c: np.clip(n, 0.5 * c, c), False, True),
+    "skip": (rules.skip, lambda n, c: np.where(n <= c, n, 0), True, True),
+    "floored(fraction=0.01)": (
+        *(rules.floored(0.01), lambda n, c: np.maximum(np.minimum(n, c), 0.01 * n)),
+        *(True, False),
+    ),
+}
+every_rule = pytest.mark.parametrize("name", RULES)
+
 # Every pair of norm and threshold from 1e-9 to 1e9, the equal ones among them.
 DECADES = 10.0 ** np.arange(-9, 10)
 NORMS, THRESHOLDS = (
-    jnp.asarray(grid.reshape(-1), jnp.float32) for grid in np.meshgrid(DECADES, DECADES)
+    np.float32(grid.reshape(-1)) for grid in np.meshgrid(DECADES, DECADES)
 )
-EXACT = {
-    "hard": lambda n, c: np.minimum(n, c),
-    "hard_epsilon": lambda n, c: n * np.minimum(1, c / (n + 1e-6)),
-    "soft": lambda n, c: n * c / (n + c),
-    "tanh": lambda n, c: c * np.tanh(n / c),
-    "sqrt": lambda n, c: n / np.sqrt(1 + (n / c) ** 2),
-    "normalise": lambda n, c: c + 0 * n,
-    "band": lambda n, c: np.clip(n, 0.5 * c, c),
-    "skip": lambda n, c: np.where(n <= c, n, 0),
-    "floored": lambda n, c: np.maximum(np.minimum(n, c), 0.01 * n),
-}
-every_rule = pytest.mark.parametrize("name", catalogue.RULES)
+
+
+def lengths_of(rule, norms, thresholds, method="lengths"):
+    """Asks a rule, at one shape for all tests, so that operations compile once."""
+    norms, thresholds = np.broadcast_arrays(np.float32(norms), np.float32(thresholds))
+    padded = [np.resize(array, 400) for array in (norms, thresholds)]
+    found = getattr(rule, method)(*map(jnp.asarray, padded))
+    return np.asarray(found)[: norms.size]
 
 
 @every_rule
-def test_formula(name):
-    rule = catalogue.RULES[name]()
-    found = jax.jit(lambda n, c: rules.lengths(rule, n, c))(NORMS, THRESHOLDS)
-    exact = EXACT[name](np.float64(NORMS), np.float64(THRESHOLDS))
-    np.testing.assert_allclose(found, exact, rtol=8 * eps(jnp.float32))
-
-
-@every_rule
-def test_tags(name):
-    rule = catalogue.RULES[name]()
-    lengths = rules.lengths(rule, NORMS, THRESHOLDS)
-    assert np.all(lengths >= 0)
+def test_formula_tags_and_factor(name):
+    rule, exact, contractive, bounded = RULES[name]
+    lengths = lengths_of(rule, NORMS, THRESHOLDS)
+    expected = exact(np.float64(NORMS), np.float64(THRESHOLDS))
+    np.testing.assert_allclose(lengths, expected, rtol=8 * eps(jnp.float32))
     # Not one ulp is allowed for: these are the lengths before any scaling.
-    assert rule.contractive == bool(np.all(lengths <= NORMS))
-    assert rule.bounded == bool(np.all(lengths <= THRESHOLDS))
-
-
-@every_rule
-def test_factor_is_the_ratio(name):
-    rule = catalogue.RULES[name]()
-    lengths = rules.lengths(rule, NORMS, THRESHOLDS)
-    factors = rule.factor(NORMS, THRESHOLDS)
+    assert np.all(lengths >= 0)
+    assert contractive == rule.contractive == bool(np.all(lengths <= NORMS))
+    assert bounded == rule.bounded == bool(np.all(lengths <= THRESHOLDS))
+    factors = lengths_of(rule, NORMS, THRESHOLDS, "factor")
     np.testing.assert_allclose(factors * NORMS, lengths, rtol=2 * eps(jnp.float32))
-    assert float(rule.factor(0.0, 1.0)) == 1
+    np.testing.assert_array_equal(lengths_of(rule, [0], [1], "factor"), [1])
+    assert repr(rule) == name
 
 
 @every_rule
-def test_special_values(name):
-    rule = catalogue.RULES[name]()
-
-    def length(norm, threshold):
-        norm, threshold = jnp.float32(norm), jnp.float32(threshold)
-        return float(rules.lengths(rule, norm, threshold))
-
-    for threshold in (0.0, 1.0, np.inf, -1.0, np.nan):
-        assert length(0, threshold) == 0
-    assert length(3.0, 0) == length(3.0, -1) == length(3.0, np.nan) == 0
-    assert length(3.0, np.inf) == 3.0
-    assert np.isnan(length(np.inf, 1.0)) and np.isnan(length(np.nan, 1.0))
-
-
-@pytest.mark.parametrize("rule", [rules.hard, rules.soft, rules.tanh, rules.sqrt])
-@pytest.mark.parametrize("threshold", [1.0, 1e37, 3e38])
-def test_what_is_far_below_the_threshold_is_kept(rule, threshold):
-    norms = np.float32(threshold) * np.array([1e-37, 1e-20, 1e-7], np.float32)
-    found = rules.lengths(rule, jnp.asarray(norms), jnp.float32(threshold))
-    np.testing.assert_allclose(found, norms, rtol=1e-6)
+def test_edges(name):
+    """Zero norms, thresholds of zero and infinity, and traced ones that are wrong."""
+    rule = RULES[name][0]
+    lengths = lengths_of(rule, [0, 0, 0, 3, 3], [0, 1, np.inf, 0, np.inf])
+    np.testing.assert_array_equal(lengths, [0, 0, 0, 0, 3])
+    factors = lengths_of(rule, [3, 3, 3], [-1, np.nan, -np.inf], "factor")
+    np.testing.assert_array_equal(factors, [0, 0, 0])
 
 
 @every_rule
 def test_lengths_do_not_leave_the_range_of_float32(name):
-    rule = catalogue.RULES[name]()
+    rule = RULES[name][0]
     extremes = np.array([1.2e-38, 1e-30, 1.0, 1e30, 3.3e38], np.float32)
-    grids = np.meshgrid(extremes, extremes)
-    norms, thresholds = (jnp.asarray(grid.ravel()) for grid in grids)
-    found = rules.lengths(rule, norms, thresholds)
+    norms, limits = (grid.ravel() for grid in np.meshgrid(extremes, extremes))
+    found = lengths_of(rule, norms, limits)
     assert np.all(np.isfinite(found))
-    if rule.contractive:
-        assert np.all(found <= norms)
-    if rule.bounded:
-        assert np.all(found <= thresholds)
+    assert not rule.contractive or np.all(found <= norms)
+    assert not rule.bounded or np.all(found <= limits)
+
+
+@pytest.mark.parametrize("rule", [rules.hard, rules.soft, rules.tanh, rules.sqrt])
+def test_what_is_far_below_the_threshold_is_kept(rule):
+    shares = np.array([1e-37, 1e-20, 1e-7], np.float32)
+    limits = np.repeat(np.float32([1.0, 1e37, 3e38]), 3)
+    norms = limits * np.tile(shares, 3)
+    found = lengths_of(rule, norms, limits)
+    np.testing.assert_allclose(found, norms, rtol=1e-6)
 
 
 def test_soft_lies_within_a_factor_two_of_hard():
     # ½ min(1, c/n) ≤ c/(n + c) ≤ min(1, c/n).
-    soft = rules.soft.factor(NORMS, THRESHOLDS)
-    hard = rules.hard.factor(NORMS, THRESHOLDS)
+    soft = lengths_of(rules.soft, NORMS, THRESHOLDS, "factor")
+    hard = lengths_of(rules.hard, NORMS, THRESHOLDS, "factor")
     slack = 1 + 4 * eps(jnp.float32)
     assert np.all(soft <= hard)
     assert np.all(hard <= 2 * soft * slack)
-    equal = NORMS == THRESHOLDS
-    np.testing.assert_array_equal(soft[equal], 0.5)
+    np.testing.assert_array_equal(soft[NORMS == THRESHOLDS], 0.5)
 
 
-@pytest.mark.parametrize("name", ["hard", "soft", "tanh", "sqrt", "normalise", "band"])
+@pytest.mark.parametrize("name", [n for n in RULES if n != "skip"])
 def test_length_grows_with_the_norm(name):
-    rule = catalogue.RULES[name]()
-    norms = jnp.asarray(10.0 ** np.linspace(-9, 9, 400), jnp.float32)
-    lengths = np.asarray(rules.lengths(rule, norms, jnp.ones_like(norms)))
+    lengths = lengths_of(RULES[name][0], 10.0 ** np.linspace(-9, 9, 400), 1)
     assert np.all(np.diff(lengths) >= -2 * eps(jnp.float32) * lengths[1:])
 
 
-@pytest.mark.parametrize("name", ["soft", "tanh", "sqrt"])
-def test_smooth_rules_are_smooth_at_the_threshold(name):
-    rule = catalogue.RULES[name]()
+@pytest.mark.parametrize("rule", [rules.soft, rules.tanh, rules.sqrt])
+def test_smooth_rules_are_smooth_at_the_threshold(rule):
     with jax.enable_x64(True):
-        slope = jax.grad(lambda n: rules.lengths(rule, n, jnp.ones_like(n)))
-        sides = slope(jnp.float64(1 - 1e-6)), slope(jnp.float64(1 + 1e-6))
-        assert float(sides[0]) == pytest.approx(float(sides[1]), abs=1e-5)
-        assert float(slope(jnp.float64(1e-9))) == pytest.approx(1, abs=1e-6)
+        points = jnp.array([1 - 1e-6, 1 + 1e-6, 1e-9])
+        ones = jnp.ones_like(points)
+        total = lambda norms: jnp.sum(rule.lengths(norms, ones))  # noqa: E731
+        below, above, origin = jax.grad(total)(points).tolist()
+    assert below == pytest.approx(above, abs=1e-5)
+    assert origin == pytest.approx(1, abs=1e-6)
 
 
-def test_names():
-    found = {name: repr(make()) for name, make in catalogue.RULES.items()}
-    assert found == {
-        "hard": "hard",
-        "hard_epsilon": "hard(epsilon=1e-06)",
-        "soft": "soft",
-        "tanh": "tanh",
-        "sqrt": "sqrt",
-        "normalise": "normalise",
-        "band": "band",
-        "skip": "skip",
-        "floored": "floored(fraction=0.01)",
-    }
+def test_arguments_of_rules():
+    assert rules.normalize is rules.normalise
     assert repr(rules.band(0.25)) == "band(lower=0.25)"
+    assert rules.band(0.25) == rules.band(0.25) != rules.band(0.5)
+    for make, argument in [
+        (rules.band, "lower"),
+        (rules.floored, "fraction"),
+        (rules.Hard, "epsilon"),
+    ]:
+        for wrong, error in [("1", TypeError), (True, TypeError), (-0.1, ValueError)]:
+            with pytest.raises(error, match=f"{argument} must be .*, got {wrong!r}"):
+                make(wrong)

@@ -1,4 +1,4 @@
-"""Thresholds from the loss, from smoothness and from the learning rate."""
+"""Thresholds from the loss and from smoothness."""
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,19 @@ GRAD = jnp.array([3.0, 4.0])
 
 
 def allowed(source, losses):
-    """Gives the thresholds that a clip finds with these losses."""
-    clip = clipjax.clip_by(source)
+    """Gives the lengths that a clip leaves of a huge gradient, given these losses."""
+    clip, huge = clipjax.clip_by(source), 1e6 * GRAD
 
-    def step(state, loss):
-        _, state = clip.update(GRAD, state, value=loss)
-        return state, state.info.threshold
+    @jax.jit
+    def scan(state, losses):
+        def step(state, loss):
+            updates, state = clip.update(huge, state, value=loss)
+            return state, optax.tree.norm(updates)
+
+        return jax.lax.scan(step, state, losses)
 
     losses = jnp.asarray(losses, jnp.float32)
-    last, found = jax.lax.scan(step, clip.init(GRAD), losses)
+    last, found = scan(clip.init(GRAD), losses)
     return np.asarray(found), last
 
 
@@ -44,12 +48,13 @@ def test_from_loss_relaxes_on_a_plateau_only():
     falling = 10 * 0.98 ** np.arange(200)
     losses = np.concatenate([falling, np.full(1500, falling[-1])])
     found, _ = allowed(thresholds.from_loss(2.0), losses)
-    np.testing.assert_array_equal(found[:99], 2.0)  # no plateau at the start
+    # There is no plateau at the start.
+    np.testing.assert_allclose(found[:99], 2.0, rtol=1e-6)
     np.testing.assert_allclose(found[110:200], 2.0, rtol=1e-4)
     assert found[-1] == pytest.approx(4.0, rel=0.01)
     assert np.all(np.diff(found[300:]) >= -1e-5)
     rising, _ = allowed(thresholds.from_loss(2.0), np.arange(1.0, 150.0))
-    assert rising[-1] == 4.0
+    assert rising[-1] == pytest.approx(4, rel=1e-6)
 
 
 def test_from_loss_is_its_formula_and_ignores_bad_losses():
@@ -61,25 +66,25 @@ def test_from_loss_is_its_formula_and_ignores_bad_losses():
     found, state = allowed(source, losses)
     expected = 1.5 * relaxed(losses, 0.5, 0.9, **parts)
     np.testing.assert_allclose(found, expected, rtol=2e-4)
-    assert int(state.threshold.seen) == 146
+    assert int(state.clip_memory["from-loss"].losses_seen) == 146
     capped, _ = allowed(thresholds.from_loss(1.5, slow_decay=0.9, cap=2.0), losses)
-    assert capped.max() == 2.0
+    assert capped.max() == pytest.approx(2, rel=1e-6)
 
 
 def test_from_loss_relaxes_what_learns():
-    source = thresholds.from_loss(thresholds.ema(2.0), slow_decay=0.5)
+    source = thresholds.from_loss(thresholds.ema(0.3), slow_decay=0.5)
     found, _ = allowed(source, [3.0] * 5)
-    np.testing.assert_allclose(found, [np.inf, 10, 20, 20, 20], rtol=1e-6)
+    np.testing.assert_allclose(found, [5e6, 1.5e6, 3e6, 3e6, 3e6], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [(thresholds.from_loss(1.0), "from_loss"), (thresholds.polyak_cap(1.0), "polyak")],
-)
-def test_the_loss_is_asked_for(source, name):
-    clip = clipjax.clip_by(source)
-    with pytest.raises(ValueError, match=rf"{name}.* needs value: call update.*value="):
-        clip.update(GRAD, clip.init(GRAD))
+def test_the_loss_is_asked_for():
+    for source, name in [
+        (thresholds.from_loss(1.0), "from_loss"),
+        (thresholds.polyak_cap(1.0), "polyak_cap"),
+    ]:
+        clip = clipjax.clip_by(source)
+        with pytest.raises(ValueError, match=rf"{name} needs value: .*update.*value="):
+            clip.update(GRAD, clip.init(GRAD))
 
 
 def test_polyak_cap():
@@ -89,7 +94,6 @@ def test_polyak_cap():
     for step, loss in enumerate([8.0, 3.0, -1.9, -2.0, -3.0]):
         updates, state = clip.update(GRAD, state, value=jnp.float32(loss))
         expected = max(loss + 2, 0) / (float(rate(step)) * 5)
-        assert float(state.info.threshold) == pytest.approx(expected, rel=1e-5)
         assert norm(updates) == pytest.approx(min(expected, 5), rel=1e-5)
     zero, _ = clip.update(0 * GRAD, state, value=jnp.float32(1.0))
     assert_same_bits(zero, 0 * GRAD)
@@ -130,7 +134,8 @@ def descend(function, source, params, steps=200, rate=0.002, **parts):
         params, state = carry
         grads = jax.grad(function)(params)
         _, state = clip.update(grads, state, params)
-        found = state.info.blocks.threshold if parts else state.info.threshold
+        info = state.clip_info
+        found = info.block_thresholds if parts else info.clip_threshold
         params = jax.tree.map(lambda p, g: p - rate * g, params, grads)
         return (params, state), (grads, found)
 
@@ -175,8 +180,7 @@ def test_estimated_smoothness_block_by_block():
     np.testing.assert_allclose(found[6:], expected[6:], rtol=0.05)
 
 
-@pytest.mark.parametrize("cap", [np.inf, 50.0])
-def test_estimated_smoothness_leaves_a_quadratic_alone(cap):
+def test_estimated_smoothness_leaves_a_quadratic_alone(cap=50.0):
     source = thresholds.estimated_smoothness(cap=cap)
     curvature = jnp.array([1.0, 1.0])
     quadratic = lambda x: jnp.sum(curvature * x * x)  # noqa: E731
@@ -188,69 +192,3 @@ def test_estimated_smoothness_needs_params():
     clip = clipjax.clip_by(thresholds.estimated_smoothness())
     with pytest.raises(ValueError, match="estimated_smoothness needs params: call"):
         clip.update(GRAD, clip.init(GRAD))
-
-
-def test_relative_to_learning_rate():
-    schedule = optax.cosine_decay_schedule(0.5, 10)
-    relative = thresholds.relative_to_learning_rate
-    for source, extra, expected in [
-        (relative(0.2, 0.1), {}, [2, 2, 2]),
-        (relative(0.2, 0.1, proportional=True), {}, [0.02] * 3),
-        (relative(0.2, schedule), {}, [0.2 / schedule(t) for t in range(3)]),
-        (relative(0.2), {"learning_rate": jnp.float32(0.4)}, [0.5] * 3),
-        (relative(0.2, 0.0), {}, [np.inf] * 3),
-        (relative(0.2, 0.0, proportional=True), {}, [0] * 3),
-        (relative(optax.linear_schedule(1.0, 0.0, 2), 0.5), {}, [2, 1, 0]),
-    ]:
-        clip = clipjax.clip_by(source)
-        state, found = clip.init(GRAD), []
-        for _ in range(3):
-            with jax.numpy_dtype_promotion("standard"):  # the schedules mix dtypes
-                updates, state = clip.update(GRAD, state, **extra)
-            found.append(float(state.info.threshold))
-            assert norm(updates) == pytest.approx(min(found[-1], 5), rel=1e-6)
-        np.testing.assert_allclose(found, expected, rtol=1e-6)
-    clip = clipjax.clip_by(relative(0.2))
-    with pytest.raises(ValueError, match="needs learning_rate: call.*learning_rate="):
-        clip.update(GRAD, clip.init(GRAD))
-
-
-def test_relative_to_rate_and_params_is_larc():
-    source = thresholds.relative_to_learning_rate(
-        thresholds.relative_to_params(0.02, floor=0.0), 0.1
-    )
-    mine = clipjax.clip_by(source, granularity=granularity.leaf())
-    larc = clipjax.larc_clip(0.1, 0.02)
-    params = {"a": jnp.array([6.0, 8.0]), "b": jnp.array([60.0, 80.0])}
-    grads = {"a": GRAD, "b": GRAD}
-    updates, _ = mine.update(grads, mine.init(params), params)
-    expected, _ = larc.update(grads, larc.init(params), params)
-    for name, length in {"a": 0.02 * 10 / 0.1, "b": 5}.items():
-        assert norm(updates[name]) == pytest.approx(length, rel=1e-6)
-        np.testing.assert_allclose(updates[name], expected[name], rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        optax.cosine_decay_schedule(4.0, 5, alpha=0.1),
-        optax.linear_schedule(4.0, 1.0, 5),
-    ],
-    ids=["cosine", "linear"],
-)
-def test_scheduled_thresholds(schedule):
-    clip = clipjax.clip_by(schedule)
-    state = clip.init(GRAD)
-    with jax.numpy_dtype_promotion("standard"):  # the schedules mix dtypes
-        for step in range(8):
-            updates, state = clip.update(GRAD, state)
-            assert norm(updates) == pytest.approx(float(schedule(step)), rel=1e-6)
-
-
-def test_rule_of_thumb():
-    values = {"cnn": 5, "rnn": 1, "gru": 5, "lstm": 5, "deep-lstm": 10}
-    values |= {"transformer": 1, "wgan-gp-critic": 10}
-    for model, value in values.items():
-        assert thresholds.rule_of_thumb(model) == value
-    with pytest.raises(ValueError, match="one of 'cnn', .* got 'mamba'"):
-        thresholds.rule_of_thumb("mamba")

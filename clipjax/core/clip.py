@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,9 +22,10 @@ from ..thresholds.given import ByBlock, ThresholdLike, as_threshold
 from .blocks import Blocks, Values
 from .checks import require_part
 from .measure import measure, measure_plainly, reread
-from .meshes import AxisNames, mesh_axes
+from .meshes import AxisNames, as_tuple, mesh_axes
+from .report import next_info, summarize
 from .shorten import multiplier, shorten
-from .state import ClipState, checked_state, empty_info, keep_if, next_info, summarize
+from .state import ClipState, checked_state, empty_info, keep_if
 from .trees import Leaves
 
 StandIn = Callable[[list[jax.Array], Context], Sequence[jax.Array]]
@@ -57,9 +59,8 @@ class Clipper:
 
         # 1. Measure: the updates, or what a recipe says stands for them.
         stand_in = self.stand_in and functools.partial(self.stand_in, context=context)
-        norms, first_bad = measure(
-            self.norm, blocks, leaves.arrays, self.nonfinite, stand_in
-        )
+        measured = measure(self.norm, blocks, leaves.arrays, self.nonfinite, stand_in)
+        norms = measured.norms
 
         # 2. Allow: a threshold per block, and by the rule a length.
         thresholds, memory = self.remembered(state, norms, context)
@@ -68,7 +69,7 @@ class Clipper:
         # 3. Shorten: scalar work once per block, then two products per entry.
         multipliers = blocks.spread(blocks.map(multiplier, norms, lengths))
         step = summarize(
-            *(self.norm, blocks, norms, thresholds, lengths, first_bad),
+            *(self.norm, self.rule, blocks, measured, thresholds, lengths),
             self.granularity.reports_blocks,
         )
 
@@ -100,8 +101,9 @@ class Clipper:
         leaves = Leaves.of(updates)
         blocks = self.granularity.of(leaves, mesh_axes(leaves, self.axis_name, params))
         fresh = functools.partial(self.start, blocks, updates)
-        who, remembers = repr(self), self.threshold.remembers
-        return leaves, blocks, checked_state(state, fresh, remembers, who)
+        return leaves, blocks, checked_state(
+            state, fresh, self.threshold.remembers, who=self
+        )
 
     def start(self, blocks: Blocks, params: Any) -> ClipState:
         """Return the state before the first step."""
@@ -109,7 +111,7 @@ class Clipper:
         if self.threshold.remembers:
             # Below its kind, by which the memory of another threshold is told.
             memory = {self.threshold.kind: self.threshold.init(blocks, params)}
-        reported = blocks.count if self.granularity.reports_blocks else 0
+        reported = blocks.count if self.granularity.reports_blocks else None
         labels = self.granularity.labels
         return ClipState(
             jnp.zeros((), jnp.int32),
@@ -203,8 +205,20 @@ def all_valid(thresholds: list[Any]) -> list[Any]:
 
 def require_name(name: Any) -> None:
     """Check the name of a clip, the prefix of its metrics."""
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {name!r}")
+    if not name:
         raise ValueError(f"name must be a string that is not empty, got {name!r}")
+
+
+def require_axis_name(axis_name: Any) -> None:
+    """Check the names of mesh axes, which JAX takes of any hashable kind but numbers."""
+    for axis in as_tuple(axis_name):
+        if isinstance(axis, numbers.Number) or not isinstance(axis, Hashable):
+            raise TypeError(
+                "axis_name must be the name of a mesh axis, a tuple of names or None, "
+                f"got {axis_name!r}"
+            )
 
 
 def clip_by(
@@ -299,6 +313,9 @@ def clip_by(
     require_part("rule", rule, Rule, "rules.hard")
     require_part("nonfinite", nonfinite, Guard, "guards.zero")
     require_name(name)
+    require_axis_name(axis_name)
+    if stand_in is not None and not callable(stand_in):
+        raise TypeError(f"stand_in must be a function or None, got {stand_in!r}")
     source = as_threshold(threshold)
     if isinstance(source, ByBlock) and not granularity.takes_table:
         raise TypeError(

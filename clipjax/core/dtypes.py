@@ -27,8 +27,11 @@ def narrow(value: jax.Array, leaf: jax.Array) -> jax.Array:
     """Round a result to a leaf's dtype, keeping the leaf's weak type."""
     value = value.astype(leaf.dtype)
     if jax.typeof(leaf).weak_type:
-        # The only way to a weakly typed result in public JAX.
-        value = leaf.at[...].set(value)
+        # The way to a weakly typed result in public JAX, of one entry at a time.
+        weaken = jax.lax.full_like
+        for _ in range(leaf.ndim):
+            weaken = jax.vmap(weaken)
+        value = weaken(leaf, value)
     return value
 
 

@@ -23,17 +23,12 @@ from ..thresholds.base import Context
 from ..thresholds.given import ThresholdLike, as_threshold
 from .blocks import Blocks, Values
 from .checks import require_bool, require_part
-from .clip import Clip, Clipper, all_valid, require_name
+from .clip import Clip, Clipper, all_valid, require_axis_name, require_name
 from .dtypes import narrow, safe_divisor, widen
 from .measure import measure, reread
 from .meshes import AxisNames, mesh_axes
-from .state import (
-    ClipState,
-    Step,
-    keep_if,
-    next_info,
-    summary_of_thresholds,
-)
+from .report import Step, next_info, summary_of_thresholds
+from .state import ClipState, keep_if
 from .trees import Leaves
 
 
@@ -107,8 +102,9 @@ class EntryClipper(Clipper):
             factor = jnp.where(length == size, 1, length / safe_divisor(size))
             return narrow(wide * factor.astype(wide.dtype), leaf)
         if self.rule == rules.hard:
-            # Minimum and maximum pass NaN on, and keep every bit of other entries.
-            return narrow(jnp.minimum(jnp.maximum(wide, -limit), limit), leaf)
+            # Minimum and maximum pass NaN on, and flush subnormal entries to zero.
+            cut = narrow(jnp.minimum(jnp.maximum(wide, -limit), limit), leaf)
+            return jnp.where(jnp.abs(wide) < limit, leaf, cut)
         return narrow(jnp.sign(wide) * self._lengths(jnp.abs(wide), limit), leaf)
 
     def _lengths(self, size: jax.Array, limit: Any) -> jax.Array:
@@ -128,7 +124,10 @@ class EntryClipper(Clipper):
         """
         leaves = blocks.leaves
         whole_tree = whole().of(leaves, blocks.mesh_axes)
-        (before,), first_bad = measure(l2, whole_tree, leaves.arrays, self.nonfinite)
+        measured = measure(l2, whole_tree, leaves.arrays, self.nonfinite)
+        (before,), first_bad = measured.norms, measured.first_bad
+        if first_bad is None:  # a single leaf
+            first_bad = jnp.where(before < jnp.inf, jnp.int32(-1), jnp.int32(0))
         is_scalar = not any(jnp.ndim(limit) for limit in limits)
         largest = [jnp.minimum(before, c) if is_scalar else before for c in limits]
         inverse = [1 / safe_divisor(size) for size in largest]
@@ -148,6 +147,7 @@ class EntryClipper(Clipper):
             lambda size, length, by: jnp.sign(jnp.abs(size - length) * by), after
         )
         fraction = jnp.sum(counts) / max(1, whole_tree.sizes[0])
+        after = jnp.where(fraction > 0, after, before)  # to the bit
         least, is_valid = _summary(given, leaves.dtype)
         is_finite = (before < jnp.inf) & (first_bad < 0)
         step = Step(before, after, least, fraction, is_finite, first_bad, is_valid)
@@ -239,6 +239,7 @@ def clip_entries(
     require_part("nonfinite", nonfinite, Guard, "guards.drop")
     require_bool("report", report)
     require_name(name)
+    require_axis_name(axis_name)
     if nonfinite not in (guards.propagate, guards.drop):
         raise ValueError(
             f"nonfinite must be guards.propagate or guards.drop, got {nonfinite!r}; "

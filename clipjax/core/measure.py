@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from ..guards import Guard, propagate
 from ..norms import Norm, linf
 from .blocks import Blocks, Values
 from .dtypes import full_like, scaling_power, widen
-from .state import first_true
 
 Arrays = Sequence[jax.Array]
 
@@ -29,14 +28,32 @@ def reread(leaf: jax.Array, value: Any) -> tuple[jax.Array, Any]:
     return jax.lax.optimization_barrier((leaf, value))
 
 
+class Measured(NamedTuple):
+    """The norms of the blocks of a tree.
+
+    Attributes:
+        norms: one value per block, in the accumulation dtype, never NaN: inf for a block
+            with NaN or inf, or with a norm of 2^126 or more.
+        lined_up: the same in one array for reports, shape ``(blocks,)``, if there are
+            several and every one is a scalar; else None. It is computed from the sums lined up, since to line
+            up computed scalars XLA would compile a kernel for each.
+        first_bad: position of the first leaf with NaN or inf, int32, or -1; None if the
+            norms tell, since each value belongs to one leaf.
+    """
+
+    norms: Values
+    lined_up: jax.Array | None
+    first_bad: jax.Array | None
+
+
 def measure(
     norm: Norm,
     blocks: Blocks,
     arrays: Arrays,
     guard: Guard = propagate,
     stand_in: Callable[[list[jax.Array]], Arrays] | None = None,
-) -> tuple[Values, jax.Array | None]:
-    """Return the norm of each block, and the first leaf with NaN or infinity.
+) -> Measured:
+    """Measure each block, and find the first leaf with NaN or infinity.
 
     Sums of squares are right between 2^-69 and 2^126 in float32. If any block is beyond
     that, all leaves are read once more, each multiplied by 2^96 or 2^-96.
@@ -47,11 +64,6 @@ def measure(
         arrays: one array per leaf.
         guard: entries that it does not admit are measured as if they were zero.
         stand_in: maps the arrays to what is measured in their place.
-
-    Returns:
-        The norms, in the accumulation dtype, never NaN: inf for a block with NaN or inf,
-        or with a norm of 2^126 or more. And the leaf's position, int32, or -1; None if
-        the norms tell, since each value belongs to one leaf.
     """
     dtype = blocks.leaves.dtype
     limits = jnp.finfo(dtype)
@@ -75,19 +87,19 @@ def measure(
             found.append(norm.accumulate(wide, blocks.summed[i]))
         return blocks.over_devices(norm, found)
 
-    def scale_for(total: jax.Array, least: float) -> jax.Array:
+    def scale_for(total: jax.Array, least: Any) -> jax.Array:
         up = 2.0 ** (3 * limits.maxexp // 4)
         one, high, low = (full_like(total, x) for x in (1.0, up, 1 / up))
         down = jax.lax.select(total < largest, one, low)
         return jax.lax.select(total < least, high, down)
 
-    def finish(total: jax.Array, scale: jax.Array, size: int) -> jax.Array:
-        if not size:
-            return jnp.zeros_like(total)
-        length = norm.finish(total, size) / scale
+    def finish(total: jax.Array, scale: jax.Array, size: Any) -> jax.Array:
+        length = norm.finish(total, np.maximum(size, 1)) / scale
+        if not np.all(size):
+            length = jnp.where(np.equal(size, 0), 0, length)
         return jax.lax.select(length < largest, length, full_like(length, jnp.inf))
 
-    totals = blocks.join(norm, sums(norm, propagate))
+    first = totals = blocks.join(norm, sums(norm, propagate))
     scales = blocks.map(scale_for, totals, least)
     is_extreme = _any_outside(totals, least, largest)
     # A block of one leaf tells by its norm whether that leaf is bad.
@@ -117,7 +129,13 @@ def measure(
     # The branches return bare sums, and all scalar work is done once, after them.
     totals, other_scales, first_bad = branch(is_extreme, measured_again, as_it_was)
     norms = blocks.map(finish, totals, other_scales or scales, blocks.sizes)
-    return norms, None if tells else first_bad
+    lined_up = None
+    if len(norms) > 1 and not any(blocks.shapes):
+        used = jnp.stack(other_scales) if other_scales else scale_for(
+            jnp.stack(first), np.asarray(least, dtype)
+        )
+        lined_up = finish(jnp.stack(totals), used, np.asarray(blocks.sizes, dtype))
+    return Measured(norms, lined_up, None if tells else first_bad)
 
 
 def measure_plainly(norm: Norm, blocks: Blocks, arrays: Arrays) -> Values:
@@ -133,9 +151,16 @@ def measure_plainly(norm: Norm, blocks: Blocks, arrays: Arrays) -> Values:
     totals = blocks.join(norm, blocks.over_devices(norm, sums))
     # The sign, since the root of 0 is that of the smallest normal number.
     return [
-        norm.finish(total, max(size, 1)) * jnp.sign(total)
+        norm.finish(total, size or 1) * jnp.sign(total)
         for total, size in zip(totals, blocks.sizes, strict=True)
     ]
+
+
+def first_true(flags: jax.Array) -> jax.Array:
+    """Return the position of the first flag that is true, int32, or -1."""
+    positions = np.arange(flags.size, dtype=np.int32)
+    first = jnp.min(jnp.where(flags, positions, flags.size), initial=flags.size)
+    return jnp.where(first < flags.size, first, -1)
 
 
 def first_not_finite(arrays: Arrays) -> jax.Array:

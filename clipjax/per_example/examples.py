@@ -27,10 +27,7 @@ class Examples:
             params = arguments[self.argnums]
         else:
             params = tuple(arguments[i] for i in self.argnums)
-        is_number = lambda leaf: isinstance(leaf, float | complex)  # noqa: E731
-        return jax.tree.map(
-            lambda leaf: jnp.asarray(leaf) if is_number(leaf) else leaf, params
-        )
+        return jax.tree.map(_array_or_none, params)
 
     def batch(self, arguments: Sequence[Any]) -> dict[int, Any]:
         """Gives the arguments that have an example per row, keys split."""
@@ -63,10 +60,10 @@ class Examples:
                 keeps = self.keep_batch_dim and i != self.prng_argnum
                 filled[i] = jax.tree.map(lambda x: x[None], value) if keeps else value
             if isinstance(self.argnums, int):
-                filled[self.argnums] = params
+                filled[self.argnums] = _with_functions(filled[self.argnums], params)
             else:
                 for i, value in zip(self.argnums, params, strict=True):
-                    filled[i] = value
+                    filled[i] = _with_functions(filled[i], value)
             result = self.function(*filled, **options)
             value, aux = result if self.has_aux else (result, ())
             if jnp.shape(value) != ():
@@ -79,6 +76,23 @@ class Examples:
             return value, aux
 
         return loss
+
+
+def _array_or_none(leaf: Any) -> Any:
+    """Return a number as an array, and None for a leaf that holds no numbers.
+
+    Modules of Equinox hold their activation functions as leaves.
+    """
+    if isinstance(leaf, float | complex):
+        return jnp.asarray(leaf)
+    return leaf if hasattr(leaf, "dtype") or isinstance(leaf, int) else None
+
+
+def _with_functions(tree: Any, arrays: Any) -> Any:
+    """Return a tree with other arrays, and its own leaves that hold no numbers."""
+    return jax.tree.map(
+        lambda own, array: own if array is None else array, tree, arrays
+    )
 
 
 def _without_batch_axis(array: Any) -> Any:

@@ -1,19 +1,24 @@
-"""Norms and weighted sums of gradients that are products, without making them."""
+"""Per-example gradients in the form of factors: what went into a site, what came back.
+
+The gradient of one example at a site is ``G = Σ_t l_t r_tᵀ``, with a use t of the
+parameter for each token, say. See `clipjax.per_example.layouts` for the arrays.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from .direct import HIGHEST, dense_squares, widened
+from .barriers import read_once
+from .direct import HIGHEST, widened
 from .layouts import Factors, Layout, Lookup, layout_of
-from .rounding import Reach, reach_of, safe_square
+from .rounding import Uses, sum_of_squares, uses_of
 from .views import Site
 
 Pieces = tuple[jax.Array, ...]
@@ -24,19 +29,19 @@ class Product:
     """The gradients of the examples at a site, as products.
 
     Attributes:
-        layout: how the site was read; the first, where several are taken as one.
+        layout: how the site was read; the first one, where several sites are joined.
         factors: what was read there.
-        read: the arrays that hold that.
-        gradient: the gradients themselves, ``[B, S, n, m]`` in pieces along n, where
-            they were made after all; those of examples that are not finite are zero.
-        squares: where they were made, ‖G‖².
+        read: the arrays that hold the factors.
+        gradient: the gradients G themselves, ``[B, S, n, m]`` in pieces along n, where
+            they are smaller than the factors; zero for examples that are not finite.
+        sizes: with those, ``[B]``, NaN or inf for examples that are not finite.
     """
 
     layout: Layout
     factors: Factors
     read: Pieces
     gradient: Pieces = ()
-    squares: jax.Array | None = None
+    sizes: Any = None
 
     @property
     def site(self) -> Site:
@@ -53,24 +58,43 @@ class Product:
         """How the norm is found."""
         if self.is_lookup:
             return "by equal rows"
-        if self.gradient:
-            return "from gradients made for norm and sum"
-        return "by Gram matrices" if self.uses_gram else "from gradients made for norm"
+        return (
+            "from gradients made for norm and sum"
+            if self.gradient
+            else ("by Gram matrices")
+        )
 
-    @property
-    def uses_gram(self) -> bool:
-        """Whether the factors' Gram matrices are smaller than the gradient."""
-        uses, rows, columns = _sizes(self.factors)
-        return 2 * uses * uses < rows * columns
-
-    @property
-    def reach(self) -> Reach:
-        """How far rounding reaches where the norm is found by Gram matrices."""
+    @functools.cached_property
+    def uses(self) -> Uses:
+        """The lengths of the factors, use by use."""
         left = None if self.is_lookup else self.factors.left
-        return reach_of(left, self.factors.right)
+        return uses_of(left, self.factors.right)
+
+    @property
+    def squares(self) -> jax.Array:
+        """‖G‖² from the gradients themselves; NaN or inf where not finite."""
+        squares = added(map(sum_of_squares, self.gradient))
+        return jnp.where(jnp.isfinite(self.sizes), squares, self.sizes)
+
+    def plus(self, other: Product, swapped: bool) -> Product:
+        """Add another gradient of the same parameter to this one.
+
+        Args:
+            other: a product whose gradients are there, as this one's are.
+            swapped: whether it is arranged as this one is, transposed.
+        """
+        more = other.gradient
+        if swapped:
+            more = (jnp.swapaxes(jnp.concatenate(more, 2), 2, 3),)
+        return dataclasses.replace(
+            self,
+            read=(*self.read, *other.read),
+            gradient=tuple(map(_finite_sum, *paired(self.gradient, more, 2))),
+            sizes=self.sizes + other.sizes,
+        )
 
     def weighted(self, weights: jax.Array) -> jax.Array:
-        """Sums the gradients with weights, arranged as the view."""
+        """Sum the gradients with weights, arranged as the view."""
         if not self.gradient:
             return self.layout.write(self.factors, weights)
         sums = [
@@ -80,110 +104,125 @@ class Product:
         return self.layout.unsort(jnp.concatenate(sums, axis=1))
 
 
+def read_factors(
+    sites: Sequence[Site], records: Sequence[Any], cotangents: Sequence[jax.Array]
+) -> Factors:
+    """Sort what was read at sites that are arranged alike, one after the other."""
+    layouts = [layout_of(site) for site in sites]
+    if sites[0].kind != "lookup":
+        records = list(map(_floating, records, cotangents))
+    factors = [
+        layout.read(record, cotangent)
+        for layout, record, cotangent in zip(layouts, records, cotangents, strict=True)
+    ]
+    return functools.reduce(Factors.joined, factors)
+
+
+def makes_gradient(sites: Sequence[Site], factors: Factors) -> bool:
+    """Whether to compute each example's gradient, and keep it instead of its factors.
+
+    It is computed where it is no larger than its factors, and costs less than their
+    Gram matrices: T² (n + m) products for the two against T n m for the gradient, of
+    which the forms by factors need another T n m for the sum.
+
+    Args:
+        sites: those of a product.
+        factors: what was read there, or its shapes.
+    """
+    if sites[0].kind == "lookup":
+        return False
+    uses, rows, columns = _sizes(factors)
+    if 2 * uses * uses >= rows * columns:
+        return True
+    is_small = rows * columns <= 2 * uses * (rows + columns)
+    return is_small and uses * uses * (rows + columns) > 2 * rows * columns
+
+
 def product_of(
     sites: Sequence[Site], records: Sequence[Any], cotangents: Sequence[jax.Array]
 ) -> Product:
-    """Sorts what was read at sites that are arranged alike.
-
-    Where that is no larger than its factors, and cheaper than their Gram matrices, the
-    gradient of each example is made after all, once for its norm and the sum.
-    """
-    layout, *others = map(layout_of, sites)
-    if layout.site.kind != "lookup":
-        records = [_floating(*read) for read in zip(records, cotangents, strict=True)]
-    factors = layout.read(records[0], cotangents[0])
-    for other, *read in zip(others, records[1:], cotangents[1:], strict=True):
-        factors = factors.joined(other.read(*read))
+    """Return the gradients at sites that are arranged alike, as a product."""
+    factors = read_factors(sites, records, cotangents)
     read = (*records, *cotangents)
-    product = Product(layout, factors, read)
-    if product.is_lookup:
+    product = Product(layout_of(sites[0]), factors, read)
+    if not makes_gradient(sites, factors):
         return product
-    uses, rows, columns = _sizes(factors)
-    is_small = rows * columns <= 2 * uses * (rows + columns)
-    if not is_small or uses * uses * (rows + columns) <= 2 * rows * columns:
-        return product
-    # A weight of zero does not undo NaN. To leave it out here, where the factors are
+    # A weight of zero does not undo NaN. Leaving NaN out here, where the factors are
     # copied anyway, saves a copy of the gradient. By Cauchy and Schwarz, no entry of
     # the gradient is beyond the product of the factors' norms.
-    sizes = added(map(dense_squares, read))
-    is_finite = jnp.isfinite(sizes)
-    keep = lambda part: jnp.where(is_finite[:, None, None, None], part, 0)  # noqa: E731
-    right = keep(factors.right)
-    gradient = tuple(_gradient(keep(piece), right) for piece in factors.left)
-    squares = jnp.where(is_finite, added(map(dense_squares, gradient)), sizes)
-    return Product(layout, factors, read, gradient, squares)
+    sizes = added(map(_plain_sum_of_squares, read))
+    is_finite = jnp.isfinite(sizes)[:, None, None, None]
+    right = jnp.where(is_finite, factors.right, 0)
+    gradient = tuple(
+        _gradient(jnp.where(is_finite, piece, 0), right) for piece in factors.left
+    )
+    return dataclasses.replace(product, gradient=gradient, sizes=sizes)
+
+
+def joined(
+    products: Sequence[Product], pairs: Mapping[tuple[int, int], bool]
+) -> tuple[dict[int, Product], dict[tuple[int, int], bool]]:
+    """Add up the gradients of a parameter that are there, so that no pair is left.
+
+    A pair ⟨G₁, G₂⟩ of gradients that cancel cannot be known from the gradients to more
+    than their rounding; the norm of their sum can.
+
+    Args:
+        products: those of all parameters.
+        pairs: by position, the pairs whose entries meet, and whether the second is
+            arranged as the first, transposed.
+
+    Returns:
+        The products by position, and the pairs that are left.
+    """
+    left = dict(enumerate(products))
+    for (i, j), swapped in pairs.items():
+        if i in left and j in left and left[i].gradient and left[j].gradient:
+            left[i] = left[i].plus(left.pop(j), swapped)
+    for i, product in left.items():
+        if product.gradient:
+            gradient, sizes = read_once((product.gradient, product.sizes))
+            left[i] = dataclasses.replace(product, gradient=gradient, sizes=sizes)
+    return left, {pair: pairs[pair] for pair in pairs if set(pair) <= set(left)}
+
+
+def added(terms: Iterable[Any]) -> Any:
+    """Return the sum of some arrays."""
+    return functools.reduce(operator.add, terms)
+
+
+def paired(one: Pieces, two: Pieces, axis: int) -> tuple[Pieces, Pieces]:
+    """Return the pieces of two sites, each joined where they were cut differently."""
+    if [piece.shape[axis] for piece in one] == [piece.shape[axis] for piece in two]:
+        return one, two
+    return (jnp.concatenate(one, axis),), (jnp.concatenate(two, axis),)
 
 
 def _floating(record: jax.Array, cotangent: jax.Array) -> jax.Array:
-    """Casts integers, which some products take with floats."""
+    """Cast integers, which some products take with floats."""
     is_floating = jnp.issubdtype(record.dtype, jnp.inexact)
     return record if is_floating else record.astype(widened(cotangent).dtype)
 
 
-def squared_norm(product: Product) -> jax.Array:
-    """Gives ‖G‖² of each example, the cheaper way."""
-    factors = product.factors
-    if product.squares is not None:
-        return product.squares
-    if product.is_lookup or product.uses_gram:
-        return safe_square(inner(product, product), product.reach)
-    pieces = (_gradient(piece, factors.right) for piece in factors.left)
-    return added(map(dense_squares, pieces))
-
-
-def inner(one: Product, two: Product, swapped: bool = False) -> jax.Array:
-    """Gives ⟨G₁, G₂⟩ of each example, by Gram matrices of the uses.
-
-    Args:
-        one: a product.
-        two: another, of the same arrangement of the same parameter.
-        swapped: whether the second's arrangement is the first's transposed.
-    """
-    if two.is_lookup and not one.is_lookup:
-        return inner(two, one, swapped)
-    if one.gradient and two.gradient and not swapped:
-        pairs = _paired(one.gradient, two.gradient, 2)
-        return added(jnp.sum(first * second, (1, 2, 3)) for first, second in pairs)
-    left, right = two.factors.left, two.factors.right
-    if swapped:
-        left, right = (right,), jnp.concatenate(left, -1)
-    gram = _gram(one.factors.right, right)
-    if one.is_lookup and two.is_lookup:
-        rows, others = one.factors.left[0], left[0]
-        same = rows[:, :, None] == others[:, None, :]
-        return jnp.sum(jnp.where(same, gram[:, 0], 0), (1, 2))
-    if one.is_lookup:
-        columns = jnp.swapaxes(jnp.concatenate(left, -1)[:, 0], 1, 2)
-        rows = jnp.minimum(one.factors.left[0], columns.shape[1] - 1)[:, :, None]
-        picked = widened(jnp.take_along_axis(columns, rows, axis=1))
-        return jnp.sum(picked * gram[:, 0], axis=(1, 2))
-    lefts = added(_gram(*pair) for pair in _paired(one.factors.left, left, 3))
-    return jnp.sum(lefts * gram, axis=(1, 2, 3))
-
-
-def added(terms: Iterable[Any]) -> Any:
-    """Sums arrays up."""
-    return functools.reduce(operator.add, terms)
-
-
-def _paired(one: Pieces, two: Pieces, axis: int) -> Iterator[tuple[jax.Array, ...]]:
-    """Pairs the pieces of two sites, joined where they were cut differently."""
-    if [piece.shape[axis] for piece in one] != [piece.shape[axis] for piece in two]:
-        one, two = ((jnp.concatenate(pieces, axis),) for pieces in (one, two))
-    return zip(one, two, strict=True)
+def _finite_sum(one: jax.Array, two: jax.Array) -> jax.Array:
+    """Add, and replace overflow by zero: that example's ``sizes`` overflow as well."""
+    total = one + two
+    return jnp.where(jnp.isfinite(total), total, 0)
 
 
 def _sizes(factors: Factors) -> tuple[int, int, int]:
-    """Gives T, n and m."""
+    """Return T, n and m."""
     rows = sum(piece.shape[3] for piece in factors.left)
     return factors.right.shape[2], rows, factors.right.shape[3]
+
+
+def _plain_sum_of_squares(array: jax.Array) -> jax.Array:
+    is_floating = jnp.issubdtype(array.dtype, jnp.inexact)
+    wide = widened(array) if is_floating else array.astype(jnp.float32)
+    return jnp.sum(jnp.square(wide), axis=tuple(range(1, array.ndim)))
 
 
 def _gradient(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.einsum(
         "bstn,bstm->bsnm", widened(left), widened(right), precision=HIGHEST
     )
-
-
-def _gram(one: jax.Array, two: jax.Array) -> jax.Array:
-    return jnp.einsum("bstn,bsun->bstu", widened(one), widened(two), precision=HIGHEST)

@@ -7,21 +7,23 @@ weighted sum over the examples needs the gradient itself.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ..order import after
-from ..trees import NamedLeaves
-from .direct import PerExample, dense_squares, dense_sum, widened
-from .factors import Product, added, inner, product_of, squared_norm
+from ..core.trees import Leaves
+from .barriers import after, read_once
+from .bounds import Bounded, of_gradients, of_parameter
+from .direct import PerExample, dense_sum, widened
+from .factors import Product, joined, makes_gradient, product_of, read_factors
 from .jaxprs import trace
 from .plan import Plan, make_plan
-from .rounding import Reach, safe_square
 from .taps import Runner
+from .views import Site
 
 
 class Pass(NamedTuple):
@@ -32,34 +34,39 @@ class Pass(NamedTuple):
         losses: of shape ``[B]``.
         aux: auxiliary outputs, with the examples in front.
         gradients: those of dense parameters, by position, with the examples in front.
-        products: one for each group of the plan.
+        products: by position of a group in the plan; those of one parameter whose
+            gradients are there are joined in the first.
+        pairs: the plan's pairs of products that are left.
     """
 
     plan: Plan
     losses: jax.Array
     aux: Any
     gradients: Mapping[int, jax.Array]
-    products: list[Product]
+    products: Mapping[int, Product]
+    pairs: Mapping[tuple[int, int], bool]
 
 
-def _trace(loss: Any, leaves: NamedLeaves, batch: Any) -> tuple[Any, Any]:
+def _trace(loss: Any, leaves: Leaves, batch: Any) -> tuple[Any, Any]:
     """Traces the loss of one example: there is no axis of examples to keep track of."""
-    names = tuple(leaves.arrays)
+    names = tuple(leaves.names)
     example = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch
     )
 
     def flat_loss(values: list[jax.Array], example: Any) -> Any:
         arrays = dict(zip(names, values, strict=True))
-        return loss(leaves.replace(arrays).tree(), example)
+        return loss(leaves.tree_by_name(arrays), example)
 
-    return trace(flat_loss, list(leaves.arrays.values()), example)
+    return trace(flat_loss, list(leaves.arrays), example)
 
 
-def backward(loss: Any, leaves: NamedLeaves, batch: Any) -> Pass:
+def backward(
+    loss: Any, leaves: Leaves, batch: Any, spmd_axis_name: Any = None
+) -> Pass:
     """Runs the loss forward and backward, and keeps what meets at the sites."""
-    names = tuple(leaves.arrays)
-    values = list(leaves.arrays.values())
+    names = tuple(leaves.names)
+    values = list(leaves.arrays)
     closed, structure = _trace(loss, leaves, batch)
     jaxpr = closed.jaxpr
     plan = make_plan(jaxpr, names, values)
@@ -78,33 +85,79 @@ def backward(loss: Any, leaves: NamedLeaves, batch: Any) -> Pass:
         for site in plan.sites
     }
     dense = {leaf: values[leaf] for leaf in plan.dense}
-    one = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
-    (losses, (aux, records)), (gradients, cotangents) = jax.vmap(
-        one, in_axes=(None, None, 0)
-    )(dense, taps, batch)
-    products = [
-        product_of(
-            [plan.sites[i] for i in group],
-            [records[plan.sites[i].path] for i in group],
-            [cotangents[plan.sites[i].tap] for i in group],
+    value_and_gradients = jax.value_and_grad(run, argnums=(0, 1), has_aux=True)
+
+    def one(example: Any) -> Any:
+        (loss, (aux, records)), (gradients, cotangents) = value_and_gradients(
+            dense, taps, example
         )
-        for group in plan.groups
-    ]
+        # Here, the arrays of a scan still have the steps in front: a barrier behind
+        # vmap's transpose would have XLA copy them.
+        return loss, aux, _read_once(plan, gradients, records, cotangents)
 
-    return Pass(plan, losses, aux, gradients, products)
+    losses, aux, (gradients, records, cotangents) = jax.vmap(
+        one, spmd_axis_name=spmd_axis_name
+    )(batch)
+    products, pairs = joined(
+        [
+            product_of(*_of_group(plan, group, records, cotangents))
+            for group in plan.groups
+        ],
+        plan.pairs,
+    )
+    return Pass(plan, losses, aux, gradients, products, pairs)
 
 
-def ghost(loss: Any, params: Any, batch: Any) -> PerExample:
+def _of_group(
+    plan: Plan, group: Sequence[int], records: Any, cotangents: Any
+) -> tuple[list[Site], list[Any], list[Any]]:
+    """Return the sites of a group, what went in there, and what came back."""
+    sites = [plan.sites[i] for i in group]
+    return (
+        sites,
+        [records[site.path] for site in sites],
+        [cotangents[site.tap] for site in sites],
+    )
+
+
+def _read_once(plan: Plan, gradients: Any, records: Any, cotangents: Any) -> Any:
+    """Fix the numbers of one example that both its norm and the sum read.
+
+    Those are kept until all norms are known. Factors that go into a gradient first are
+    left out, so that XLA can let them go: there it is the gradient that both read.
+    """
+    kept_records, kept_cotangents = {}, {}
+    for group in plan.groups:
+        sites, *read = _of_group(plan, group, records, cotangents)
+        if not makes_gradient(sites, _shapes_of_factors(sites, read)):
+            kept_records |= {site.path: records[site.path] for site in sites}
+            kept_cotangents |= {site.tap: cotangents[site.tap] for site in sites}
+    gradients, kept_records, kept_cotangents = read_once(
+        (gradients, kept_records, kept_cotangents)
+    )
+    return gradients, {**records, **kept_records}, {**cotangents, **kept_cotangents}
+
+
+def _shapes_of_factors(sites: Sequence[Site], read: Any) -> Any:
+    """Return the shapes of the factors that are read at sites for one example."""
+    batch = jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct((1, *array.shape), array.dtype), read
+    )
+    return jax.eval_shape(functools.partial(read_factors, sites), *batch)
+
+
+def ghost(loss: Any, params: Any, batch: Any, spmd_axis_name: Any = None) -> PerExample:
     """Measures every example's gradient, and sums with weights, without making them.
 
     Args:
         loss: gives from the parameters and one example its loss and an auxiliary tree.
         params: the parameters.
         batch: a tree whose leaves have the examples along their first axis.
+        spmd_axis_name: see `jax.vmap`.
     """
-    leaves = NamedLeaves.of(params)
-    found = backward(loss, leaves, batch)
-    plan, arrays = found.plan, list(leaves.arrays.values())
+    leaves = Leaves.of(params)
+    found = backward(loss, leaves, batch, spmd_axis_name)
+    plan, arrays = found.plan, list(leaves.arrays)
 
     def weighted_sum(weights: dict[str, jax.Array]) -> Any:
         sums, last = {}, None
@@ -113,34 +166,42 @@ def ghost(loss: Any, params: Any, batch: Any) -> PerExample:
         for leaf, gradient in found.gradients.items():
             weight = after(weights[plan.names[leaf]], last)
             sums[leaf] = last = dense_sum(gradient, weight)
-        # What was made last, at the last sites, is let go first.
-        for product in reversed(found.products):
+        # The last sites come first: their arrays were computed last, and go first.
+        for product in reversed(list(found.products.values())):
             leaf = product.site.view.leaf
             weight = after(weights[plan.names[leaf]], last)
             part = _site_sum(product, arrays[leaf], weight)
             sums[leaf] = last = sums[leaf] + part if leaf in sums else part
         named = {name: sums[leaf] for leaf, name in enumerate(plan.names)}
-        return leaves.replace(named).tree()
+        return leaves.tree_by_name(named)
 
-    squares = _squares(found)
-    return PerExample(squares, found.losses, found.aux, weighted_sum)
+    by_leaf = _bounded(found)
+    bounded = {name: by_leaf[leaf] for leaf, name in enumerate(plan.names)}
+    return PerExample(
+        {name: one.square for name, one in bounded.items()},
+        {name: one.bound for name, one in bounded.items()},
+        {name: one.underflow for name, one in bounded.items()},
+        found.losses,
+        found.aux,
+        weighted_sum,
+    )
 
 
 def describe(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> str:
     """Says for each parameter how it is measured, and what is held for that."""
-    leaves = NamedLeaves.of(params)
+    leaves = Leaves.of(params)
     held: dict[int, int] = {}
     forms: dict[int, str] = {}
     rows = jax.tree.leaves(batch)[0].shape[0]
 
     def read(arrays: dict[str, jax.Array], batch: Any) -> None:
-        found = backward(loss, leaves.replace(arrays), batch)
+        found = backward(loss, Leaves.of(leaves.tree_by_name(arrays)), batch)
         for leaf, reason in found.plan.dense.items():
             forms[leaf] = f"gradients per example ({reason})"
         for leaf in found.plan.unused:
             forms[leaf], held[leaf] = "not used", 0
         taken = set()
-        for product in found.products:
+        for product in found.products.values():
             leaf = product.site.view.leaf
             form = f"{product.site.kind} {product.form}"
             forms[leaf] = f"{forms[leaf]}, {form}" if leaf in forms else form
@@ -152,9 +213,9 @@ def describe(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> 
             held[leaf] = held.get(leaf, 0) + sum(map(_bytes, product.gradient))
 
     if not always_dense:
-        jax.eval_shape(read, leaves.arrays, batch)
+        jax.eval_shape(read, leaves.by_name, batch)
     lines = []
-    for leaf, (name, array) in enumerate(leaves.arrays.items()):
+    for leaf, (name, array) in enumerate(leaves.by_name.items()):
         form = forms.get(leaf, "gradients per example (the method vmap)")
         held.setdefault(leaf, rows * _bytes(array))
         lines.append(f"{name}: {form}, {held[leaf] / 2**20:.3g} MiB")
@@ -165,29 +226,19 @@ def _bytes(array: Any) -> int:
     return math.prod(array.shape) * array.dtype.itemsize
 
 
-def _squares(found: Pass) -> dict[str, jax.Array]:
-    plan, products = found.plan, found.products
-    squares = {
-        leaf: dense_squares(gradient) for leaf, gradient in found.gradients.items()
+def _bounded(found: Pass) -> dict[int, Bounded]:
+    """Bound each parameter's share of each example, by position of the parameter."""
+    nothing = jnp.zeros(found.losses.shape)
+    bounded = {leaf: Bounded(*[nothing] * 3) for leaf in found.plan.unused}
+    bounded |= {
+        leaf: of_gradients(gradient) for leaf, gradient in found.gradients.items()
     }
-    squares |= dict.fromkeys(plan.unused, jnp.zeros(found.losses.shape))
-    own = [squared_norm(product) for product in products]
-    for leaf in {product.site.view.leaf for product in products}:
-        mine = [i for i, p in enumerate(products) if p.site.view.leaf == leaf]
-        squares[leaf] = added(own[i] for i in mine)
-        meeting = [pair for pair in plan.pairs.items() if pair[0][0] in mine]
-        for (i, j), swapped in meeting:
-            squares[leaf] += 2 * inner(products[i], products[j], swapped)
-        if meeting:
-            squares[leaf] = safe_square(squares[leaf], _reach(products, own, mine))
-    return {name: squares[leaf] for leaf, name in enumerate(plan.names)}
-
-
-def _reach(products: list[Product], own: list[jax.Array], mine: list[int]) -> Reach:
-    if all(products[i].gradient for i in mine):
-        lengths = (jnp.sqrt(jax.lax.stop_gradient(own[i])) for i in mine)
-        return added(Reach(length, jnp.zeros_like(length)) for length in lengths)
-    return added(products[i].reach for i in mine)
+    by_leaf: dict[int, dict[int, Product]] = {}
+    for i, product in found.products.items():
+        by_leaf.setdefault(product.site.view.leaf, {})[i] = product
+    for leaf, products in by_leaf.items():
+        bounded[leaf] = of_parameter(products, found.pairs)
+    return bounded
 
 
 def _site_sum(product: Product, leaf: jax.Array, weights: jax.Array) -> jax.Array:

@@ -14,10 +14,11 @@ from ..core.blocks import Blocks
 from ..core.checks import require_part
 from ..core.clip import Clip, Clipper, all_valid, require_name
 from ..core.dtypes import narrow
-from ..core.measure import first_not_finite
+from ..core.measure import Measured, first_not_finite
 from ..core.meshes import AxisNames, as_tuple, resharded
 from ..core.shorten import multiplier
-from ..core.state import ClipState, keep_if, next_info, summarize
+from ..core.report import next_info, summarize
+from ..core.state import ClipState, keep_if
 from ..granularity import leaf
 from ..guards import Guard
 from ..norms import linf
@@ -57,7 +58,8 @@ class SpectralClipper(Clipper):
         ]
         lengths = blocks.map(self.rule.lengths, norms, limits)
         multipliers = blocks.map(multiplier, norms, lengths)
-        step = summarize(linf, blocks, norms, given, lengths, first_bad, True)
+        measured = Measured(norms, None, first_bad)
+        step = summarize(linf, self.rule, blocks, measured, given, lengths, True)
 
         def clip(position: int, array: jax.Array) -> jax.Array:
             matrix, by, limit = matrices[position], multipliers[position], limits[position]

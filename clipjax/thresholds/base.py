@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.blocks import Blocks, Values
+from ..core.printing import printed
 from ..norms import Norm
 
 
@@ -47,6 +48,8 @@ class Context:
 
     def whole(self, norms: Values) -> jax.Array:
         """Return the norm of the whole tree from the norms of its blocks."""
+        if not norms:
+            return jnp.zeros((), self.dtype)
         return self.norm.combine(norms, self.blocks.sizes)
 
     def parameters(self, who: str) -> list[jax.Array]:
@@ -110,14 +113,3 @@ class Threshold:
             if field.repr
         ]
         return f"{self.kind}({', '.join(settings)})"
-
-
-def printed(value: Any) -> str:
-    """Return a setting as it is shown in a clip."""
-    if isinstance(value, tuple):
-        return ", ".join(map(repr, value))
-    if isinstance(value, jax.Array):
-        return f"array{list(value.shape)}" if value.ndim else "array"
-    if callable(value):
-        return getattr(value, "__qualname__", repr(value)).split(".")[0]
-    return f"{value:g}" if isinstance(value, float) else repr(value)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 
 from ..core.blocks import Blocks, Values
 from ..core.checks import require_bool, require_choice, require_limits, require_number
-from .base import Context, Threshold, printed
+from ..core.printing import changed_settings, printed
+from .base import Context, Threshold
 
 REMEMBERED = ("raw", "clipped", "target", "inliers")
 
@@ -134,11 +135,7 @@ class Learnt(Threshold):
             f"{field.name}={printed(getattr(self.memory, field.name))}"
             for field in dataclasses.fields(self.memory)  # type: ignore[arg-type]
         ]
-        switches = [
-            f"{field.name}={printed(value)}"
-            for field in dataclasses.fields(self)[2:]
-            if (value := getattr(self, field.name)) != field.default
-        ]
+        switches = changed_settings(self, skip=2)
         return f"{self.kind}({', '.join(kept + switches)})"
 
 

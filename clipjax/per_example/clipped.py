@@ -1,0 +1,278 @@
+"""The function that clips each example's gradient and sums, and its sensitivity."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ..core.trees import Leaves, is_clippable
+from ..rules import Rule, ratio, valid
+from .batches import in_microbatches
+from .direct import PerExample
+from .examples import Examples
+from .ghost import describe, ghost
+from .meshes import WHOLE, of_arrays, on_any_mesh, require_no_mixing
+from .rounding import cast_toward_zero, gamma, root
+from .thresholds import Groups
+from .vmap import direct
+
+METHODS = {"auto": ghost, "ghost": ghost, "vmap": direct}
+RELATIONS = {"ADD_OR_REMOVE_ONE": 1.0, "REPLACE_SPECIAL": 1.0, "REPLACE_ONE": 2.0}
+
+
+class AuxiliaryOutput(NamedTuple):
+    """What is known about each example; None where it was not asked for.
+
+    Attributes:
+        values: losses, of shape ``[B]``.
+        grad_norms: norms before the clip, of shape ``[B]``, float32.
+        aux: the loss's own auxiliary output, with the examples in front, and with
+            ``keep_batch_dim`` without the axis of one that each has for its batch.
+        nonfinite_count: int32 number of examples left out for NaN, inf or overflow.
+    """
+
+    values: Any
+    grad_norms: Any
+    aux: Any
+    nonfinite_count: Any
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # hashable, with arrays among the fields
+class ClippedGrad:
+    """A function from a batch to its clipped gradient; see `clipped_grad`."""
+
+    examples: Examples
+    l2_clip_norm: Any
+    rule: Rule
+    normalize_by: Any
+    return_values: bool
+    return_grad_norms: bool
+    microbatch_size: int | None
+    method: str
+    nan_safe: bool
+    dtype: Any
+    rescale_to_unit_norm: bool = False
+    pre_clipping_transform: Callable[[Any], Any] | None = None
+    spmd_axis_name: Any = None
+
+    def __call__(
+        self, *arguments: Any, is_padding_example: Any = None, **options: Any
+    ) -> Any:
+        """Return the gradient, and what else was asked for.
+
+        Args:
+            *arguments: those of the loss function.
+            is_padding_example: bool of shape ``[B]``: examples that are not there.
+            **options: keyword arguments of the loss function, the same for all.
+        """
+
+        def specs() -> Any:
+            params = self.examples.params(arguments)
+            own = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, params)
+            # The transform's result may have another structure than the parameters.
+            own = own if self.pre_clipping_transform is None else WHOLE
+            return (own, WHOLE) if self.has_aux else own
+
+        run = on_any_mesh(functools.partial(self._run, **options), specs)
+        return run(is_padding_example, self.l2_clip_norm, *arguments)
+
+    @property
+    def has_aux(self) -> bool:
+        """Whether a call returns a pair of the gradient and an `AuxiliaryOutput`."""
+        return self.examples.has_aux or self.return_values or self.return_grad_norms
+
+    def _run(
+        self,
+        is_padding_example: Any,
+        l2_clip_norm: Any,
+        *arguments: Any,
+        **options: Any,
+    ) -> Any:
+        params = self.examples.params(arguments)
+        batch = self.examples.batch(arguments)
+        require_no_mixing(batch)
+        loss = self.examples.loss(arguments, options)
+        transform = self.pre_clipping_transform
+        result = params if transform is None else jax.eval_shape(transform, params)
+        groups = Groups.of(l2_clip_norm, Leaves.of(result))
+        size = jax.tree.leaves(batch)[0].shape[0]
+        padding = jnp.zeros(size, bool)
+        if is_padding_example is not None:
+            padding = jnp.asarray(is_padding_example, bool)
+            if padding.shape != (size,):
+                raise ValueError(
+                    f"is_padding_example must be of shape ({size},), one for each "
+                    f"example, got shape {padding.shape}"
+                )
+        shown = [batch[i] for i in self.examples.batch_argnums]
+
+        def chunk(rows: Any) -> tuple[Any, Any]:
+            batch, padding, limits = rows
+            found = self._measured(loss, params, batch)
+            weights, norm, bad = self._weights(groups, found, limits, padding)
+            rows = (found.values, norm, found.aux, bad)
+            return found.weighted_sum(weights), rows
+
+        limits = groups.limits(shown, size)
+        total, rows = in_microbatches(
+            chunk, (batch, padding, limits), size, self.microbatch_size
+        )
+        gradient = jax.tree.map(self._finished, total, result)
+        values, norms, aux, bad = rows
+        if not self.has_aux:
+            return gradient
+        return gradient, AuxiliaryOutput(
+            values if self.return_values else None,
+            norms if self.return_grad_norms else None,
+            aux if self.examples.has_aux else None,
+            jnp.sum(bad, dtype=jnp.int32),
+        )
+
+    def _measured(self, loss: Any, params: Any, batch: Any) -> PerExample:
+        if self.pre_clipping_transform is None:
+            return METHODS[self.method](loss, params, batch, self.spmd_axis_name)
+        # The transform needs each example's gradient.
+        return direct(
+            loss, params, batch, self.spmd_axis_name, self.pre_clipping_transform
+        )
+
+    def _weights(
+        self,
+        groups: Groups,
+        found: PerExample,
+        limits: Sequence[jax.Array],
+        padding: jax.Array,
+    ) -> tuple[dict[str, jax.Array], jax.Array, jax.Array]:
+        """Return weights by parameter, norms, and which examples are left out."""
+        norm = root(added(found.squares.values(), padding))
+        # The sum of an example whose squares overflow cannot be bounded.
+        bad = ~jnp.isfinite(added(found.bounds.values(), padding)) & ~padding
+        weights = {}
+        for names, limit in zip(groups.members, limits, strict=True):
+            longest = root(added((found.bounds[name] for name in names), padding))
+            # Of the sum over parameters, the root, the rule and the quotient.
+            longest *= 1 + gamma(len(names) + 8, longest.dtype)
+            lost = added((found.underflow[name] for name in names), padding)
+            lost = jnp.where(jnp.isfinite(lost), lost, 0)
+            limit = limit.astype(longest.dtype)
+            if self.rescale_to_unit_norm:
+                factor = _rescaled(self.rule, longest, limit) * (1 - lost)
+            else:
+                below = jnp.where(limit > lost, limit - lost, jnp.minimum(limit, 0))
+                factor = ratio(_length(self.rule, longest, below), longest)
+            # A gradient of zero may have a weight that overflows, and 0 · inf is NaN.
+            factor = jnp.minimum(factor, jnp.finfo(factor.dtype).max)
+            if self.nan_safe:
+                factor = jnp.where(bad, 0, factor)
+            weights |= dict.fromkeys(names, jnp.where(padding, 0, factor))
+        return weights, norm, bad
+
+    def _finished(self, total: jax.Array, param: Any) -> jax.Array:
+        if not is_clippable(param):
+            return jnp.zeros_like(param)
+        if not (isinstance(self.normalize_by, int | float) and self.normalize_by == 1):
+            total = total / jnp.asarray(self.normalize_by, total.dtype)
+        return cast_toward_zero(
+            total, param.dtype if self.dtype is None else self.dtype
+        )
+
+    @property
+    def l2_norm_bound(self) -> Any:
+        """How long an example's share of the result is at most; see `sensitivity`."""
+        return self.sensitivity()
+
+    def sensitivity(self, neighboring_relation: Any = "ADD_OR_REMOVE_ONE") -> Any:
+        """Return how far one example can move the result, in the L2 norm.
+
+        It holds for the sum before that is rounded to a dtype narrower than float32:
+        with such parameters, pass ``dtype=jnp.float32`` and cast after adding noise.
+
+        Args:
+            neighboring_relation: ``ADD_OR_REMOVE_ONE``, ``REPLACE_SPECIAL`` or
+                ``REPLACE_ONE``, which doubles it: a name, or a member of
+                ``dp_accounting.NeighboringRelation``.
+
+        Raises:
+            ValueError: the relation is unknown; the rule is not bounded; NaN is let
+                through; ``dtype`` is narrower than float32; or a threshold is a
+                function of the example, and not rescaled to 1.
+        """
+        relation = getattr(neighboring_relation, "name", neighboring_relation)
+        if relation not in RELATIONS:
+            raise ValueError(
+                f"neighboring_relation must be one of {', '.join(RELATIONS)}, got "
+                f"{neighboring_relation!r}"
+            )
+        if not self.rule.bounded:
+            raise ValueError(
+                f"rule={self.rule!r} does not bound an example's gradient, so that "
+                "there is no sensitivity"
+            )
+        if not self.nan_safe:
+            raise ValueError("nan_safe must be True for a sensitivity, got False")
+        if self.dtype is not None and jnp.finfo(self.dtype).bits < 32:
+            raise ValueError(
+                f"dtype={jnp.dtype(self.dtype)} has no sensitivity: rounding the "
+                "sum of a thousand examples to bfloat16 can move it by 1.66 times "
+                "the threshold when one is left out; pass dtype=jnp.float32, add "
+                "noise to that result, and cast afterwards"
+            )
+        if self.rescale_to_unit_norm:
+            bound = Groups.bound_of_units(self.l2_clip_norm)
+        else:
+            bound = Groups.bound(self.l2_clip_norm)
+        return RELATIONS[relation] * bound / self.normalize_by
+
+    def plan(self, *arguments: Any, **options: Any) -> str:
+        """List how each parameter's norm is computed, why, and the memory for it.
+
+        Args:
+            *arguments: those of the loss function, or ``ShapeDtypeStruct``.
+            **options: keyword arguments of the loss function.
+
+        Returns:
+            A line for each parameter, and one for all. A parameter either has a
+            gradient for each example, or it is used in products only and its norm
+            follows from their factors. The memory is that of the arrays kept until the
+            norms are known, for the whole batch, whatever ``microbatch_size`` is; XLA
+            may need less.
+        """
+        lines = []
+
+        def read(*arguments: Any) -> None:
+            loss = self.examples.loss(arguments, options)
+            params = self.examples.params(arguments)
+            batch = self.examples.batch(arguments)
+            is_dense = self.method == "vmap" or self.pre_clipping_transform is not None
+            lines.append(describe(loss, params, batch, is_dense))
+
+        run, arrays = of_arrays(on_any_mesh(read, lambda: None), arguments)
+        jax.eval_shape(run, arrays)
+        return lines[0]
+
+
+def _rescaled(rule: Rule, norm: jax.Array, limit: jax.Array) -> jax.Array:
+    """Return length / (norm · C), with the limit 1 / norm at C = 0."""
+    least = jnp.where(limit == 0, jnp.finfo(norm.dtype).tiny, limit)
+    length = jnp.where(limit == jnp.inf, 0, _length(rule, norm, least) / least)
+    return jnp.where(norm > 0, length / jnp.where(norm > 0, norm, 1), 1)
+
+
+def added(squares: Iterable[jax.Array], like: jax.Array) -> jax.Array:
+    """Sums up in the widest dtype that there is; nothing gives zeros."""
+    parts = [*squares, jnp.zeros(like.shape, jnp.float32)]
+    dtype = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
+    return functools.reduce(jnp.add, (part.astype(dtype) for part in parts))
+
+
+def _length(rule: Rule, norm: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Return the length by a rule; NaN for a norm that is infinite or NaN."""
+    is_finite = norm < jnp.inf
+    length = rule.lengths(jnp.where(is_finite, norm, 0), valid(threshold))
+    unclipped = jnp.where(threshold == jnp.inf, norm, jnp.nan)
+    return jnp.where(is_finite, length, unclipped)

@@ -1,0 +1,175 @@
+"""Counts of what a clip costs: equations, bytes, temporary memory, all-reduces.
+
+Nothing is run here: the numbers are those of jaxprs and of XLA's compiled programs, so
+they do not depend on how busy the machine is. Bytes are given in sizes of the gradient,
+which makes them numbers of reads and writes of it.
+"""
+
+import functools
+import re
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+SHAPE = (256, 512)
+LEAVES = 6
+RANK = 8
+
+
+def structs(count=LEAVES, dtype=jnp.float32, shape=SHAPE):
+    """Return a tree of equal leaves: shapes and dtypes, no arrays."""
+    leaf = jax.ShapeDtypeStruct(shape, dtype)
+    return {f"layer{number:03d}": leaf for number in range(count)}
+
+
+# Equations
+
+
+def equations(jaxpr):
+    """Count the equations of a jaxpr and of all jaxprs in their parameters."""
+    return sum(1 + sum(map(equations, _inner(eqn.params))) for eqn in jaxpr.eqns)
+
+
+def _inner(params):
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            jaxpr = getattr(item, "jaxpr", item)  # of a ClosedJaxpr
+            if hasattr(jaxpr, "eqns"):
+                yield jaxpr
+
+
+def equations_per_leaf(make_clip, few=200, many=260):
+    """Return how many equations a further leaf adds to `update`.
+
+    Args:
+        make_clip: returns the clip for a tree of shapes.
+        few: leaves of the smaller tree.
+        many: leaves of the larger tree.
+    """
+
+    def count(leaves):
+        grads = structs(leaves)
+        clip = make_clip(grads)
+        state = jax.eval_shape(clip.init, grads)
+        return equations(jax.make_jaxpr(clip.update)(grads, state, grads).jaxpr)
+
+    return (count(many) - count(few)) / (many - few)
+
+
+# Bytes and temporary memory
+
+
+class Cost(NamedTuple):
+    """What XLA counts, in sizes of the gradient; of conditionals, both branches."""
+
+    bytes_accessed: float
+    temporaries: float
+
+    @classmethod
+    def of(cls, compiled, params):
+        leaves = jax.tree.leaves(params)
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        return cls(
+            compiled.cost_analysis()["bytes accessed"] / size,
+            compiled.memory_analysis().temp_size_in_bytes / size,
+        )
+
+
+def unplaced(tree):
+    """Leave it to JAX on which device a tree of shapes lies."""
+    return tree
+
+
+def cost_alone(clip, params, place=unplaced):
+    """Return the cost of `update`, with the gradient and the state donated."""
+    arguments = place((params, jax.eval_shape(clip.init, params), params))
+    with jax.numpy_dtype_promotion("standard"):  # optimizers in recipes mix dtypes
+        update = jax.jit(clip.update, donate_argnums=(0, 1)).lower(*arguments)
+    return Cost.of(update.compile(), params)
+
+
+def products(params, shift):
+    """Compute gradients as XLA:CPU does not fuse into what follows: as products."""
+
+    def factor(size, number, dtype):
+        angles = jnp.arange(1.0 * RANK * size) * (number + 1) + shift
+        return jnp.sin(angles).reshape(-1, RANK).astype(dtype)
+
+    return {
+        name: factor(leaf.shape[0], number, leaf.dtype)
+        @ factor(leaf.shape[1], number, leaf.dtype).T
+        for number, (name, leaf) in enumerate(params.items())
+    }
+
+
+def compile_step(clip, params, place=None, *, with_metrics=None):
+    """Compile a step of a clip and Adam; parameters and state are donated.
+
+    The gradient lies in memory. On CPUs the step computes it, since XLA:CPU computes
+    products, and so Adam's first read, of bfloat16 in float32. With ``place`` it is an
+    argument: XLA:TPU would fuse the products with Adam.
+    """
+    chain = optax.chain(clip, optax.adam(1e-3))
+
+    def step(carry, given):
+        params, state = carry
+        grads = given if place else products(params, given)
+        updates, state = chain.update(grads, state, params)
+        told = with_metrics(state) if with_metrics else {}
+        return (optax.apply_updates(params, updates), state), told
+
+    given = params if place else jax.ShapeDtypeStruct((), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes
+        carry = params, jax.eval_shape(chain.init, params)
+        arguments = (place or unplaced)((carry, given))
+        return jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+
+
+NO_CLIP = optax.identity()
+
+
+def cost_beyond_adam(clip, params, place=None, peer=NO_CLIP):
+    """Return what the clip adds to the cost of a step with Adam, or with a peer too."""
+    with_clip = Cost.of(compile_step(clip, params, place), params)
+    leaf = jax.tree.leaves(params)[0]
+    without = _cost_with(peer, len(params), leaf.dtype, leaf.shape, place)
+    return Cost(*(one - two for one, two in zip(with_clip, without, strict=True)))
+
+
+@functools.cache
+def _cost_with(clip, count, dtype, shape, place):
+    params = structs(count, dtype, shape)
+    return Cost.of(compile_step(clip, params, place), params)
+
+
+# All-reduces
+
+
+def all_reduces(compiled):
+    """Count the all-reduces that every step executes, outside of conditionals."""
+    bodies, entry = _computations(compiled.as_text())
+    calls = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
+    count, found, waiting = 0, set(), [entry]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name in bodies:
+            found.add(name)
+            count += len(re.findall(r" all-reduce(?:-start)?\(", bodies[name]))
+            waiting += calls.findall(bodies[name])
+    return count
+
+
+def _computations(text):
+    """Return the computations of a program in XLA's text form, and the entry's name."""
+    bodies, entry, name = {}, "", ""
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line)
+        if header:
+            name = header[2]
+            bodies[name] = ""
+            entry = name if header[1] else entry
+        elif name:
+            bodies[name] += line + "\n"
+    return bodies, entry
