@@ -61,7 +61,7 @@ CLIPS = {
 
 
 def mean_of_workers(leaf):
-    """Joins a leaf of the workers' states: floats by the mean, counts by the largest."""
+    """Joins the workers' states: floats by the mean, counts by the largest."""
     join = np.mean if jnp.issubdtype(leaf.dtype, jnp.inexact) else np.max
     return jnp.asarray(join(np.asarray(leaf), axis=0), leaf.dtype)
 
