@@ -50,6 +50,6 @@ def shorten(leaf: jax.Array, by: Multiplier) -> jax.Array:
     # A selection, since multiplying by one would flush subnormal entries.
     product = narrow(product, leaf)
     keeps = by.keeps
-    if keeps.ndim:
-        keeps = jnp.broadcast_to(keeps, leaf.shape)
+    if keeps.ndim:  # jnp.where broadcasts on Explicit meshes, too
+        return jnp.where(keeps, leaf, product)
     return jax.lax.select_n(keeps, product, leaf)
