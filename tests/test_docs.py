@@ -11,7 +11,6 @@ import types
 
 import pytest
 
-pytestmark = pytest.mark.optimized
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -21,7 +21,6 @@ import clipjax
 from clipjax.per_example import bounds, factors, ghost, gram
 from clipjax.trees import NamedLeaves
 
-pytestmark = pytest.mark.optimized
 
 EXAMPLES = 5
 OFFSETS = (0.0, 1e2, 1e4, 1e7)

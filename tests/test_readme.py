@@ -6,7 +6,6 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.optimized
 
 ROOT = pathlib.Path(__file__).parent.parent
 
