@@ -127,7 +127,7 @@ def test_a13_a_thousand_bfloat16_leaves():
     updates, state = clip_one.update(grads, None)
     assert float(state.clip_info.norm_before) == pytest.approx(1000**0.5, rel=1e-6)
     # Each entry is rounded once: 1 / sqrt(1000) lies between two bfloat16 numbers.
-    exact = np.asarray(jnp.asarray(1000**-0.5, jnp.bfloat16), np.float64)
+    exact = float(jnp.asarray(1000**-0.5, jnp.bfloat16))
     assert {float(leaf[0]) for leaf in updates.values()} == {exact}
 
 

@@ -68,9 +68,9 @@ def test_hard_clip(name, grads, threshold):
     if float(info.norm_before) <= threshold:
         assert_same_bits(updates, grads)
         return
-    # Beside the norm, the quotient and its product with an entry are rounded, and that
-    # again to a narrower dtype.
-    roundings = 2 + ROUNDINGS[name](flat(grads).size)
+    # Beside the norm, its inverse and the products of both with an entry are rounded, and
+    # that again to a narrower dtype.
+    roundings = 3 + ROUNDINGS[name](flat(grads).size)
     relative = roundings * eps(jnp.float32) / 2
     relative += ulp / 2 if ulp > eps(jnp.float32) else 0
     ratio = norm(updates, power) / float(threshold)
