@@ -14,7 +14,7 @@ DIRECTION = np.float32([0.6, -0.8])
 
 # Norms about 1, with an outlier at the end.
 NORMS = np.array([*np.exp(0.1 * np.random.default_rng(0).standard_normal(40)), 9.0])
-SCALES = np.array([1.0, 1e-25, 2.8e-25, 1e-19, 1e19, 1e25, 9e25, 1e36])
+SCALES = np.array([1.0, 1e-25, 2.8e-25, 1e-19, 1e19, 1e25, 9e25, 1e32])
 
 
 def play(make):
