@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from costs import (
+from benchmarks.costs import (
     compile_step,
     cost_alone,
     cost_beyond_adam,

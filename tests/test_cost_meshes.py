@@ -6,7 +6,7 @@ The tree has three sets of axes to sum over: (data), (model), and both together.
 import jax
 import jax.numpy as jnp
 import pytest
-from costs import all_reduces
+from benchmarks.costs import all_reduces
 from jax.sharding import NamedSharding, PartitionSpec
 
 import clipjax
