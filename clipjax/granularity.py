@@ -87,9 +87,11 @@ class Leaf(Granularity):
 
     def of(self, leaves, mesh_axes):
         layers = _stacked_axes(self.stacked, leaves)
-        for name, split, count in zip(leaves.names, mesh_axes, layers, strict=True) if any(
-            layers
-        ) and any(mesh_axes) else ():
+        for name, split, count in (
+            zip(leaves.names, mesh_axes, layers, strict=True)
+            if any(layers) and any(mesh_axes)
+            else ()
+        ):
             if split and count:
                 raise ValueError(
                     f"{name or 'the update'} is split over {split}, and a shard does "
@@ -108,7 +110,9 @@ class Leaf(Granularity):
         for name, leaf, count in zip(leaves.names, leaves.arrays, layers, strict=True):
             number = math.prod(leaf.shape[:count])
             width = len(str(number - 1))
-            names += [f"{name}[{i:0{width}}]" for i in range(number)] if count else [name]
+            names += (
+                [f"{name}[{i:0{width}}]" for i in range(number)] if count else [name]
+            )
         return names
 
 
@@ -303,9 +307,7 @@ def leaf(stacked: Any = None) -> Leaf:
     return Leaf(_stacked(stacked))
 
 
-def group(
-    labels: Labels | Callable[..., Any], members: Sequence[str] = ()
-) -> Group:
+def group(labels: Labels | Callable[..., Any], members: Sequence[str] = ()) -> Group:
     """One norm per label.
 
     Args:

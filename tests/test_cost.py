@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+
+import clipjax
+from benchmarks.clips import without_report
 from benchmarks.costs import (
     compile_step,
     cost_alone,
@@ -14,9 +17,6 @@ from benchmarks.costs import (
     equations_per_leaf,
     structs,
 )
-
-import clipjax
-from benchmarks.clips import without_report
 from clipjax import granularity, guards
 
 recent_xla = pytest.mark.skipif(

@@ -6,11 +6,11 @@ The tree has three sets of axes to sum over: (data), (model), and both together.
 import jax
 import jax.numpy as jnp
 import pytest
-from benchmarks.costs import all_reduces
 from jax.sharding import NamedSharding, PartitionSpec
 
 import clipjax
 from benchmarks.clips import without_report
+from benchmarks.costs import all_reduces
 from clipjax import granularity, guards
 
 SPECS = {

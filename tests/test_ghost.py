@@ -10,10 +10,10 @@ from oracle import flat
 from benchmarks.per_example.exactness import measure
 from benchmarks.per_example.kinds import KINDS
 from benchmarks.per_example.kinds.inputs import BATCH
+from clipjax.core.trees import Leaves
 from clipjax.per_example.ghost import ghost
 from clipjax.per_example.jaxprs import trace
 from clipjax.per_example.plan import make_plan
-from clipjax.core.trees import Leaves
 
 
 def with_aux(loss):

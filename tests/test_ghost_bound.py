@@ -18,9 +18,8 @@ import pytest
 from oracle import norm
 
 import clipjax
-from clipjax.per_example import bounds, factors, ghost, gram
 from clipjax.core.trees import Leaves
-
+from clipjax.per_example import bounds, factors, ghost, gram
 
 EXAMPLES = 5
 OFFSETS = (0.0, 1e2, 1e4, 1e7)

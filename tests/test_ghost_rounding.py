@@ -9,7 +9,6 @@ from oracle import norm
 import clipjax
 
 
-
 def contributed(loss, params, example, limit):
     """Gives the norm that was measured, and what the example added."""
     grad = clipjax.clipped_grad(

@@ -169,7 +169,9 @@ def test_any_four_numbers(grads, threshold):
     # Whatever the bits, there is never a sign flip, and never a silent NaN.
     grads = jnp.asarray(np.array(grads, np.float32))
     updates, info = CLIPS["l2"](grads, np.float32(threshold))
-    measurable = bool(np.all(np.isfinite(grads))) and bool(np.isfinite(info.norm_before))
+    measurable = bool(np.all(np.isfinite(grads))) and bool(
+        np.isfinite(info.norm_before)
+    )
     assert int(info.nonfinite_steps) == (not measurable)
     if not measurable:
         assert np.all(np.isnan(updates))

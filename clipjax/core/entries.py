@@ -18,7 +18,7 @@ from .. import guards, rules
 from ..granularity import Granularity, whole
 from ..guards import Guard
 from ..norms import l1, l2
-from ..rules import Hard, Rule
+from ..rules import Rule
 from ..thresholds.base import Context
 from ..thresholds.given import ThresholdLike, as_threshold
 from .blocks import Blocks, Values
@@ -26,10 +26,9 @@ from .checks import require_bool, require_part
 from .clip import Clip, Clipper, all_valid, require_axis_name, require_name
 from .dtypes import narrow, safe_divisor, widen
 from .measure import measure, reread
-from .meshes import AxisNames, mesh_axes
+from .meshes import AxisNames
 from .report import Step, next_info, summary_of_thresholds
 from .state import ClipState, keep_if
-from .trees import Leaves
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

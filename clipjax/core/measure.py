@@ -132,8 +132,10 @@ def measure(
     norms = blocks.map(finish, totals, other_scales or scales, blocks.sizes)
     lined_up = None
     if len(norms) > 1 and not any(blocks.shapes):
-        used = jnp.stack(other_scales) if other_scales else scale_for(
-            jnp.stack(first), np.asarray(least, dtype)
+        used = (
+            jnp.stack(other_scales)
+            if other_scales
+            else scale_for(jnp.stack(first), np.asarray(least, dtype))
         )
         lined_up = finish(jnp.stack(totals), used, np.asarray(blocks.sizes, dtype))
     return Measured(norms, lined_up, None if tells else first_bad)
@@ -206,7 +208,9 @@ def _any_outside(totals: Values, least: Sequence[float], largest: float) -> jax.
 def _count_outside(total: jax.Array, least: Any, largest: float) -> jax.Array:
     limits = np.asarray(least, total.dtype), np.full_like(least, largest, total.dtype)
     # NaN is not equal to itself, and so counts.
-    return jnp.sum(jax.lax.clamp(limits[0], total, limits[1]) != total, dtype=total.dtype)
+    return jnp.sum(
+        jax.lax.clamp(limits[0], total, limits[1]) != total, dtype=total.dtype
+    )
 
 
 def branch(

@@ -72,7 +72,9 @@ def types_tell(axis: Hashable) -> bool:
     return axis in varying_axes(jnp.asarray(index))
 
 
-def mesh_axes(leaves: Leaves, axis_name: AxisNames, params: Any = None) -> list[MeshAxes]:
+def mesh_axes(
+    leaves: Leaves, axis_name: AxisNames, params: Any = None
+) -> list[MeshAxes]:
     """Return the manual mesh axes over which each leaf of a gradient is split.
 
     Without ``axis_name``, those over which its parameter varies. With it, those of the
@@ -115,7 +117,9 @@ def mesh_axes(leaves: Leaves, axis_name: AxisNames, params: Any = None) -> list[
         split.append(tuple(name for name in names if name in own))
         unreduced = varying - workers - set(split[-1])
         if unreduced and axis_name != ():
-            raise ValueError(_is_unreduced(leaves.names[position], unreduced, axis_name))
+            raise ValueError(
+                _is_unreduced(leaves.names[position], unreduced, axis_name)
+            )
         alike = varying_axes(owner) - workers - varying
         if alike:
             raise ValueError(_is_no_shard(leaves.names[position], alike))

@@ -119,7 +119,10 @@ def _reduced(
             float(np.sum(np.broadcast_to(size, old.shape)))
             for size, old in zip(sizes, norms, strict=True)
         )
-        before, after = norm.of_terms(totals[::2], count), norm.of_terms(totals[1::2], count)
+        before, after = (
+            norm.of_terms(totals[::2], count),
+            norm.of_terms(totals[1::2], count),
+        )
         # The last term is infinite only where a norm is, or is beyond the term's range.
         return before, after, changed, each[:, -2] == jnp.inf
     before, after = norm.combine(norms, sizes), norm.combine(lengths, sizes)

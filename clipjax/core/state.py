@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+
 class ClipInfo(NamedTuple):
     """The last step in a few numbers, and counts of all steps.
 
@@ -145,9 +146,7 @@ def _difference(state: Any, expected: Any) -> str:
     if jax.tree.structure(state) != jax.tree.structure(expected):
         parts = [
             f"{field} should be {_keys(wanted)} and is {_keys(given)}"
-            for field, given, wanted in zip(
-                state._fields, state, expected, strict=True
-            )
+            for field, given, wanted in zip(state._fields, state, expected, strict=True)
             if jax.tree.structure(given) != jax.tree.structure(wanted)
         ]
         return "; ".join(parts)
@@ -172,7 +171,9 @@ def _described(state: Any) -> str:
 
 def _keys(part: Any) -> str:
     paths = jax.tree_util.tree_leaves_with_path(part)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths
+    ]
     if not names:
         return repr(part)
     return f"{{{', '.join(names)}}}"

@@ -348,7 +348,9 @@ def torch_clip_grad_norm(
     """
     return clip_by(
         as_threshold(max_norm, "max_norm"),
-        norm=norms.l2 if norm_type is None else norms.lp(_torch_norm_type(norm_type), "norm_type"),
+        norm=norms.l2
+        if norm_type is None
+        else norms.lp(_torch_norm_type(norm_type), "norm_type"),
         rule=rules.Hard(epsilon=1e-6),
         axis_name=axis_name,
         name=name,

@@ -34,7 +34,12 @@ class Method:
         raise NotImplementedError
 
     def clip(
-        self, matrix: jax.Array, found: Any, rule: Rule, threshold: jax.Array, by: Multiplier
+        self,
+        matrix: jax.Array,
+        found: Any,
+        rule: Rule,
+        threshold: jax.Array,
+        by: Multiplier,
     ) -> jax.Array:
         """Return the clipped matrix, given what `measure` found."""
         raise NotImplementedError
