@@ -68,8 +68,8 @@ def test_hard_clip(name, grads, threshold):
     if float(info.norm_before) <= threshold:
         assert_same_bits(updates, grads)
         return
-    # Beside the norm, its inverse and the products of both with an entry are rounded, and
-    # that again to a narrower dtype.
+    # Beside the norm, its inverse and the products of both with an entry are rounded,
+    # and that again to a narrower dtype.
     roundings = 3 + ROUNDINGS[name](flat(grads).size)
     relative = roundings * eps(jnp.float32) / 2
     relative += ulp / 2 if ulp > eps(jnp.float32) else 0

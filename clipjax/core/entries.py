@@ -1,8 +1,8 @@
 """A clip of single entries: ``sign(g) · length(|g|, c)``.
 
-It stands beside the clip of blocks and not inside it: every entry is a block of its own,
-so that there is nothing to measure, and a report is all that reads more than
-``optax.clip`` does.
+It is an engine of its own and no case of `clip_by`: where every entry is a block, there
+is no norm to measure before the clip. Only the report reads the gradient more often
+than ``optax.clip`` does.
 """
 
 from __future__ import annotations

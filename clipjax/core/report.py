@@ -1,4 +1,4 @@
-"""Summarizes a step for the state; no leaf is read for it."""
+"""The report of a step in the state, computed from the norms alone."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def summarize(
     lengths: Values,
     reports_blocks: bool,
 ) -> Step:
-    """Summarize a step of a clip of blocks; no leaf is read for it.
+    """Summarize a step of a clip of blocks, without another read of the leaves.
 
     Args:
         norm: how blocks are measured.
@@ -99,10 +99,10 @@ def summarize(
 def _reduced(
     norm: Norm, norms: Values, lengths: Values, sizes: Sequence[Any]
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Return the norms before and after, the number of changed blocks, and the bad.
+    """Return norms before and after, the number of changed blocks, and bad values.
 
-    All is reduced in one sum per value, which XLA compiles to one kernel and joins, on a
-    mesh, in one all-reduce.
+    Everything is reduced in one sum per value: XLA compiles that to one kernel and, on
+    a mesh, to a share of one all-reduce.
     """
     rows = []
     for old, new, size in zip(norms, lengths, sizes, strict=True):

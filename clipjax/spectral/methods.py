@@ -109,7 +109,7 @@ class SVD(Method):
 
 @dataclasses.dataclass(frozen=True)
 class NewtonSchulz(Method):
-    """Bring every singular value σ to ``σ / √(1 + (σ/c)²)`` by matrix products alone."""
+    """Map every singular value σ to ``σ / √(1 + (σ/c)²)`` by matrix products alone."""
 
     iterations: int = 12
 

@@ -20,7 +20,7 @@ ThresholdLike = float | jax.Array | Callable[[Any], Any] | Table | Threshold
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Constant(Threshold):
-    """A Python or NumPy number: part of the program and not of the state, as in Optax."""
+    """A Python or NumPy number: a constant of the program, not a part of the state."""
 
     value: float
     kind = "constant"
