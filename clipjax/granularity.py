@@ -86,7 +86,7 @@ class Leaf(Granularity):
     reports_blocks = True
 
     def of(self, leaves, mesh_axes):
-        layers = stacked_axes(self.stacked, leaves)
+        layers = _stacked_axes(self.stacked, leaves)
         for name, split, count in zip(leaves.names, mesh_axes, layers, strict=True) if any(
             layers
         ) and any(mesh_axes) else ():
@@ -104,7 +104,7 @@ class Leaf(Granularity):
 
     def names(self, leaves):
         names = []
-        layers = stacked_axes(self.stacked, leaves)
+        layers = _stacked_axes(self.stacked, leaves)
         for name, leaf, count in zip(leaves.names, leaves.arrays, layers, strict=True):
             number = math.prod(leaf.shape[:count])
             width = len(str(number - 1))
@@ -188,7 +188,7 @@ class Unit(Granularity):
     kind = "unit"
 
     def of(self, leaves, mesh_axes):
-        stacked = stacked_axes(self.stacked, leaves)
+        stacked = _stacked_axes(self.stacked, leaves)
         chosen = [None] * len(stacked) if self.axes is None else self.axes(leaves)
         summed = [
             _unit_axes(leaves, i, axes, stacked[i]) for i, axes in enumerate(chosen)
@@ -208,7 +208,7 @@ def _all_axes(leaves: Leaves) -> list[Axes]:
     return [tuple(range(leaf.ndim)) for leaf in leaves.arrays]
 
 
-def stacked_axes(setting: Setting | None, leaves: Leaves) -> list[int]:
+def _stacked_axes(setting: Setting | None, leaves: Leaves) -> list[int]:
     """Return how many leading axes of each leaf stack layers."""
     if setting is None:
         return [0] * len(leaves.arrays)

@@ -56,5 +56,6 @@ def train(step, start, gradients):
 
 
 def factors(info):
-    """Gives what each block was multiplied by."""
-    return info.block_norms_after / info.block_norms_before
+    """Gives what each block was multiplied by: 1 where it was zero."""
+    before, after = info.block_norms_before, info.block_norms_after
+    return jnp.where(before > 0, after / jnp.where(before > 0, before, 1), 1)

@@ -19,9 +19,8 @@ from oracle import norm
 
 import clipjax
 from clipjax.per_example import bounds, factors, ghost, gram
-from clipjax.trees import NamedLeaves
+from clipjax.core.trees import Leaves
 
-pytestmark = pytest.mark.optimized
 
 EXAMPLES = 5
 OFFSETS = (0.0, 1e2, 1e4, 1e7)
@@ -287,7 +286,7 @@ def test_errors_stay_below_their_bounds(name):
 
     @jax.jit
     def run(examples):
-        found = ghost.backward(loss, NamedLeaves.of(params), examples)
+        found = ghost.backward(loss, Leaves.of(params), examples)
         parts = [gram.squared_norm(product) for product in found.products.values()]
         for (i, j), swapped in found.pairs.items():
             parts += [gram.inner(found.products[i], found.products[j], swapped)] * 2

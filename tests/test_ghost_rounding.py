@@ -8,7 +8,6 @@ from oracle import norm
 
 import clipjax
 
-pytestmark = pytest.mark.optimized
 
 
 def contributed(loss, params, example, limit):

@@ -116,7 +116,7 @@ def spam_adam(b1, b2, learning_rate, eps):
     """Adam, with epsilon added before the correction of the bias."""
 
     def init(params):
-        zeros = jnp.zeros_like(params)
+        zeros = jax.tree.map(jnp.zeros_like, params)
         return Moments(jnp.zeros((), jnp.int32), zeros, zeros)
 
     def update(updates, state, params=None):

@@ -101,8 +101,10 @@ class Clipper:
         leaves = Leaves.of(updates)
         blocks = self.granularity.of(leaves, mesh_axes(leaves, self.axis_name, params))
         fresh = functools.partial(self.start, blocks, updates)
-        return leaves, blocks, checked_state(
-            state, fresh, self.threshold.remembers, who=self
+        return (
+            leaves,
+            blocks,
+            checked_state(state, fresh, self.threshold.remembers, who=self),
         )
 
     def start(self, blocks: Blocks, params: Any) -> ClipState:
@@ -149,8 +151,8 @@ class Clipper:
     @property
     def coordinates(self) -> str:
         """The clip's place on the four axes, without its numbers."""
-        slots = (self.granularity, self.norm, self.rule)
-        return " × ".join([*map(repr, slots), self.threshold.kind])
+        slots = (self.granularity.kind, repr(self.norm), repr(self.rule))
+        return " × ".join([*slots, self.threshold.kind])
 
     def __repr__(self) -> str:
         slots = (self.granularity, self.norm, self.rule, self.threshold)

@@ -102,9 +102,10 @@ class EntryClipper(Clipper):
             factor = jnp.where(length == size, 1, length / safe_divisor(size))
             return narrow(wide * factor.astype(wide.dtype), leaf)
         if self.rule == rules.hard:
-            # Minimum and maximum pass NaN on, and flush subnormal entries to zero.
-            cut = narrow(jnp.minimum(jnp.maximum(wide, -limit), limit), leaf)
-            return jnp.where(jnp.abs(wide) < limit, leaf, cut)
+            # A selection passes NaN on, and keeps subnormal entries, which a minimum
+            # flushes to zero on CPUs.
+            cut = narrow(jnp.sign(wide) * limit, leaf)
+            return jnp.where(jnp.abs(wide) > limit, cut, leaf)
         return narrow(jnp.sign(wide) * self._lengths(jnp.abs(wide), limit), leaf)
 
     def _lengths(self, size: jax.Array, limit: Any) -> jax.Array:

@@ -27,7 +27,8 @@ class Constant(Threshold):
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         del norms
-        return context.blocks.fill(np.asarray(self.value, context.dtype)), state
+        blocks = context.blocks
+        return blocks.fill(np.asarray(self.value, blocks.leaves.dtype)), state
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
