@@ -37,7 +37,7 @@ class Norm:
         collective: the reduction over devices, ``jax.lax.psum`` or `pmax`.
         sums_terms: `terms` are reduced by sums, not by maxima.
         scales_by_largest: extreme magnitudes are measured relative to the block's
-            largest entry; otherwise at 2^96 or 2^-96, as the sum itself tells.
+            largest entry; otherwise at 2^64 or 2^-64, as the sum itself tells.
     """
 
     collective = staticmethod(jax.lax.psum)
@@ -233,13 +233,12 @@ class Lp(Norm):
 
 
 def _root(total: jax.Array) -> jax.Array:
-    """Take the square root, with derivative 0 and not infinity at 0.
+    """Take the square root, with derivative 0 and not infinity at 0, where it is 0.
 
-    Below the smallest normal number the root is that of this number, 1e-19 in float32:
-    zero sums are measured at 2^96, where that is rounded to zero.
+    Below the smallest normal number the root is that of this number, 1e-19 in float32.
     """
     tiny = jnp.asarray(jnp.finfo(total.dtype).tiny, total.dtype)
-    return jax.lax.sqrt(jax.lax.max(total, tiny))
+    return jax.lax.sqrt(jax.lax.max(total, tiny)) * jax.lax.sign(total)
 
 
 def _exact_root(total: jax.Array) -> jax.Array:

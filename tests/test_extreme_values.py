@@ -79,8 +79,9 @@ def test_larc_clip_with_nan_gives_nan_in_that_leaf_only():
     for bad in ([np.nan, 1e6], [np.inf, 1e6], [-np.inf, np.nan]):
         grads = {"bad": jnp.array(bad), "good": jnp.array([30.0, 40.0])}
         for parts in ({}, {"weight_decay": 1e-4}):
-            updates, _ = larc(grads, params, **parts)
+            updates, state = larc(grads, params, **parts)
             assert np.all(np.isnan(updates["bad"]))
+            assert not any(np.isnan(leaf).any() for leaf in jax.tree.leaves(state))
             assert norm(updates["good"]) == pytest.approx(1, rel=1e-3)
 
 

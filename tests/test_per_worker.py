@@ -52,9 +52,7 @@ def test_e37_clip_of_the_mean_and_mean_of_the_clips():
 
 
 CLIPS = {
-    "zclip": clipjax.zclip(warmup_steps=1),
     "autoclip": clipjax.autoclip(50.0, 4),
-    "optax": optax.clip_by_global_norm(1.0),
     "chain": optax.chain(clipjax.clip_by_leaf_norm(1.0), optax.trace(0.9)),
     "feedback": clipjax.error_feedback(clipjax.clip_by_global_norm(1.0), cap=2.0),
 }

@@ -148,22 +148,25 @@ class EntryClipper(Clipper):
         )
         fraction = jnp.sum(counts) / max(1, whole_tree.sizes[0])
         after = jnp.where(fraction > 0, after, before)  # to the bit
-        least, is_valid = _summary(given, leaves.dtype)
+        least, is_valid = _summary(given, blocks)
         is_finite = (before < jnp.inf) & (first_bad < 0)
         step = Step(before, after, least, fraction, is_finite, first_bad, is_valid)
         return step, once_known(jnp.where(is_finite, fraction, 0), limits)
 
 
-def _summary(thresholds: Values, dtype: Any) -> tuple[jax.Array, jax.Array]:
+def _summary(thresholds: Values, blocks: Blocks) -> tuple[jax.Array, jax.Array]:
     """Return the threshold to report: with one per entry, the mean of the finite."""
+    dtype = blocks.leaves.dtype
     if not any(jnp.ndim(limit) for limit in thresholds):
         return summary_of_thresholds(thresholds, dtype)
-    sums = [jnp.zeros(3, dtype)]
-    for limit in thresholds:
+
+    def sums(limit: Any) -> jax.Array:
         is_finite = limit < jnp.inf
         parts = [jnp.where(is_finite, limit, 0), is_finite, ~(limit >= 0)]
-        sums.append(jnp.stack([jnp.sum(part, dtype=dtype) for part in parts]))
-    total, count, invalid = sum(sums[1:], sums[0])
+        return jnp.stack([jnp.sum(part, dtype=dtype) for part in parts])
+
+    each = blocks.over_devices(l1, list(map(sums, thresholds)))
+    total, count, invalid = sum(each[1:], each[0])
     mean = jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.inf)
     return mean, invalid == 0
 

@@ -57,7 +57,7 @@ def measure(
     """Measure each block, and find the first leaf with NaN or infinity.
 
     Sums of squares are right between 2^-69 and 2^126 in float32. If any block is beyond
-    that, all leaves are read once more, each multiplied by 2^96 or 2^-96.
+    that, all leaves are read once more, each multiplied by 2^64 or 2^-64.
 
     Args:
         norm: how a block is measured.
@@ -90,7 +90,8 @@ def measure(
         return blocks.over_devices(norm, found)
 
     def scale_for(total: jax.Array, least: Any) -> jax.Array:
-        up = 2.0 ** (3 * limits.maxexp // 4)
+        # Enough for squares, and not so much that derivatives leave the range.
+        up = 2.0 ** (limits.maxexp // 2)
         one, high, low = (full_like(total, x) for x in (1.0, up, 1 / up))
         down = jax.lax.select(total < largest, one, low)
         return jax.lax.select(total < least, high, down)
@@ -153,9 +154,8 @@ def measure_plainly(norm: Norm, blocks: Blocks, arrays: Arrays) -> Values:
         for leaf, axes in zip(arrays, blocks.summed, strict=True)
     ]
     totals = blocks.join(norm, blocks.over_devices(norm, sums))
-    # The sign, since the root of 0 is that of the smallest normal number.
     return [
-        norm.finish(total, size or 1) * jnp.sign(total)
+        norm.finish(total, size or 1)
         for total, size in zip(totals, blocks.sizes, strict=True)
     ]
 
