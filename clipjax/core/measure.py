@@ -80,7 +80,7 @@ def measure(
         if not guard.admits_all:
             leaves = [guard.admit(leaf) for leaf in leaves]
         if stand_in is not None:
-            leaves = stand_in(leaves)
+            leaves = list(stand_in(leaves))
         found = []
         for i, leaf in enumerate(leaves):
             wide = widen(leaf, dtype)
