@@ -66,7 +66,9 @@ class Clipper:
         context = self.context(blocks, state.clip_steps, params, extra)
 
         # 1. Measure: the updates, or what a recipe says stands for them.
-        stand_in = self.stand_in and functools.partial(self.stand_in, context=context)
+        stand_in = None
+        if self.stand_in is not None:
+            stand_in = functools.partial(self.stand_in, context=context)
         measured = measure(self.norm, blocks, leaves.arrays, self.nonfinite, stand_in)
         norms = measured.norms
 

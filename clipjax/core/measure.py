@@ -73,7 +73,7 @@ def measure(
 
     def sums(norm: Norm, guard: Guard, scales: Values | None = None) -> Arrays:
         own: Any = [None] * len(arrays)
-        leaves = list(arrays)
+        leaves: Any = list(arrays)
         if scales is not None:
             pairs = map(reread, leaves, blocks.spread(scales))
             leaves, own = zip(*pairs, strict=True) if leaves else ((), ())

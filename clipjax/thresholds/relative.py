@@ -104,9 +104,7 @@ def learning_rate_now(
     """Return the learning rate: a number, a schedule's value, or the extra argument."""
     if rate is None:
         rate = context.argument("learning_rate", who)
-    elif callable(rate):
-        rate = rate(context.steps)
-    return context.cast(rate)
+    return context.cast(rate(context.steps) if callable(rate) else rate)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
