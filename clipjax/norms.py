@@ -88,7 +88,9 @@ class Norm:
         """
         each = [self.terms(norm, n) for norm, n in zip(norms, sizes, strict=True)]
         reduced = [[jnp.sum(term) for term in terms] for terms in each]
-        totals = [sum(same[1:], same[0]) for same in zip(*reduced, strict=True)]
+        totals: list[Any] = [
+            sum(same[1:], same[0]) for same in zip(*reduced, strict=True)
+        ]
         counts = [
             float(np.sum(size)) * (1 if np.ndim(size) else math.prod(norm.shape))
             for norm, size in zip(norms, sizes, strict=True)
