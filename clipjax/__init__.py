@@ -18,6 +18,10 @@ from .diagnostics.quantization import QuantizationReport as QuantizationReport
 from .diagnostics.quantization import quantization_report as quantization_report
 from .metrics import metrics as metrics
 from .metrics import nonfinite_path as nonfinite_path
+from .per_example import AuxiliaryOutput as AuxiliaryOutput
+from .per_example import ClippedGrad as ClippedGrad
+from .per_example import clipped_grad as clipped_grad
+from .per_example import per_example_grad_norms as per_example_grad_norms
 from .projection import project_onto_ball as project_onto_ball
 from .recipes import acclip as acclip
 from .recipes import adagc as adagc

@@ -86,15 +86,13 @@ class Leaf(Granularity):
     reports_blocks = True
 
     def of(self, leaves, mesh_axes):
-        layers = stacked_axes(self.stacked, leaves)
-        for name, split, count in zip(leaves.names, mesh_axes, layers, strict=True) if any(
-            layers
-        ) and any(mesh_axes) else ():
+        layers = _stacked_axes(self.stacked, leaves)
+        for i, (split, count) in enumerate(zip(mesh_axes, layers, strict=True)):
             if split and count:
                 raise ValueError(
-                    f"{name or 'the update'} is split over {split}, and a shard does "
-                    "not tell which layers of a stack it holds: leave stacked out, or "
-                    "call the clip under jit"
+                    f"{leaves.names[i] or 'the update'} is split over {split}, and a "
+                    "shard does not tell which layers of a stack it holds: leave "
+                    "stacked out, or call the clip under jit"
                 )
         summed = [
             tuple(range(count, leaf.ndim))
@@ -104,11 +102,13 @@ class Leaf(Granularity):
 
     def names(self, leaves):
         names = []
-        layers = stacked_axes(self.stacked, leaves)
+        layers = _stacked_axes(self.stacked, leaves)
         for name, leaf, count in zip(leaves.names, leaves.arrays, layers, strict=True):
             number = math.prod(leaf.shape[:count])
             width = len(str(number - 1))
-            names += [f"{name}[{i:0{width}}]" for i in range(number)] if count else [name]
+            names += (
+                [f"{name}[{i:0{width}}]" for i in range(number)] if count else [name]
+            )
         return names
 
 
@@ -188,7 +188,7 @@ class Unit(Granularity):
     kind = "unit"
 
     def of(self, leaves, mesh_axes):
-        stacked = stacked_axes(self.stacked, leaves)
+        stacked = _stacked_axes(self.stacked, leaves)
         chosen = [None] * len(stacked) if self.axes is None else self.axes(leaves)
         summed = [
             _unit_axes(leaves, i, axes, stacked[i]) for i, axes in enumerate(chosen)
@@ -208,7 +208,7 @@ def _all_axes(leaves: Leaves) -> list[Axes]:
     return [tuple(range(leaf.ndim)) for leaf in leaves.arrays]
 
 
-def stacked_axes(setting: Setting | None, leaves: Leaves) -> list[int]:
+def _stacked_axes(setting: Setting | None, leaves: Leaves) -> list[int]:
     """Return how many leading axes of each leaf stack layers."""
     if setting is None:
         return [0] * len(leaves.arrays)
@@ -262,6 +262,30 @@ class _FrozenTree:
         return jax.tree.unflatten(self.treedef, self.leaves)
 
 
+def _entries(setting: Any) -> list[Any]:
+    """Return the values that a setting may have, as far as they are known."""
+    values = setting.values() if isinstance(setting, Mapping) else [setting]
+    return [value for value in values if value is not None and not callable(value)]
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _stacked(stacked: Any) -> Setting | None:
+    """Read how many leading axes stack layers."""
+    for entry in _entries(stacked):
+        accepted = (
+            "stacked must be a number of leading axes, a function of (path, leaf) or a "
+            "table from path pattern to number"
+        )
+        if not _is_integer(entry):
+            raise TypeError(f"{accepted}, got {entry!r}")
+        if entry < 0:
+            raise ValueError(f"{accepted}, at least 0, got {entry!r}")
+    return None if stacked is None else Setting.of(stacked, 0, "stacked")
+
+
 def whole() -> Whole:
     """One norm for the whole tree."""
     return Whole()
@@ -276,12 +300,10 @@ def leaf(stacked: Any = None) -> Leaf:
             function of (path, leaf), or a table from path pattern, such as
             ``{"blocks/*": 1}``, to a number (none elsewhere).
     """
-    return Leaf(None if stacked is None else Setting.of(stacked, 0, "stacked"))
+    return Leaf(_stacked(stacked))
 
 
-def group(
-    labels: Labels | Callable[..., Any], members: Sequence[str] = ()
-) -> Group:
+def group(labels: Labels | Callable[..., Any], members: Sequence[str] = ()) -> Group:
     """One norm per label.
 
     Args:
@@ -298,6 +320,12 @@ def group(
     """
     if not callable(labels):
         every_label, treedef = jax.tree.flatten(labels)
+        for label in every_label:
+            if not isinstance(label, str):
+                raise TypeError(
+                    "labels must be strings, in a prefix tree or given by a function, "
+                    f"got {label!r}"
+                )
         labels = _FrozenTree(treedef, tuple(every_label))
     # Sorted, as the state's keys are: JAX sorts the keys of a dictionary.
     return Group(labels, tuple(sorted(members)))
@@ -316,7 +344,14 @@ def unit(axes: Any = None, stacked: Any = None) -> Unit:
     """
     if isinstance(axes, list):
         axes = tuple(axes)
+    for entry in _entries(axes):
+        given = entry if isinstance(entry, tuple | list) else [entry]
+        if not all(_is_integer(axis) for axis in given):
+            raise TypeError(
+                "axes must be integers, a function of (path, leaf) or a table from "
+                f"path pattern to integers, got {entry!r}"
+            )
     return Unit(
         None if axes is None else Setting.of(axes, None, "axes"),
-        None if stacked is None else Setting.of(stacked, 0, "stacked"),
+        _stacked(stacked),
     )

@@ -118,7 +118,7 @@ def metrics(
         numbers |= {f"{prefix}/{key}": value for key, value in found.items()}
     if known_names and blocks is not False:
         raise ValueError(
-            f"block_names has {', '.join(map(repr, known_names))}, and opt_state has no "
+            f"block_names has {', '.join(map(repr, known_names))}, and opt_state no "
             f"clip of that name with blocks; it has {', '.join(taken) or 'none'}"
         )
     return numbers

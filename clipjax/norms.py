@@ -1,16 +1,16 @@
-"""Norms: how a block of entries is measured.
+r"""Norms: how a block of entries is measured.
 
-A norm says what a leaf adds to the sum of its block, how sums of leaves and devices join,
-and how the sum becomes the norm. Sums are accumulated in float32 at least. The derivative
-of every norm at zero is 0, and the modulus of complex entries counts.
+A norm defines what a leaf adds to the sum of its block, how sums of leaves and devices
+join, and how the sum becomes the norm. Sums are accumulated in float32 or wider. The
+derivative of every norm at zero is 0, and a complex entry counts by its modulus.
 
 | norm | value |
 |---|---|
-| `l1` | Σ \\|x\\| |
-| `l2` | (Σ \\|x\\|²)^(1/2) |
-| `rms` | (Σ \\|x\\|² / size)^(1/2), 0 for a block without entries |
-| `linf` | max \\|x\\| |
-| `lp` (p) | (Σ \\|x\\|^p)^(1/p), 1 ≤ p < ∞ |
+| `l1` | Σ \|x\| |
+| `l2` | (Σ \|x\|²)^(1/2) |
+| `rms` | (Σ \|x\|² / size)^(1/2), 0 for a block without entries |
+| `linf` | max \|x\| |
+| `lp` (p) | (Σ \|x\|^p)^(1/p), 1 ≤ p < ∞ |
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ class Norm:
         Args:
             norm: an array with one norm per block.
             size: the number of entries of a block, one number or one per block.
+
+        Returns:
+            Arrays of the norms' shape. The last is infinite where a norm is, and for
+            no norm within the range that is stated for reports.
         """
         raise NotImplementedError
 

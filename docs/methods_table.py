@@ -103,10 +103,16 @@ def page_table() -> str:
     return as_table(["recipe", "what it does", "coordinates", "reference"], rows)
 
 
+def on_the_axes(coordinates: str) -> list[str]:
+    """Return the place on the four axes; entries and singular values have no norm."""
+    what, *others = coordinates.split(" × ")
+    return [what, *["–"] * (3 - len(others)), *others]
+
+
 def coordinates_table() -> str:
     """Makes the table that sorts recipes by the four axes."""
     rows = [
-        [f"{{py:func}}`~clipjax.{recipe.name}`", *recipe.coordinates.split(" × ")]
+        [f"{{py:func}}`~clipjax.{recipe.name}`", *on_the_axes(recipe.coordinates)]
         for recipe in read_recipes()
     ]
     axes = ["granularity", "norm", "rule", "threshold"]

@@ -1,15 +1,18 @@
 """Executes the Python blocks of Markdown pages: python docs/run_snippets.py PAGE...
 
 The blocks of a page run in order, in one namespace, as a reader would run them. In a
-block with prompts (``>>>``) the output is compared as well.
+block with prompts (``>>>``) the output is compared as well. All pages run in one
+process, so that what they share is compiled once; one that fails does not stop others.
 """
 
 from __future__ import annotations
 
 import doctest
+import os
 import pathlib
 import re
 import sys
+import traceback
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -31,6 +34,24 @@ def run_page(page: pathlib.Path) -> int:
     return runner.summarize(verbose=False).failed
 
 
+def failed_pages(names: list[str]) -> list[str]:
+    """Executes pages and returns those that failed; what is wrong is printed."""
+    failed = []
+    for name in names:
+        environment = dict(os.environ)
+        try:
+            is_good = run_page(pathlib.Path(name)) == 0
+        except Exception:
+            traceback.print_exc()
+            is_good = False
+        os.environ.clear()
+        os.environ.update(environment)
+        if not is_good:
+            failed.append(name)
+    return failed
+
+
 if __name__ == "__main__":
-    failures = sum(run_page(pathlib.Path(name)) for name in sys.argv[1:])
+    failures = failed_pages(sys.argv[1:])
+    print(*(f"failed: {name}" for name in failures), sep="\n")
     sys.exit(1 if failures else 0)

@@ -5,13 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from oracle import random_tree, wide
 
-import clipjax
-from clipjax import norms, rules
-from clipjax.granularity.singular import singular
-from clipjax.recipes.spectral import spectral_clamp, spectral_clip, spectral_soft_clip
+from clipjax import rules
+from clipjax.spectral import SVD, NewtonSchulz, PowerIteration, clip_singular_values
 
 SHAPES = {
     "tall": (12, 5),
@@ -29,41 +26,27 @@ MAPS = {
     "tanh": (rules.tanh, lambda s, c: c * np.tanh(s / c)),
     "sqrt": (rules.sqrt, lambda s, c: s / np.sqrt(1 + (s / c) ** 2)),
 }
-RATIOS = [1e-2, 1.0, 30.0, 1e3]
+# Two ways to the same result: by SVD, and by iteration.
+WAYS = {"svd": SVD(), "newton-schulz": NewtonSchulz()}
+# The three recipes, and how exact the largest singular value of their results is.
 RECIPES = {
-    "clip": spectral_clip,
-    "clamp": spectral_clamp,
-    "soft_clip": spectral_soft_clip,
+    "spectral_clip": (PowerIteration(), rules.hard),
+    "spectral_clamp": (SVD(), rules.hard),
+    "spectral_soft_clip": (NewtonSchulz(), rules.sqrt),
 }
-every_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
-# How the singular values of a leaf are clipped: by SVD, and by iteration.
-WAYS = {"svd": None, "iteration": 12}
-every_way = pytest.mark.parametrize("iterations", WAYS.values(), ids=WAYS)
-
-
-def clip_singular(threshold, rule=rules.sqrt, iterations=None, stacked=None, **parts):
-    blocks = singular(stacked, iterations)
-    return clipjax.clip_by(
-        threshold, granularity=blocks, norm=norms.spectral(), rule=rule, **parts
-    )
 
 
 @functools.cache
-def compiled(rule, iterations):
-    @jax.jit
-    def update(leaf, threshold):
-        return clip_singular(threshold, rule, iterations).update(leaf, None)
-
-    return update
-
-
-@functools.cache
-def jitted(recipe):
-    """Compiles a recipe with its threshold as an argument."""
+def compiled(method, rule=rules.sqrt, stacked=None):
+    """Compiles a clip of trees, with its threshold as an argument."""
 
     @jax.jit
     def update(tree, threshold):
-        return recipe(threshold).update(tree, None)
+        clip = clip_singular_values(
+            threshold, method=method, rule=rule, stacked=stacked
+        )
+        updates, state = clip.update(tree, None)
+        return updates, state.clip_info
 
     return lambda tree, threshold: update(tree, jnp.float32(threshold))
 
@@ -85,3 +68,8 @@ def expected(leaf, function, threshold):
 def leaf_of(shape, largest, dtype=jnp.float32, seed=0):
     leaf = random_tree(seed, shape)
     return (leaf * (largest / sigma(leaf)[0])).astype(dtype)
+
+
+def tree_of(largest, dtype=jnp.float32):
+    """Makes a leaf of each shape, with this largest singular value."""
+    return {name: leaf_of(shape, largest, dtype) for name, shape in SHAPES.items()}

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import inspect
+import os
 import pathlib
 import re
 import subprocess
@@ -10,8 +11,6 @@ import sys
 import types
 
 import pytest
-
-pytestmark = pytest.mark.optimized
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -24,8 +23,8 @@ def exports(module_name):
         match node:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
                 names = [name]
-            case ast.Assign(targets=[ast.Name(id=name)]):
-                names = [name]
+            case ast.Assign(targets=[*targets]):
+                names = [node.id for node in targets if isinstance(node, ast.Name)]
             case ast.ImportFrom():
                 names = [alias.name for alias in node.names if alias.asname]
             case _:
@@ -38,43 +37,92 @@ def lookup(path):
     return getattr(importlib.import_module(module_name), name)
 
 
+def exists(path):
+    """Tells whether there still is what an entry of a page is about."""
+    try:
+        lookup(path)
+    except (AttributeError, ImportError):
+        return False
+    return True
+
+
 def is_ours(thing):
     """Tells definitions and parts from modules, plain constants and type aliases."""
     kind = thing if isinstance(thing, type | types.FunctionType) else type(thing)
     return kind.__module__.startswith("clipjax")
 
 
-PARTS = [
-    f"clipjax.{name}"
-    for name in exports("clipjax")
-    if isinstance(lookup(f"clipjax.{name}"), types.ModuleType)
-]
-EXPORTS = [
-    f"{module}.{name}"
-    for module in ["clipjax", *PARTS, "clipjax.plotting"]
-    for name in exports(module)
-    if is_ours(lookup(f"{module}.{name}"))
-]
+def public_modules():
+    """Gives clipjax, and the modules that it exports."""
+    parts = [f"clipjax.{name}" for name in exports("clipjax")]
+    is_module = lambda path: isinstance(lookup(path), types.ModuleType)  # noqa: E731
+    return ["clipjax", *filter(is_module, parts), "clipjax.plotting"]
 
 
-@pytest.fixture(scope="module")
-def documented():
+def test_every_export_has_an_entry_and_only_one():
     page = (DOCS / "api.md").read_text(encoding="utf-8")
-    return re.findall(r"^\.\. auto\w+:: (clipjax\S*)", page, re.MULTILINE)
+    entries = re.findall(r"^\.\. auto(?!module)\w+:: (clipjax\S*)", page, re.MULTILINE)
+    assert len(entries) == len(set(entries))
+    gone = [entry for entry in entries if not exists(entry)]
+    assert not gone, f"take out of docs/api.md: {', '.join(gone)}"
+    documented = {id(lookup(entry)) for entry in entries}
+    every = {
+        f"{module}.{name}": lookup(f"{module}.{name}")
+        for module in public_modules()
+        for name in exports(module)
+    }
+    assert len(every) > 100
+    missing = [
+        path
+        for path, thing in every.items()
+        if is_ours(thing) and id(thing) not in documented
+    ]
+    assert not missing, f"add to docs/api.md: {', '.join(missing)}"
 
 
-@pytest.mark.parametrize("path", EXPORTS)
-def test_every_export_has_an_entry(path, documented):
-    thing = lookup(path)
-    assert any(lookup(entry) is thing for entry in documented), f"add {path} to api.md"
+def test_what_dir_shows_is_what_is_exported():
+    import clipjax
+
+    shown = {name for name in dir(clipjax) if not name.startswith("_")}
+    hidden = {"core", "wrappers", "per_example", "projection", "diagnostics", "demos"}
+    assert set(exports("clipjax")) <= shown
+    assert shown - set(exports("clipjax")) <= hidden | {"plotting"}
 
 
-def test_no_entry_is_there_twice(documented):
-    assert len(documented) == len(set(documented))
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
-def test_snippets(page):
-    command = [sys.executable, "-W", "error", DOCS / "run_snippets.py", page]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+def needs_own_process(page):
+    """Tells whether a page asks for devices, which JAX hears before its first step."""
+    return "XLA_FLAGS" in page.read_text(encoding="utf-8")
+
+
+ALONE = [[page] for page in PAGES if needs_own_process(page)]
+TOGETHER = [page for page in PAGES if [page] not in ALONE]
+
+
+@pytest.mark.parametrize("pages", [TOGETHER, *ALONE], ids=lambda pages: pages[-1].stem)
+def test_snippets(pages):
+    """Run in a process that has no conftest, as a reader has none."""
+    command = [sys.executable, "-W", "error", DOCS / "run_snippets.py", *pages]
+    reader = {name: os.environ[name] for name in os.environ if name != "XLA_FLAGS"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=reader)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_snippets_that_fail_are_found(tmp_path):
+    """And the pages after them run all the same."""
+    pages = {
+        "raises.md": "```python\nx = 1\nraise ValueError(x)\n```\n",
+        "prints.md": "```python\n>>> 1 + 1\n3\n\n```\n",
+        "warns.md": "```python\nimport warnings\nwarnings.warn('old')\n```\n",
+        "good.md": "```python\nx = 1\n```\n\n```python\n>>> x\n1\n\n```\n",
+    }
+    for name, text in pages.items():
+        (tmp_path / name).write_text(text)
+    command = [sys.executable, "-W", "error", DOCS / "run_snippets.py", *pages]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    found = re.findall(r"^failed: (.*)$", done.stdout, re.MULTILINE)
+    assert found == ["raises.md", "prints.md", "warns.md"]
+    assert 'raises.md", line 3' in done.stderr

@@ -188,7 +188,9 @@ def test_a16_float64_is_measured_in_float64():
             "half": jnp.asarray([1e-4], jnp.float16),
         }
         updates, state = clipjax.clip_by_global_norm(0.5).update(grads, None)
-        assert float(state.clip_info.norm_before) == pytest.approx(norm(grads), rel=1e-15)
+        assert float(state.clip_info.norm_before) == pytest.approx(
+            norm(grads), rel=1e-15
+        )
         factor = 0.5 / norm(grads)
         np.testing.assert_allclose(updates["double"], grads["double"] * factor, 1e-15)
 

@@ -19,7 +19,8 @@ one = clipjax.clip_by_global_norm(1.0)
 GRAD = jnp.array([3.0, 4.0])
 
 
-# One recipe of each granularity, with and without a memory, a need of parameters, a chain.
+# One recipe of each granularity, with and without a memory, a need of parameters, a
+# chain.
 SOME = (
     "clip_by_value",
     "clip_by_global_norm",
@@ -191,7 +192,7 @@ class Scaled:
 
 
 def test_a_field_called_value_keeps_its_name():
-    """That part of a path is left out for a variable of nnx, which is told by its type."""
+    """For a variable of nnx that part of a path is left out; its type tells."""
     grads = {"heads": Heads(jnp.full((2, 2), 3.0), jnp.full((2, 2), 4.0))}
     stacked = {"heads/policy": 1, "heads/value": 1}
     clip = clipjax.clip_by_leaf_norm(1.0, stacked=stacked)

@@ -35,7 +35,9 @@ def test_direction_cosine():
     for nothing in (jnp.zeros(2), one * jnp.nan, one.at[1].set(jnp.inf)):
         assert np.isnan(angle(one, nothing))
     first, second = np.array([1 + 2j, 3]), np.array([2j, 1 - 1j])
-    mixed = [{"z": jnp.asarray(z, "complex64"), "h": jnp.float16(2)} for z in (first, second)]
+    mixed = [
+        {"z": jnp.asarray(z, "complex64"), "h": jnp.float16(2)} for z in (first, second)
+    ]
     assert float(angle(*mixed)) == pytest.approx(cosine(*mixed), rel=1e-6)
 
 

@@ -49,9 +49,7 @@ def test_k71_first_derivative_is_finite(key):
     assert np.any(np.asarray(found[1:]) != 0)
 
 
-@pytest.mark.parametrize(
-    "key", ["rule-hard", "norm-lp", "recipe-spectral_clip"]
-)
+@pytest.mark.parametrize("key", ["rule-hard", "norm-lp", "recipe-spectral_clip"])
 def test_k72_second_derivative_is_finite(key):
     function = total(key)
 
@@ -211,7 +209,9 @@ def test_derivatives_of_each_worker_s_clip():
 
     def one_by_one(grads):
         updates, states = jax.vmap(lambda g: clip.update(g, clip.init(g)))(grads)
-        return jnp.sum(jnp.sin(jnp.mean(updates, 0))) + jnp.mean(states.clip_info.norm_before)
+        return jnp.sum(jnp.sin(jnp.mean(updates, 0))) + jnp.mean(
+            states.clip_info.norm_before
+        )
 
     on_mesh = jax.shard_map(
         lambda g: joined(g[0]),

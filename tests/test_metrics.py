@@ -151,7 +151,7 @@ def test_names_that_do_not_fit_are_refused():
 
 
 def test_the_largest_blocks():
-    tree = {name: length * GRAD for name, length in zip("abcd", (2, 4, 1, 3))}
+    tree = {"a": 2 * GRAD, "b": 4 * GRAD, "c": GRAD, "d": 3 * GRAD}
     state = last_state(BY_LEAF, [tree])
     for count, names in ((0, ""), (1, "b"), (2, "bd"), (9, "abcd")):
         assert set(column(clipjax.metrics(state, tree, blocks=count))) == set(names)
@@ -207,7 +207,10 @@ def test_what_is_no_optimizer_state_is_refused():
         "got a float": 1.0,
     }
     for message, wrong in cases.items():
-        for read in (clipjax.metrics, lambda wrong: clipjax.nonfinite_path(wrong, TREE)):
+        for read in (
+            clipjax.metrics,
+            lambda wrong: clipjax.nonfinite_path(wrong, TREE),
+        ):
             with pytest.raises(TypeError, match=f"opt_state must be .*{message}"):
                 read(wrong)
 
@@ -260,7 +263,7 @@ def test_it_finds_clips_wherever_they_are():
 def test_train_states():
     state = TrainState.create(apply_fn=None, params=TREE, tx=chained())
     assert set(column(clipjax.metrics(state))) == {"a", "b/c"}
-    # Its parameters are not those that the clip sees: no error, since nobody named them.
+    # Its parameters are not those that the clip sees; nobody asked for their names.
     masked = optax.masked(chained(), {"a": False, "b": True})
     state = TrainState.create(apply_fn=None, params=TREE, tx=masked)
     assert set(column(clipjax.metrics(state))) == {"0"}

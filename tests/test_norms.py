@@ -101,7 +101,9 @@ def test_float64(name):
             tree = random_tree(0, SHAPES, jnp.float64, size)
             info = measured(tree, part)
             assert info.norm_before.dtype == jnp.float64
-            assert float(info.norm_before) == pytest.approx(norm(tree, power), rel=1e-13)
+            assert float(info.norm_before) == pytest.approx(
+                norm(tree, power), rel=1e-13
+            )
 
 
 @every_norm

@@ -46,22 +46,20 @@ def test_e37_clip_of_the_mean_and_mean_of_the_clips():
         each_first = clipjax.per_worker(clip, "workers").update(grads, None)[0]
         return clip.update(jax.lax.pmean(grads, "workers"), None)[0], each_first
 
-    mean_first, each_first = jax.vmap(both, axis_name="workers")(grads)
+    mean_first, each_first = jax.jit(jax.vmap(both, axis_name="workers"))(grads)
     np.testing.assert_allclose(mean_first, [[1.0, 0.0]] * 2, rtol=1e-6)
     np.testing.assert_array_equal(each_first, np.zeros((2, 2)))
 
 
 CLIPS = {
-    "zclip": clipjax.zclip(warmup_steps=1),
     "autoclip": clipjax.autoclip(50.0, 4),
-    "optax": optax.clip_by_global_norm(1.0),
     "chain": optax.chain(clipjax.clip_by_leaf_norm(1.0), optax.trace(0.9)),
     "feedback": clipjax.error_feedback(clipjax.clip_by_global_norm(1.0), cap=2.0),
 }
 
 
 def mean_of_workers(leaf):
-    """Joins a leaf of the workers' states: floats by their mean, counts by the largest."""
+    """Joins the workers' states: floats by the mean, counts by the largest."""
     join = np.mean if jnp.issubdtype(leaf.dtype, jnp.inexact) else np.max
     return jnp.asarray(join(np.asarray(leaf), axis=0), leaf.dtype)
 
@@ -126,7 +124,9 @@ def test_a_bad_worker_has_no_part_in_what_all_remember(name):
     clip = REMEMBER[name]
     each_clip = clipjax.per_worker(clip, "workers")
     together = jax.jit(
-        jax.vmap(each_clip.update, in_axes=(0, None), out_axes=None, axis_name="workers")
+        jax.vmap(
+            each_clip.update, in_axes=(0, None), out_axes=None, axis_name="workers"
+        )
     )
     update = jax.jit(clip.update)
     alone = state = clip.init(jnp.ones(2))
@@ -139,8 +139,7 @@ def test_a_bad_worker_has_no_part_in_what_all_remember(name):
         if not bad:
             np.testing.assert_allclose(updates, expected, rtol=1e-6)
     mine, theirs = (
-        jax.tree.leaves(getattr(tree, "clip_memory", tree))
-        for tree in (state, alone)
+        jax.tree.leaves(getattr(tree, "clip_memory", tree)) for tree in (state, alone)
     )
     for one, other in zip(mine, theirs, strict=True):
         if jnp.issubdtype(one.dtype, jnp.inexact):
@@ -238,7 +237,9 @@ def test_vmap_needs_no_axis_name():
     grads = jnp.array([[3.0, 4.0], [0.3, 0.4]])
     clip = clipjax.clip_by_global_norm(1.0)
     step = jax.vmap(lambda grads: clip.update(grads, None)[0], axis_name="seeds")
-    np.testing.assert_allclose(step(grads), [[0.6, 0.8], [0.3, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(step)(grads), [[0.6, 0.8], [0.3, 0.4]], rtol=1e-6
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*pmap:DeprecationWarning")
@@ -284,6 +285,7 @@ def test_gradients_that_are_summed_already_are_refused():
         return clip.update(grads, None)[0]
 
     inputs = jnp.array([10.0, -8.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+
     def mapped(differ):
         return jax.shard_map(
             functools.partial(step, differ=differ),

@@ -343,14 +343,17 @@ def test_the_clip_inside_keeps_what_it_has_measured():
     params = jnp.float32(1.0)
     optimizer = periodic_reset(inner, 1, counters=True)
     for reset_steps, alone in zip(
-        run(optimizer, [params] * 3, params), run(inner, [params] * 3, params), strict=True
+        run(optimizer, [params] * 3, params),
+        run(inner, [params] * 3, params),
+        strict=True,
     ):
         assert_close(reset_steps[1].inner_state[0], alone[1][0])
 
 
 def test_an_optimizer_that_refuses_placeholders():
     inner = optax.GradientTransformation(
-        lambda params: params.copy(), lambda updates, state, params=None: (updates, state)
+        lambda params: params.copy(),
+        lambda updates, state, params=None: (updates, state),
     )
     params = {"w": jnp.ones(2)}
 

@@ -93,7 +93,9 @@ def test_e39_replicas_do_not_enlarge_the_norm():
     clip = clipjax.clip_by_global_norm(1.0)
     where = {"in_specs": PartitionSpec("shard"), "out_specs": PartitionSpec()}
     step = jax.shard_map(
-        lambda grads: clip.update(grads, None, grads)[1].clip_info.norm_before, mesh=grid, **where
+        lambda grads: clip.update(grads, None, grads)[1].clip_info.norm_before,
+        mesh=grid,
+        **where,
     )
     assert float(jax.jit(step)(grads)) == pytest.approx(norm(grads), rel=1e-6)
 
@@ -200,5 +202,7 @@ def test_a_stack_that_is_split_under_jit(name, kind):
         found, other = jax.jit(clip.update)(split, clip.init(split), split)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(
-        other.clip_info.block_norms_before, state.clip_info.block_norms_before, rtol=1e-6
+        other.clip_info.block_norms_before,
+        state.clip_info.block_norms_before,
+        rtol=1e-6,
     )

@@ -96,7 +96,11 @@ PARTS = {
 
 def clip_of(part):
     settings = PARTS[part]
-    return clipjax.clip_by_value(0.5) if settings is None else clipjax.clip_by(0.5, **settings)
+    return (
+        clipjax.clip_by_value(0.5)
+        if settings is None
+        else clipjax.clip_by(0.5, **settings)
+    )
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -110,7 +114,9 @@ def test_numpy_in_float64_agrees(dtype):
         else:
             p = {"whole": 2, "leaf": "rms"}[part]
             exact = hard_clip(steps, 0.5, p)
-            assert float(state.clip_info.norm_before) == pytest.approx(norm(steps, p), rel=3e-7)
+            assert float(state.clip_info.norm_before) == pytest.approx(
+                norm(steps, p), rel=3e-7
+            )
         error = np.abs(wide(updates) - exact)
         assert np.all(error <= half_ulp(exact, dtype) * (1 + 1e-3)), part
 
@@ -139,7 +145,9 @@ def test_the_largest_numbers_are_clipped_without_overflow(dtype):
     largest = float(jnp.finfo(dtype).max)
     grads = jnp.full(1000, -largest, dtype)
     updates, state = clipjax.clip_by_global_norm(largest).update(grads, None)
-    assert float(state.clip_info.norm_before) == pytest.approx(largest * 1000**0.5, rel=3e-7)
+    assert float(state.clip_info.norm_before) == pytest.approx(
+        largest * 1000**0.5, rel=3e-7
+    )
     expected = wide(jnp.asarray(-largest / 1000**0.5, dtype))
     np.testing.assert_array_equal(wide(updates), expected)
 

@@ -68,8 +68,8 @@ def test_hard_clip(name, grads, threshold):
     if float(info.norm_before) <= threshold:
         assert_same_bits(updates, grads)
         return
-    # Beside the norm, its inverse and the products of both with an entry are rounded, and
-    # that again to a narrower dtype.
+    # Beside the norm, its inverse and the products of both with an entry are rounded,
+    # and that again to a narrower dtype.
     roundings = 3 + ROUNDINGS[name](flat(grads).size)
     relative = roundings * eps(jnp.float32) / 2
     relative += ulp / 2 if ulp > eps(jnp.float32) else 0
@@ -169,7 +169,9 @@ def test_any_four_numbers(grads, threshold):
     # Whatever the bits, there is never a sign flip, and never a silent NaN.
     grads = jnp.asarray(np.array(grads, np.float32))
     updates, info = CLIPS["l2"](grads, np.float32(threshold))
-    measurable = bool(np.all(np.isfinite(grads))) and bool(np.isfinite(info.norm_before))
+    measurable = bool(np.all(np.isfinite(grads))) and bool(
+        np.isfinite(info.norm_before)
+    )
     assert int(info.nonfinite_steps) == (not measurable)
     if not measurable:
         assert np.all(np.isnan(updates))

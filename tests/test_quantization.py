@@ -74,10 +74,12 @@ def reports(grads, dtype=jnp.int8):
     clipped, _ = jax.jit(clip.update)(grads, clip.init(grads))
     limits = {name: np.quantile(np.abs(leaf), 0.999) for name, leaf in grads.items()}
     by_quantile = {
-        name: jnp.clip(leaf, -limits[name], limits[name]) for name, leaf in grads.items()
+        name: jnp.clip(leaf, -limits[name], limits[name])
+        for name, leaf in grads.items()
     }
     return [
-        report_of(tree, dtype, reference=grads) for tree in (grads, clipped, by_quantile)
+        report_of(tree, dtype, reference=grads)
+        for tree in (grads, clipped, by_quantile)
     ]
 
 
@@ -182,7 +184,9 @@ def test_settings_that_are_refused():
             clipjax.quantization_clip(steps=steps)
     with pytest.raises(TypeError, match="steps must be"):
         clipjax.quantization_clip(steps="4")
-    with pytest.raises(ValueError, match="for single entries: use clipjax.clip_entries"):
+    with pytest.raises(
+        ValueError, match="for single entries: use clipjax.clip_entries"
+    ):
         clipjax.clip_by(thresholds.quantization_range())
 
 

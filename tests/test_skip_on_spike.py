@@ -38,9 +38,7 @@ ADAM = adam()
 
 def run(optimizer, batches):
     """Runs (size or gradient, loss) pairs."""
-    grads = [
-        size if isinstance(size, dict) else gradient(size) for size, _ in batches
-    ]
+    grads = [size if isinstance(size, dict) else gradient(size) for size, _ in batches]
     losses = [{"value": jnp.float32(loss)} for _, loss in batches]
     return run_steps(optimizer, grads, PARAMS, extra=losses)
 
@@ -368,4 +366,3 @@ def test_a_state_of_another_window_is_refused():
     other = skip_on_spike(ADAM, window=8)
     with pytest.raises(ValueError, match=r"history.loss should have shape \(8,\)"):
         jax.eval_shape(lambda: other.update(gradient(), state, PARAMS, value=1.0))
-

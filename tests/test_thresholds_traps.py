@@ -5,7 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from learnt_clips import CLIPS, EVERY_CLIP, PARAMS, SOURCES, memory, normal, play
+from learnt_clips import (
+    CLIPS,
+    EVERY_CLIP,
+    PARAMS,
+    SOURCES,
+    compiled,
+    gradient,
+    memory,
+    normal,
+    play,
+)
 from oracle import assert_same_bits
 
 import clipjax
@@ -21,6 +31,10 @@ def test_a_bad_step_teaches_nothing(name):
             continue  # averages of single entries, where zero is a value like others
         _, after = play(name, [bad], state)
         assert_same_bits(memory(after), memory(state))
+    # Nor does what is finite beside it: a step counts for all blocks or for none.
+    half_bad = gradient(7.0) | {"scale": np.float32(np.nan)}
+    _, after = compiled(name)[1](half_bad, state)
+    assert_same_bits(memory(after), memory(state))
 
 
 def spiked():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import clipjax
 
 from .recipes import build
 
-Shapes = dict[str, tuple[int, ...]]
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
 SHAPES: Shapes = {
     "bias": (64,),
     "conv": (3, 3, 8, 16),
@@ -56,9 +56,7 @@ def trees(shapes: Shapes, dtype: str) -> tuple[Any, list[Any]]:
     return tree(30.0), [tree(norm) for norm in NORMS]
 
 
-def run(
-    clip: Any, step: Any, shapes: Shapes, dtype: str, device: jax.Device
-) -> list[Any]:
+def run(clip: Any, step: Any, shapes: Shapes, dtype: str, device: Any) -> list[Any]:
     """Return each step's updates, and the norms and thresholds of its report."""
     params, gradients = jax.device_put(trees(shapes, dtype), device)
     state, results = jax.device_put(clip.init(params), device), []

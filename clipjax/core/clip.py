@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from ..thresholds.given import ByBlock, ThresholdLike, as_threshold
 from .blocks import Blocks, Values
 from .checks import require_part
 from .measure import measure, measure_plainly, reread
-from .meshes import AxisNames, mesh_axes
+from .meshes import AxisNames, as_tuple, mesh_axes
 from .report import next_info, summarize
 from .shorten import multiplier, shorten
 from .state import ClipState, checked_state, empty_info, keep_if
@@ -100,8 +101,10 @@ class Clipper:
         leaves = Leaves.of(updates)
         blocks = self.granularity.of(leaves, mesh_axes(leaves, self.axis_name, params))
         fresh = functools.partial(self.start, blocks, updates)
-        return leaves, blocks, checked_state(
-            state, fresh, self.threshold.remembers, who=self
+        return (
+            leaves,
+            blocks,
+            checked_state(state, fresh, self.threshold.remembers, who=self),
         )
 
     def start(self, blocks: Blocks, params: Any) -> ClipState:
@@ -148,8 +151,8 @@ class Clipper:
     @property
     def coordinates(self) -> str:
         """The clip's place on the four axes, without its numbers."""
-        slots = (self.granularity, self.norm, self.rule)
-        return " × ".join([*map(repr, slots), self.threshold.kind])
+        slots = (self.granularity.kind, repr(self.norm), repr(self.rule))
+        return " × ".join([*slots, self.threshold.kind])
 
     def __repr__(self) -> str:
         slots = (self.granularity, self.norm, self.rule, self.threshold)
@@ -169,8 +172,8 @@ class Clipper:
 class Clip(optax.GradientTransformationExtraArgs):
     """A gradient transformation that prints its parts, and compares by them.
 
-    It is an ``optax.GradientTransformationExtraArgs``: a pair of pure functions ``init``
-    and ``update``.
+    A clip is an ``optax.GradientTransformationExtraArgs``: a pair of pure functions
+    ``init`` and ``update``.
     """
 
     @property
@@ -204,8 +207,20 @@ def all_valid(thresholds: list[Any]) -> list[Any]:
 
 def require_name(name: Any) -> None:
     """Check the name of a clip, the prefix of its metrics."""
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {name!r}")
+    if not name:
         raise ValueError(f"name must be a string that is not empty, got {name!r}")
+
+
+def require_axis_name(axis_name: Any) -> None:
+    """Check the names of mesh axes: for JAX, anything hashable except a number."""
+    for axis in as_tuple(axis_name):
+        if isinstance(axis, numbers.Number) or not isinstance(axis, Hashable):
+            raise TypeError(
+                "axis_name must be the name of a mesh axis, a tuple of names or None, "
+                f"got {axis_name!r}"
+            )
 
 
 def clip_by(
@@ -300,6 +315,9 @@ def clip_by(
     require_part("rule", rule, Rule, "rules.hard")
     require_part("nonfinite", nonfinite, Guard, "guards.zero")
     require_name(name)
+    require_axis_name(axis_name)
+    if stand_in is not None and not callable(stand_in):
+        raise TypeError(f"stand_in must be a function or None, got {stand_in!r}")
     source = as_threshold(threshold)
     if isinstance(source, ByBlock) and not granularity.takes_table:
         raise TypeError(

@@ -1,8 +1,8 @@
 """A clip of single entries: ``sign(g) · length(|g|, c)``.
 
-It stands beside the clip of blocks and not inside it: every entry is a block of its own,
-so that there is nothing to measure, and a report is all that reads more than
-``optax.clip`` does.
+It is an engine of its own and no case of `clip_by`: where every entry is a block, there
+is no norm to measure before the clip. Only the report reads the gradient more often
+than ``optax.clip`` does.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from .. import guards, rules
 from ..granularity import Granularity, whole
 from ..guards import Guard
 from ..norms import l1, l2
-from ..rules import Hard, Rule
+from ..rules import Rule
 from ..thresholds.base import Context
 from ..thresholds.given import ThresholdLike, as_threshold
 from .blocks import Blocks, Values
 from .checks import require_bool, require_part
-from .clip import Clip, Clipper, all_valid, require_name
+from .clip import Clip, Clipper, all_valid, require_axis_name, require_name
 from .dtypes import narrow, safe_divisor, widen
 from .measure import measure, reread
-from .meshes import AxisNames, mesh_axes
+from .meshes import AxisNames
 from .report import Step, next_info, summary_of_thresholds
 from .state import ClipState, keep_if
-from .trees import Leaves
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -102,9 +101,10 @@ class EntryClipper(Clipper):
             factor = jnp.where(length == size, 1, length / safe_divisor(size))
             return narrow(wide * factor.astype(wide.dtype), leaf)
         if self.rule == rules.hard:
-            # Minimum and maximum pass NaN on, and flush subnormal entries to zero.
-            cut = narrow(jnp.minimum(jnp.maximum(wide, -limit), limit), leaf)
-            return jnp.where(jnp.abs(wide) < limit, leaf, cut)
+            # A selection passes NaN on, and keeps subnormal entries, which a minimum
+            # flushes to zero on CPUs.
+            cut = narrow(jnp.sign(wide) * limit, leaf)
+            return jnp.where(jnp.abs(wide) > limit, cut, leaf)
         return narrow(jnp.sign(wide) * self._lengths(jnp.abs(wide), limit), leaf)
 
     def _lengths(self, size: jax.Array, limit: Any) -> jax.Array:
@@ -242,6 +242,7 @@ def clip_entries(
     require_part("nonfinite", nonfinite, Guard, "guards.drop")
     require_bool("report", report)
     require_name(name)
+    require_axis_name(axis_name)
     if nonfinite not in (guards.propagate, guards.drop):
         raise ValueError(
             f"nonfinite must be guards.propagate or guards.drop, got {nonfinite!r}; "

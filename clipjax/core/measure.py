@@ -19,11 +19,12 @@ Arrays = Sequence[jax.Array]
 
 
 def reread(leaf: jax.Array, value: Any) -> tuple[jax.Array, Any]:
-    """Return both unchanged; for XLA they are new arrays, known only once ``value`` is.
+    """Return both unchanged, behind one barrier: XLA reads ``leaf`` after ``value``.
 
-    The pair in one barrier has three effects: XLA shares no cast of the leaf with an
-    earlier read, and so writes no float32 copy of a bfloat16 leaf; it does not write over
-    a donated leaf before that read; and it builds no leaf-sized array of a scalar.
+    The barrier has three effects. XLA shares no cast of the leaf with an earlier read,
+    and so writes no float32 copy of a bfloat16 leaf. It does not overwrite a donated
+    leaf before that earlier read. And it does not broadcast a scalar ``value`` to an
+    array in memory that is as large as the leaf.
     """
     return jax.lax.optimization_barrier((leaf, value))
 
@@ -32,13 +33,13 @@ class Measured(NamedTuple):
     """The norms of the blocks of a tree.
 
     Attributes:
-        norms: one value per block, in the accumulation dtype, never NaN: inf for a block
-            with NaN or inf, or with a norm of 2^126 or more.
-        lined_up: the same in one array for reports, shape ``(blocks,)``, if there are
-            several and every one is a scalar; else None. It is computed from the sums lined up, since to line
-            up computed scalars XLA would compile a kernel for each.
-        first_bad: position of the first leaf with NaN or inf, int32, or -1; None if the
-            norms tell, since each value belongs to one leaf.
+        norms: one value per block, in the accumulation dtype, never NaN: inf for a
+            block with NaN or inf, or with a norm of 2^126 or more.
+        lined_up: the norms in one array of shape ``(blocks,)``, for reports; None
+            unless there are several norms and all are scalars. It is computed from the
+            stacked sums: to stack the norms, XLA would compile a kernel for each.
+        first_bad: position of the first leaf with NaN or inf, int32, or -1; None where
+            each norm belongs to one leaf, so that the infinite norms say which it is.
     """
 
     norms: Values
@@ -76,7 +77,8 @@ def measure(
         if scales is not None:
             pairs = map(reread, leaves, blocks.spread(scales))
             leaves, own = zip(*pairs, strict=True) if leaves else ((), ())
-        leaves = [guard.admit(leaf) for leaf in leaves]
+        if not guard.admits_all:
+            leaves = [guard.admit(leaf) for leaf in leaves]
         if stand_in is not None:
             leaves = stand_in(leaves)
         found = []
@@ -132,8 +134,10 @@ def measure(
     norms = blocks.map(finish, totals, other_scales or scales, blocks.sizes)
     lined_up = None
     if len(norms) > 1 and not any(blocks.shapes):
-        used = jnp.stack(other_scales) if other_scales else scale_for(
-            jnp.stack(first), np.asarray(least, dtype)
+        used = (
+            jnp.stack(other_scales)
+            if other_scales
+            else scale_for(jnp.stack(first), np.asarray(least, dtype))
         )
         lined_up = finish(jnp.stack(totals), used, np.asarray(blocks.sizes, dtype))
     return Measured(norms, lined_up, None if tells else first_bad)
@@ -205,7 +209,9 @@ def _any_outside(totals: Values, least: Sequence[float], largest: float) -> jax.
 def _count_outside(total: jax.Array, least: Any, largest: float) -> jax.Array:
     limits = np.asarray(least, total.dtype), np.full_like(least, largest, total.dtype)
     # NaN is not equal to itself, and so counts.
-    return jnp.sum(jax.lax.clamp(limits[0], total, limits[1]) != total, dtype=total.dtype)
+    return jnp.sum(
+        jax.lax.clamp(limits[0], total, limits[1]) != total, dtype=total.dtype
+    )
 
 
 def branch(

@@ -93,6 +93,15 @@ class Leaves:
             for path, name in zip(self.paths, own, strict=True)
         ]
 
+    @property
+    def by_name(self) -> dict[str, Any]:
+        """The leaves by name, in tree order."""
+        return dict(zip(self.names, self.arrays, strict=True))
+
+    def tree_by_name(self, arrays: Mapping[str, Any]) -> Any:
+        """Put the tree together again, with other arrays given by name."""
+        return self.tree([arrays[name] for name in self.names])
+
     def aligned(self, tree: Any, what: str) -> list[Any]:
         """Return the leaves of another tree that have the paths of these.
 
@@ -177,7 +186,8 @@ def zeros_like(tree: Any, dtype: Any = None) -> Any:
         kind = getattr(leaf, "dtype", None)
         if kind is not None and not jnp.issubdtype(kind, jnp.number):
             return jnp.zeros((), jnp.float32)
-        # With its dtype said, since a memory of a weakly typed leaf is not weakly typed.
+        # With an explicit dtype: zeros_like alone keeps a leaf's weak type, and the
+        # memory's type would change at the first step.
         return jnp.zeros_like(leaf, dtype=dtype or jnp.result_type(leaf))
 
     return jax.tree.map(zero, tree)

@@ -69,8 +69,11 @@ def make_step(
         updates, state = optimizer.update(
             grads, state, params, value=loss, learning_rate=learning_rate
         )
-        measured = clipjax.metrics(state)
+        measured = clipjax.metrics(state, blocks=False)
         log = {"loss": loss} | {name: measured[f"clip/{name}"] for name in METRICS}
+        # Without a finite gradient there was no ratio to average.
+        is_finite = log["grad_norm_raw"] < jnp.inf
+        log["clip_ratio"] = jnp.where(is_finite, log["clip_ratio"], jnp.nan)
         log = {name: value.astype(jnp.float32) for name, value in log.items()}
         return (optax.apply_updates(params, updates), state), log
 

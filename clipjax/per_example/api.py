@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import require_integer, require_number
 from ..rules import Rule, hard
-from ..thresholds.base import require_integer, require_number
 from .batches import in_microbatches
 from .clipped import METHODS, ClippedGrad, added
 from .examples import take_apart

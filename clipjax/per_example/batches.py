@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..trees import is_clippable
+from ..core.trees import is_clippable
 
 
 def in_microbatches(

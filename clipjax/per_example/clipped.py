@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..rules import Rule, lengths, ratio
-from ..trees import NamedLeaves, is_clippable
+from ..core.trees import Leaves, is_clippable
+from ..rules import Rule, ratio, valid
 from .batches import in_microbatches
 from .direct import PerExample
 from .examples import Examples
@@ -99,7 +99,7 @@ class ClippedGrad:
         loss = self.examples.loss(arguments, options)
         transform = self.pre_clipping_transform
         result = params if transform is None else jax.eval_shape(transform, params)
-        groups = Groups.of(l2_clip_norm, NamedLeaves.of(result))
+        groups = Groups.of(l2_clip_norm, Leaves.of(result))
         size = jax.tree.leaves(batch)[0].shape[0]
         padding = jnp.zeros(size, bool)
         if is_padding_example is not None:
@@ -164,7 +164,7 @@ class ClippedGrad:
                 factor = _rescaled(self.rule, longest, limit) * (1 - lost)
             else:
                 below = jnp.where(limit > lost, limit - lost, jnp.minimum(limit, 0))
-                factor = ratio(lengths(self.rule, longest, below), longest)
+                factor = ratio(_length(self.rule, longest, below), longest)
             # A gradient of zero may have a weight that overflows, and 0 · inf is NaN.
             factor = jnp.minimum(factor, jnp.finfo(factor.dtype).max)
             if self.nan_safe:
@@ -259,7 +259,7 @@ class ClippedGrad:
 def _rescaled(rule: Rule, norm: jax.Array, limit: jax.Array) -> jax.Array:
     """Return length / (norm · C), with the limit 1 / norm at C = 0."""
     least = jnp.where(limit == 0, jnp.finfo(norm.dtype).tiny, limit)
-    length = jnp.where(limit == jnp.inf, 0, lengths(rule, norm, least) / least)
+    length = jnp.where(limit == jnp.inf, 0, _length(rule, norm, least) / least)
     return jnp.where(norm > 0, length / jnp.where(norm > 0, norm, 1), 1)
 
 
@@ -268,3 +268,11 @@ def added(squares: Iterable[jax.Array], like: jax.Array) -> jax.Array:
     parts = [*squares, jnp.zeros(like.shape, jnp.float32)]
     dtype = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
     return functools.reduce(jnp.add, (part.astype(dtype) for part in parts))
+
+
+def _length(rule: Rule, norm: jax.Array, threshold: jax.Array) -> jax.Array:
+    """Return the length by a rule; NaN for a norm that is infinite or NaN."""
+    is_finite = norm < jnp.inf
+    length = rule.lengths(jnp.where(is_finite, norm, 0), valid(threshold))
+    unclipped = jnp.where(threshold == jnp.inf, norm, jnp.nan)
+    return jnp.where(is_finite, length, unclipped)

@@ -41,7 +41,7 @@ class Product:
     factors: Factors
     read: Pieces
     gradient: Pieces = ()
-    sizes: jax.Array | None = None
+    sizes: Any = None
 
     @property
     def site(self) -> Site:
@@ -110,7 +110,7 @@ def read_factors(
     """Sort what was read at sites that are arranged alike, one after the other."""
     layouts = [layout_of(site) for site in sites]
     if sites[0].kind != "lookup":
-        records = map(_floating, records, cotangents)
+        records = list(map(_floating, records, cotangents))
     factors = [
         layout.read(record, cotangent)
         for layout, record, cotangent in zip(layouts, records, cotangents, strict=True)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ..trees import NamedLeaves
+from ..core.trees import Leaves
 from .barriers import after, read_once
 from .bounds import Bounded, of_gradients, of_parameter
 from .direct import PerExample, dense_sum, widened
@@ -47,26 +47,24 @@ class Pass(NamedTuple):
     pairs: Mapping[tuple[int, int], bool]
 
 
-def _trace(loss: Any, leaves: NamedLeaves, batch: Any) -> tuple[Any, Any]:
+def _trace(loss: Any, leaves: Leaves, batch: Any) -> tuple[Any, Any]:
     """Traces the loss of one example: there is no axis of examples to keep track of."""
-    names = tuple(leaves.arrays)
+    names = tuple(leaves.names)
     example = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch
     )
 
     def flat_loss(values: list[jax.Array], example: Any) -> Any:
         arrays = dict(zip(names, values, strict=True))
-        return loss(leaves.replace(arrays).tree(), example)
+        return loss(leaves.tree_by_name(arrays), example)
 
-    return trace(flat_loss, list(leaves.arrays.values()), example)
+    return trace(flat_loss, list(leaves.arrays), example)
 
 
-def backward(
-    loss: Any, leaves: NamedLeaves, batch: Any, spmd_axis_name: Any = None
-) -> Pass:
+def backward(loss: Any, leaves: Leaves, batch: Any, spmd_axis_name: Any = None) -> Pass:
     """Runs the loss forward and backward, and keeps what meets at the sites."""
-    names = tuple(leaves.arrays)
-    values = list(leaves.arrays.values())
+    names = tuple(leaves.names)
+    values = list(leaves.arrays)
     closed, structure = _trace(loss, leaves, batch)
     jaxpr = closed.jaxpr
     plan = make_plan(jaxpr, names, values)
@@ -155,9 +153,9 @@ def ghost(loss: Any, params: Any, batch: Any, spmd_axis_name: Any = None) -> Per
         batch: a tree whose leaves have the examples along their first axis.
         spmd_axis_name: see `jax.vmap`.
     """
-    leaves = NamedLeaves.of(params)
+    leaves = Leaves.of(params)
     found = backward(loss, leaves, batch, spmd_axis_name)
-    plan, arrays = found.plan, list(leaves.arrays.values())
+    plan, arrays = found.plan, list(leaves.arrays)
 
     def weighted_sum(weights: dict[str, jax.Array]) -> Any:
         sums, last = {}, None
@@ -173,25 +171,29 @@ def ghost(loss: Any, params: Any, batch: Any, spmd_axis_name: Any = None) -> Per
             part = _site_sum(product, arrays[leaf], weight)
             sums[leaf] = last = sums[leaf] + part if leaf in sums else part
         named = {name: sums[leaf] for leaf, name in enumerate(plan.names)}
-        return leaves.replace(named).tree()
+        return leaves.tree_by_name(named)
 
     by_leaf = _bounded(found)
-    parts = [
-        {name: by_leaf[leaf][i] for leaf, name in enumerate(plan.names)}
-        for i in range(len(Bounded._fields))
-    ]
-    return PerExample(*parts, found.losses, found.aux, weighted_sum)
+    bounded = {name: by_leaf[leaf] for leaf, name in enumerate(plan.names)}
+    return PerExample(
+        {name: one.square for name, one in bounded.items()},
+        {name: one.bound for name, one in bounded.items()},
+        {name: one.underflow for name, one in bounded.items()},
+        found.losses,
+        found.aux,
+        weighted_sum,
+    )
 
 
 def describe(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> str:
     """Says for each parameter how it is measured, and what is held for that."""
-    leaves = NamedLeaves.of(params)
+    leaves = Leaves.of(params)
     held: dict[int, int] = {}
     forms: dict[int, str] = {}
     rows = jax.tree.leaves(batch)[0].shape[0]
 
     def read(arrays: dict[str, jax.Array], batch: Any) -> None:
-        found = backward(loss, leaves.replace(arrays), batch)
+        found = backward(loss, Leaves.of(leaves.tree_by_name(arrays)), batch)
         for leaf, reason in found.plan.dense.items():
             forms[leaf] = f"gradients per example ({reason})"
         for leaf in found.plan.unused:
@@ -209,9 +211,9 @@ def describe(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> 
             held[leaf] = held.get(leaf, 0) + sum(map(_bytes, product.gradient))
 
     if not always_dense:
-        jax.eval_shape(read, leaves.arrays, batch)
+        jax.eval_shape(read, leaves.by_name, batch)
     lines = []
-    for leaf, (name, array) in enumerate(leaves.arrays.items()):
+    for leaf, (name, array) in enumerate(leaves.by_name.items()):
         form = forms.get(leaf, "gradients per example (the method vmap)")
         held.setdefault(leaf, rows * _bytes(array))
         lines.append(f"{name}: {form}, {held[leaf] / 2**20:.3g} MiB")

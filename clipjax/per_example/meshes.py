@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..distributed import varying_axes
+from ..core.meshes import varying_axes
 
 WHOLE = jax.sharding.PartitionSpec()
 

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..thresholds.base import require_number
-from ..trees import NamedLeaves
+from ..core.checks import require_number
+from ..core.trees import Leaves
 
 
 def _entries(l2_clip_norm: Any) -> tuple[list[Any], Any]:
@@ -31,13 +31,15 @@ class Groups:
     norms: tuple[Any, ...]
 
     @classmethod
-    def of(cls, l2_clip_norm: Any, leaves: NamedLeaves) -> Groups:
+    def of(cls, l2_clip_norm: Any, leaves: Leaves) -> Groups:
         """Reads a prefix tree over the parameters."""
         entries, structure = _entries(l2_clip_norm)
         labels = jax.tree.unflatten(structure, range(len(entries)))
-        by_name = leaves.broadcast(labels, "l2_clip_norm")
+        by_name = dict(
+            zip(leaves.names, leaves.prefix(labels, "l2_clip_norm"), strict=True)
+        )
         members = [[] for _ in entries]
-        for name in leaves.arrays:
+        for name in leaves.names:
             members[by_name[name]].append(name)
         filled = [i for i, names in enumerate(members) if names]
         return cls(

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..trees import NamedLeaves
+from ..core.trees import Leaves
 from .barriers import read_once
 from .bounds import of_gradients
 from .direct import PerExample, dense_sum
@@ -30,10 +30,10 @@ def direct(
         spmd_axis_name: see `jax.vmap`.
         transform: what to clip and sum in place of the gradient of an example.
     """
-    leaves = NamedLeaves.of(params)
+    leaves = Leaves.of(params)
 
     def value(arrays: dict[str, jax.Array], example: Any) -> Any:
-        return loss(leaves.replace(arrays).tree(), example)
+        return loss(leaves.tree_by_name(arrays), example)
 
     value_and_gradient = jax.value_and_grad(value, has_aux=True)
 
@@ -41,26 +41,19 @@ def direct(
         found, gradients = value_and_gradient(arrays, example)
         if transform is None:
             return found, gradients, None
-        return found, gradients, transform(leaves.replace(gradients).tree())
+        return found, gradients, transform(leaves.tree_by_name(gradients))
 
     (values, aux), gradients, transformed = jax.vmap(
         one, in_axes=(None, 0), spmd_axis_name=spmd_axis_name
-    )(leaves.arrays, batch)
-    results = (
-        leaves.replace(gradients)
-        if transform is None
-        else (NamedLeaves.of(transformed))
-    )
-    results = results.replace(read_once(results.arrays))
+    )(leaves.by_name, batch)
+    results = leaves if transform is None else Leaves.of(transformed)
+    arrays = read_once(gradients if transform is None else results.by_name)
 
     def weighted_sum(weights: dict[str, jax.Array]) -> Any:
-        sums = {
-            name: dense_sum(array, weights[name])
-            for name, array in results.arrays.items()
-        }
-        return results.replace(sums).tree()
+        sums = {name: dense_sum(array, weights[name]) for name, array in arrays.items()}
+        return results.tree_by_name(sums)
 
-    found = {name: of_gradients(array) for name, array in results.arrays.items()}
+    found = {name: of_gradients(array) for name, array in arrays.items()}
     squares = {name: one.square for name, one in found.items()}
     if transform is not None:
         squares = {name: sum_of_squares(array) for name, array in gradients.items()}

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from .. import rules, thresholds
+from ..core.checks import require_fraction
 from ..core.clip import Clip, clip_by
 from ..core.entries import clip_entries
 from ..core.meshes import AxisNames
@@ -128,9 +129,7 @@ def two_sided_clip(
             f"{lower!r} and {upper!r}"
         )
     rule = rules.band(lower / upper)
-    return clip_entries(
-        upper, rule=rule, report=report, axis_name=axis_name, name=name
-    )
+    return clip_entries(upper, rule=rule, report=report, axis_name=axis_name, name=name)
 
 
 def delta_clip(
@@ -182,7 +181,9 @@ def delta_clip(
         Tucat, Mukherjee, Sen, Sun, Rivasplata, `Regularized gradient clipping provably
         trains wide and deep neural networks <https://arxiv.org/abs/2404.08624>`_, 2025
     """
-    rule = rules.floored(1e-3 if delta is None else delta)
+    delta = 1e-3 if delta is None else delta
+    require_fraction("delta", delta)
+    rule = rules.floored(delta)
     source = as_threshold(max_norm, "max_norm")
     return clip_by(source, rule=rule, axis_name=axis_name, name=name)
 

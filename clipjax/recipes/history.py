@@ -8,7 +8,13 @@ from typing import Any
 import jax
 
 from .. import granularity, thresholds
-from ..core.checks import require_fraction, require_number
+from ..core.checks import (
+    require_bool,
+    require_choice,
+    require_fraction,
+    require_number,
+    require_steps,
+)
 from ..core.clip import Clip, clip_by
 from ..core.meshes import AxisNames
 
@@ -203,6 +209,11 @@ def zclip(
     """
     require_number("z_thresh", z_thresh, infinite=False)
     require_fraction("alpha", alpha)
+    require_number("warmup_steps", warmup_steps, lowest=1, infinite=False)
+    require_choice("clip_option", clip_option, ("adaptive_scaling", "mean"))
+    require_bool("skip_update_on_spike", skip_update_on_spike)
+    if clip_factor is not None:
+        require_number("clip_factor", clip_factor, infinite=False)
     source = thresholds.zscore(
         z_thresh,
         decay=alpha,
@@ -265,6 +276,7 @@ def clip_update_by_history(
     """
     require_number("sigma", sigma, infinite=False)
     size = 128 if window is None else window
+    require_steps("window", size)
     history = size // 2 if minimum_history is None else minimum_history
     source = thresholds.mean_plus_std(size, sigma, minimum_history=history)
     return clip_by(source, axis_name=axis_name, name=name)

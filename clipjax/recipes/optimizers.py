@@ -275,9 +275,11 @@ def acclip(
         for attention models? <https://arxiv.org/abs/1912.03194>`_, 2020, algorithm 2
     """
     require_fraction("b1", b1)
+    eps = 1e-5 if eps is None else eps
+    require_number("eps", eps, infinite=False)
     clip = clip_entries(
         PowerAverage(b2, alpha),
-        rule=rules.Hard(epsilon=1e-5 if eps is None else eps),
+        rule=rules.Hard(epsilon=eps),
         axis_name=axis_name,
         name=name,
     )

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from .. import granularity, rules
-from ..core.checks import require_fraction
+from ..core.checks import require_fraction, require_number
 from ..core.clip import Clip, clip_by
 from ..core.meshes import AxisNames
 from ..thresholds.averages import moment_ratio
@@ -221,7 +221,7 @@ def gradient_stabilizer(
         >>> import clipjax, jax.numpy as jnp
         >>> clip = clipjax.gradient_stabilizer()
         >>> updates, _ = clip.update(jnp.array([30.0, 40.0]), clip.init(jnp.zeros(2)))
-        >>> print(updates)
+        >>> print(jnp.round(updates, 3))
         [0.6 0.8]
 
     References:
@@ -230,7 +230,9 @@ def gradient_stabilizer(
     """
     require_fraction("gamma1", gamma1)
     require_fraction("gamma2", gamma2)
-    source = moment_ratio(gamma1, gamma2, epsilon=1e-8 if eps is None else eps)
+    eps = 1e-8 if eps is None else eps
+    require_number("eps", eps, infinite=False)
+    source = moment_ratio(gamma1, gamma2, epsilon=eps)
     return clip_by(
         source,
         granularity=granularity.leaf(stacked),

@@ -43,7 +43,9 @@ class Combined(Threshold):
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         thresholds, memories = [], []
-        for source, memory in zip(self.sources, state or [()] * len(self.sources), strict=True):
+        for source, memory in zip(
+            self.sources, state or [()] * len(self.sources), strict=True
+        ):
             kept = memory[source.kind] if source.remembers else ()
             threshold, kept = source.update(norms, kept, context)
             thresholds.append(threshold)
@@ -132,7 +134,7 @@ def scaled(source: ThresholdLike, factor: float) -> Scaled:
         >>> clip = clipjax.clip_by(clipjax.thresholds.scaled(rate, 10.0))
     """
     require_number("factor", factor, infinite=False)
-    return Scaled((as_threshold(source),), factor)
+    return Scaled((as_threshold(source, "source"),), factor)
 
 
 def after(
@@ -149,7 +151,7 @@ def after(
         before: the threshold until then; None clips nothing.
     """
     require_integer("steps", steps, 0)
-    return After((as_threshold(then), as_threshold(before)), steps)
+    return After((as_threshold(then, "then"), as_threshold(before, "before")), steps)
 
 
 def _sources(name: str, sources: tuple[Any, ...]) -> tuple[Threshold, ...]:

@@ -95,7 +95,7 @@ class SecondMoment(Threshold):
 
     def __post_init__(self):
         require_number("theta", self.theta)
-        require_number("start", self.start, infinite=False)
+        require_number("warmup_steps", self.start, infinite=False)
         if self.period is not None:
             require_number("period", self.period, lowest=1, infinite=False)
 
