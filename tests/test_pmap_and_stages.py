@@ -189,9 +189,7 @@ def test_a_stack_is_not_guessed_from_a_shard():
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize(
-    "name", ["clip_by_leaf_norm", "adagc", "spectral_clip"]
-)
+@pytest.mark.parametrize("name", ["clip_by_leaf_norm", "adagc", "spectral_clip"])
 def test_a_stack_that_is_split_under_jit(name, kind):
     clip = getattr(clipjax, name)(1.0, stacked=1)
     layers = jnp.arange(1.0, 9.0).reshape(8, 1, 1) * jnp.ones((8, 4, 3))
