@@ -103,7 +103,7 @@ def learning_rate_now(
 ) -> jax.Array:
     """Return the learning rate: a number, a schedule's value, or the extra argument."""
     if rate is None:
-        rate = context.argument("learning_rate", who)
+        return context.cast(context.argument("learning_rate", who))
     return context.cast(rate(context.steps) if callable(rate) else rate)
 
 
