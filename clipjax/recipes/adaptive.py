@@ -154,15 +154,12 @@ def larc_clip(
         <https://arxiv.org/abs/1708.03888>`_, 2017; ``LARC`` of NVIDIA Apex
     """
     decay = 0.0 if weight_decay is None else weight_decay
-    source = TrustRatio(
-        learning_rate, trust_coefficient, decay, 1e-8 if eps is None else eps
-    )
+    eps = 1e-8 if eps is None else eps
+    source = TrustRatio(learning_rate, trust_coefficient, decay, eps)
+    leaf = granularity.leaf(stacked)
+    raw = None if weight_decay is None else Gradient("larc_clip")
     clip = clip_by(
-        source,
-        granularity=granularity.leaf(stacked),
-        axis_name=axis_name,
-        name=name,
-        stand_in=None if weight_decay is None else Gradient("larc_clip"),
+        source, granularity=leaf, axis_name=axis_name, name=name, stand_in=raw
     )
     if weight_decay is None:
         return clip
