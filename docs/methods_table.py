@@ -1,7 +1,7 @@
 """Makes the tables of recipes in README.md and docs/methods.md from docstrings.
 
-    python docs/methods_table.py --write    rewrites the tables
-    python docs/methods_table.py --check    fails if they are not up to date
+python docs/methods_table.py --write    rewrites the tables
+python docs/methods_table.py --check    fails if they are not up to date
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Recipe:
 
     @property
     def paper(self) -> str:
-        """Its first reference, with the authors or the title as the text of the link."""
+        """Its first reference, with the authors or the title as the link's text."""
         first = self.reference.split(";")[0]
         link = re.search(r"`([^`<]+?)\s*<([^>]+)>`_", first)
         if link is None:

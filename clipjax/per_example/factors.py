@@ -57,7 +57,7 @@ class Product:
 
     @property
     def form(self) -> str:
-        """How the norm is computed, in words for `clipjax.ClippedGrad`'s report."""
+        """How the norm is computed, in words, for `describe`."""
         if self.is_lookup:
             return "by equal rows"
         return (

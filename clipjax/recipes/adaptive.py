@@ -1,4 +1,4 @@
-"""Clips whose threshold is measured along with the gradient."""
+"""Clips whose threshold is relative to the parameters."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def adaptive_grad_clip(
 
     Coordinates: ``unit × l2 × hard × relative-to-params``
 
-    A drop-in for ``optax.adaptive_grad_clip``. The parameters are those before the
-    update. The paper leaves the last linear layer unclipped: wrap the clip in
-    ``optax.masked`` for that.
+    A drop-in replacement for ``optax.adaptive_grad_clip``. The parameters are those
+    before the update. The paper leaves the last linear layer unclipped: wrap the clip
+    in ``optax.masked`` for that.
 
     | input | result |
     |---|---|
@@ -52,7 +52,7 @@ def adaptive_grad_clip(
 
     Args:
         clipping: λ, the largest ratio of gradient norm to parameter norm.
-        eps: parameter norms below this count as this, in the parameters' units.
+        eps: the least norm of parameters that is assumed, in the parameters' units.
         axis: the axes that one unit spans; by default by rank, as Optax chooses: all
             for scalars and vectors, 0 at rank 2 and 3, all but the last at rank 4 and
             5. Axes, a function of (path, leaf), or a table from path pattern to axes.
@@ -111,7 +111,8 @@ def larc_clip(
     Coordinates: ``leaf × l2 × hard × trust-ratio``
 
     LARC in its clipping mode: with SGD after it, :math:`\lVert \eta u \rVert \le
-    \tau \lVert w \rVert`. It takes weight decay over from the optimizer.
+    \tau \lVert w \rVert`. The clip applies weight decay itself, in place of the
+    optimizer.
 
     | input | result |
     |---|---|
@@ -167,7 +168,7 @@ def larc_clip(
 
 
 def _add_decay(decay: Scalar) -> optax.GradientTransformation:
-    """Add decayed weights in the gradient's dtype; Optax promotes to that of params."""
+    """Add decayed weights in the gradient's dtype; Optax promotes to the params'."""
 
     def init(params: Any) -> optax.EmptyState:
         del params
@@ -206,22 +207,22 @@ def clippy(
 
     Coordinates: ``leaf × linf × hard × constant``
 
-    Δ is the final step: put it last in the chain, after the learning rate. What is
-    measured is the step relative to what is allowed. Public code disagrees on the
-    absolute part by five orders of magnitude: 1e-7 (with 0.1) in the authors' Keras
-    code, under which a single zero weight all but freezes its tensor, 1e-2 (with 0.5)
-    in a PyTorch port, and here.
+    Δ is the final step: put the clip last in the chain, after the learning rate. The
+    norm in the report is the largest ratio of a change to the allowed change. Public
+    implementations disagree on the absolute part by five orders of magnitude. The
+    authors' Keras code has 1e-7 (with 0.1), with which a single zero weight all but
+    freezes its tensor; a PyTorch port has 1e-2 (with 0.5), as has clipjax.
 
     | input | result |
     |---|---|
     | no parameter changes by too much | bit-identical |
-    | λ_abs = 0 and a zero parameter that would change | that leaf stands still |
+    | λ_abs = 0 and a zero parameter that would change | zero update of that leaf |
     | NaN or inf in a leaf | NaN in that leaf only, counted as non-finite |
     | all else | as `clipjax.clip_by` guarantees |
 
     Args:
         lambda_rel: the largest change of a parameter relative to itself.
-        lambda_abs: the change that is always allowed, in the parameters' units.
+        lambda_abs: a change that is always allowed, in the parameters' units.
         stacked: leading axes that stack separate layers; see
             `clipjax.granularity.leaf`.
         axis_name: mesh or pmap axes that leaves are split over; see

@@ -1,4 +1,4 @@
-"""Clips of the whole tree whose threshold is learnt from the norms seen so far."""
+"""Clips whose threshold is learned from the norms so far."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def autoclip(
 
     Coordinates: ``whole × l2 × hard × quantile``
 
-    Today's norm counts, so that the first step is never clipped. At the default
-    percentile about nine steps in ten are: that is closer to normalising than to
-    guarding against spikes. The paper keeps all norms, clipjax the latest.
+    The current norm counts, so that the first step is never clipped. At the default
+    percentile about nine steps in ten are clipped, which is closer to normalization
+    than to a guard against spikes. The paper keeps all norms, clipjax the latest ones.
 
     | input | result |
     |---|---|
@@ -100,9 +100,10 @@ def quantile_clip(
 
     Coordinates: ``whole × l2 × hard × quantile``
 
-    The capped percentile of large code bases: until the window is full only the cap
-    clips. With ``minimum_history=1``, ``window=100`` and a quantile of 0.1 to 0.2 it is
-    quantile-clipped SGD, which is robust to heavy tails and corrupted samples.
+    Large training code bases use this capped percentile. Until the window is full, only
+    the cap clips. With ``minimum_history=1``, ``window=100`` and a quantile of 0.1 to
+    0.2 it is quantile-clipped SGD, which is robust to heavy tails and corrupted
+    samples.
 
     | input | result |
     |---|---|
@@ -167,11 +168,11 @@ def zclip(
 
     Coordinates: ``whole × l2 × hard × zscore``
 
-    Mean and variance are those of the first norms, then exponential averages, which an
-    outlier enters as it is after the clip. As published, the length of an outlier falls
-    from :math:`\mu + z\sigma` towards μ the larger it was: ``percentile`` keeps it. The
-    reference's σ may be zero, so that a constant norm plus rounding is an outlier;
-    here σ is at least a thousandth of μ.
+    Mean and variance are those of the first norms, then exponential averages, to which
+    an outlier contributes its clipped norm. As published, the clipped norm falls from
+    :math:`\mu + z\sigma` towards μ as the outlier grows; with ``percentile`` it is
+    always :math:`\mu + z\sigma`. The reference's σ may be zero, so that a constant norm
+    plus rounding is an outlier; here σ is at least a thousandth of μ.
 
     | input | result |
     |---|---|
@@ -189,8 +190,8 @@ def zclip(
         warmup_steps: how many norms to know first.
         mode: ``zscore``; ``percentile``: to μ + z_thresh·σ; or ``mean``: to μ.
         clip_option: with ``zscore``, ``adaptive_scaling`` as above, or ``mean``: to μ.
-        clip_factor: what an outlier's length is multiplied by; None for 1.
-        skip_update_on_spike: keep outliers out of the statistics altogether.
+        clip_factor: a multiplier of an outlier's length; None for 1.
+        skip_update_on_spike: whether to leave outliers out of the statistics.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -243,9 +244,9 @@ def clip_update_by_history(
 
     Coordinates: ``whole × l2 × hard × mean-plus-std``
 
-    Made to stand after the optimizer, where it bounds updates that the momentum drives,
-    too. Raw norms enter the history, so that the threshold cannot collapse; a spike
-    therefore lifts it until the spike leaves the window.
+    Put it after the optimizer, where it also bounds updates that the momentum drives.
+    The history holds raw norms, so that the threshold cannot collapse; a spike
+    therefore raises it until the spike leaves the window.
 
     | input | result |
     |---|---|
@@ -301,8 +302,8 @@ def norm_growth_limiter(
 
     Coordinates: ``leaf × l2 × hard × relative-to-previous``
 
-    As published r is the norm of the last output, so that a single tiny gradient stops
-    a leaf for hundreds of steps; here r falls by no more than a ratio δ at a time.
+    As published, r is the norm of the last output, so that a single tiny gradient stops
+    a leaf for hundreds of steps. Here r falls by a ratio of at least δ per step.
 
     | input | result |
     |---|---|

@@ -25,10 +25,10 @@ class RelativeChange:
 
         def ratio(update: jax.Array, param: jax.Array) -> jax.Array:
             size, weight = (jnp.abs(widen(x, context.dtype)) for x in (update, param))
-            # What may not change at all is divided by the least number there is.
+            # Where no change is allowed, divide by the smallest normal number.
             least = jnp.finfo(context.dtype).tiny
             allowed = jnp.maximum(relative * weight + absolute, least)
-            # An update of zero is allowed everywhere, and NaN stays NaN.
+            # An update of zero is always allowed, and NaN stays NaN.
             return jnp.where(size > 0, size / allowed, size)
 
         return list(map(ratio, arrays, context.parameters("clippy")))
@@ -36,7 +36,7 @@ class RelativeChange:
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
-    """The gradient that came as the extra argument ``gradient``."""
+    """The extra argument ``gradient``."""
 
     who: str
 
@@ -50,7 +50,7 @@ class Gradient:
 class Surprise:
     """The gradient, relative to the root of Adam's second moment after this step.
 
-    The gradient and Adam's state come as the extra arguments ``gradient`` and ``adam``.
+    The gradient and Adam's state are the extra arguments ``gradient`` and ``adam``.
     """
 
     decay: Scalar

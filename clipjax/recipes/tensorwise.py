@@ -1,4 +1,4 @@
-"""Clips that learn a threshold of its own for each tensor, or each group of them."""
+"""Clips that learn one threshold for each tensor, or for each group of tensors."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def adagc(
 
     Coordinates: ``leaf × l2 × hard × adaptive-tensorwise``
 
-    During the warm-up the whole tree is clipped to λ_abs, and γ is the least norm that
-    a tensor had. γ then grows by a factor of at most
-    :math:`\beta + (1 - \beta) \lambda_\text{rel}` a step, 1.001 by default: gradients
+    During the warm-up the whole tree is clipped to λ_abs, and γ is a tensor's smallest
+    norm so far. After it, γ grows by a factor of at most
+    :math:`\beta + (1 - \beta) \lambda_\text{rel}` per step, 1.001 by default: gradients
     that grow faster are throttled, by design.
 
     | input | result |
@@ -47,7 +47,7 @@ def adagc(
     | norm ≤ λ_rel · γ | bit-identical |
     | zero gradient of a tensor | zero; its γ stays, so that it is never frozen |
     | a tensor without a norm yet | clipped with the whole tree |
-    | a spike in the warm-up | clipped to λ_abs; the minimum does not mind |
+    | a spike in the warm-up | clipped to λ_abs; does not change the minimum |
     | NaN or inf in a tensor | see `clipjax.guards`; every γ stays |
     | all else | as `clipjax.clip_by` guarantees |
 
@@ -56,7 +56,7 @@ def adagc(
         lambda_rel: the largest ratio of a norm to γ.
         beta: weight of the past in γ, from 0 to 1.
         warmup_steps: the number of steps of the warm-up.
-        minimum_of: which norms γ is the least of in the warm-up: ``raw``, as in the
+        minimum_of: the norms whose minimum is γ in the warm-up: ``raw``, as in the
             authors' code, or ``clipped``, as in some other implementations.
         floor: the least γ, in the gradient's units; None for 0.
         stacked: leading axes that stack separate layers; see
@@ -93,7 +93,7 @@ def adagc(
 
 
 def by_function(path: str, leaf: Any) -> str:
-    """Labels a leaf by its path without the numbers of layers."""
+    """Return a leaf's label: its path, with ``*`` for the numbers of layers."""
     del leaf
     return re.sub(r"\d+", "*", path)
 
@@ -118,12 +118,11 @@ def aggc(
 
     Coordinates: ``group × l2 × hard × adaptive-band``
 
-    Groups are functions across depth, such as all query projections. With ``raises``,
-    norms below the band are lengthened, too. Where α_high is below 1 the band lies
-    below the average, so that nearly every step is clipped: a lower learning rate, in
-    effect.
-    The reference lets S start at zero, which makes its second step very short; here S
-    starts at the first norm.
+    A group holds the tensors of one function in all layers, such as all query
+    projections. With ``raises``, norms below the band are lengthened, too. Where α_high
+    is below 1 the band lies below the average, so that nearly every step is clipped:
+    in effect, a lower learning rate. In the reference S starts at zero, which makes its
+    second step very short; here S starts at the first norm.
 
     | input | result |
     |---|---|
@@ -135,12 +134,12 @@ def aggc(
 
     Args:
         labels: a prefix tree of strings, or a function of (path, leaf) to a string;
-            None for the path without its numbers. No function is the default, since
-            ``optax.inject_hyperparams`` would take it for a schedule.
+            None for the path without its numbers. The default is not a function, which
+            ``optax.inject_hyperparams`` would take for a schedule.
         alpha_low: the band's lower end as a multiple of S, a number or a schedule.
         alpha_high: the band's upper end.
         beta: weight of the past in S, from 0 to 1.
-        raises: lengthen what is below the band.
+        raises: whether to lengthen norms below the band.
         min_norm: the least lower end, in the gradient's units; None for 0.
         max_up_scale: the largest factor to lengthen by, at least 1; None for no limit.
         max_down_scale: the least factor to shorten by, from 0 to 1; None for no limit.
@@ -183,7 +182,7 @@ def gradient_stabilizer(
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Give each tensor a length near one, from the moments of its norms.
+    r"""Scale each tensor to a norm near one, from the moments of its norms.
 
     .. math:: u = \frac{g}{\lVert g \rVert} \frac{\hat m}{\sqrt{\hat v} + \epsilon},
         \qquad \hat m, \hat v = \text{averages of } \lVert g \rVert
@@ -191,9 +190,9 @@ def gradient_stabilizer(
 
     Coordinates: ``leaf × l2 × normalise × moment-ratio``
 
-    Today's norm counts, and both averages are without bias. Whatever the scale of the
-    gradient, the result is about 1 long: put a scale-invariant optimizer such as Adam
-    after it, or tune the learning rate anew.
+    The current norm counts, and both averages have a bias correction. Whatever the
+    scale of the gradient, the result has a norm near 1: put a scale-invariant optimizer
+    such as Adam after it, or tune the learning rate again.
 
     | input | result |
     |---|---|

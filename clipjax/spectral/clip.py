@@ -1,4 +1,4 @@
-"""The clip of singular values: a transformation of its own, beside that of blocks."""
+"""The clip of singular values, a transformation of its own."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class SpectralClipper(Clipper):
         )
 
     def context(self, blocks, steps, params, extra) -> Context:
-        """Return what the threshold may look at; parameters are measured by σ₁."""
+        """Return what the threshold may look at; norms of parameters are their σ₁."""
 
         def measure(arrays: list[jax.Array]) -> list[jax.Array]:
             found = [self.method.measure(m)[0] for m in as_matrices(arrays, blocks)]
@@ -140,7 +140,8 @@ def clip_singular_values(
             `clipjax.thresholds.Threshold`, which learns from σ₁ of each leaf.
         method: `PowerIteration`, which scales the whole leaf by σ₁; `SVD`; or
             `NewtonSchulz`, for ``rules.sqrt``.
-        rule: singular value and threshold to the new value; by default ``hard``.
+        rule: a map from singular value and threshold to the new singular value; by
+            default ``hard``.
         stacked: how many leading axes of a leaf stack separate layers; see
             `clipjax.granularity.leaf`.
         nonfinite: what to do about NaN and inf; see `clipjax.guards`.

@@ -19,7 +19,7 @@ Mode = Literal["zscore", "mean", "percentile"]
 
 @dataclasses.dataclass(frozen=True)
 class Average(Memory):
-    """A multiple of an exponential average, without a bias towards zero."""
+    """A multiple of an exponential average with bias correction."""
 
     decay: Scalar
     multiplier: Scalar
@@ -59,7 +59,7 @@ def rms_average(root: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Arr
 
 @dataclasses.dataclass(frozen=True)
 class StreamingQuantile(Memory):
-    """A quantile estimate that moves by a constant ratio, up or down."""
+    """A quantile estimate that moves up or down by a constant ratio."""
 
     q: Scalar
     rate: Scalar
@@ -78,8 +78,8 @@ class StreamingQuantile(Memory):
 class Moments(NamedTuple):
     """The average of norms, and the root of the average of squares or of the variance.
 
-    Roots are kept, in the norms' units, since squares of norms beyond 1e19 or below
-    1e-19 leave the range of float32.
+    Roots are stored, in the norms' units: squares of norms above 1e19 or below 1e-19
+    leave the range of float32.
     """
 
     norms_mean: jax.Array
@@ -166,18 +166,18 @@ def ema(
     floor: Scalar = 0.0,
     cap: Scalar = math.inf,
 ) -> Learnt:
-    """Takes a multiple of the exponential average of the norms.
+    """Return a threshold at a multiple of the exponential average of the norms.
 
-    Fed with clipped norms, a multiplier of at most 1 makes the threshold sink to zero,
-    each clip lowering the next; fed with raw ones, a single spike lifts it for as long
-    as the average remembers. So clipped norms are remembered if the multiplier is above
-    1, and raw ones otherwise.
+    If clipped norms are averaged, a multiplier of at most 1 lowers the threshold to
+    zero, since each clip lowers the next threshold. If raw norms are averaged, a single
+    spike raises the threshold until the average has forgotten it. By default, clipped
+    norms are averaged if the multiplier is above 1, and raw norms otherwise.
 
     Args:
-        multiplier: what the average is multiplied by.
+        multiplier: the multiplier of the average.
         decay: weight of the past in the average, from 0 to 1; the first average is the
             first norm.
-        include_current: whether today's norm counts for today's threshold.
+        include_current: whether the current norm counts for the current threshold.
         remember: which norm is averaged; see `clipjax.thresholds.Learnt`.
         minimum_history: how many norms must be known; before, only the cap clips.
         floor: the least threshold, in the gradient's units.
@@ -221,10 +221,10 @@ def streaming_quantile(
     floor: Scalar = 0.0,
     cap: Scalar = math.inf,
 ) -> Learnt:
-    """Follows a quantile of the norms with one number of state per block.
+    """Return a threshold at an estimated quantile, with one number per block.
 
-    The estimate starts at the first norm. A norm above it lifts it by the factor
-    ``exp(rate·q)``, one below lowers it by ``exp(-rate·(1 - q))``.
+    The estimate starts at the first norm. A norm above it multiplies it by
+    ``exp(rate·q)``, and one below by ``exp(-rate·(1 - q))``.
 
     Args:
         q: the quantile, from 0 to 1: 0.9 clips about one step in ten.
@@ -269,22 +269,23 @@ def zscore(
     floor: Scalar = 0.0,
     cap: Scalar = math.inf,
 ) -> Learnt:
-    """Clips norms that are outliers among the norms seen so far, by their z-score.
+    """Return a threshold for norms that are outliers by their z-score.
 
     Mean and variance are those of the first ``warmup`` norms, then exponential
-    averages. The deviation counts as at least a thousandth of the mean.
+    averages. The standard deviation is taken as at least a thousandth of the mean.
 
     Args:
         z: the z-score above which a norm is an outlier.
         decay: weight of the past in the averages, from 0 to 1.
         warmup: how many norms to know before clipping; only the cap clips meanwhile.
         mode: the length of an outlier: ``zscore`` (mean + z²·deviation / its z-score,
-            less the larger it is), ``mean``, or ``percentile`` (mean + z·deviation).
-        factor: what that length is multiplied by.
+            which falls with the size of the outlier), ``mean``, or ``percentile``
+            (mean + z·deviation).
+        factor: a multiplier of that length.
         epsilon: added to the deviation in the z-score.
         remember: which norm is averaged; see `clipjax.thresholds.Learnt`.
         floor: the least threshold, in the gradient's units.
-        cap: the largest threshold, for norms that are no outliers as well.
+        cap: the largest threshold, also for norms that are no outliers.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -313,9 +314,9 @@ def zscore(
 def moment_ratio(
     mean_decay: Scalar = 0.7, square_decay: Scalar = 0.9, *, epsilon: Scalar = 1e-8
 ) -> Learnt:
-    """Gives lengths near 1: the average norm over the root of the average square.
+    """Return lengths near 1: the average norm over the root of the average square.
 
-    To go with ``rules.normalise``; see `clipjax.gradient_stabilizer`. Today's norm
+    Use it with ``rules.normalise``; see `clipjax.gradient_stabilizer`. The current norm
     counts.
 
     Args:

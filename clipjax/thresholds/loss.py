@@ -37,7 +37,7 @@ class LossState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class FromLoss(Combined):
-    """A threshold that is relaxed where the loss has stopped falling."""
+    """A threshold that grows while the loss has stopped falling."""
 
     relaxation: Scalar
     tolerance: Scalar
@@ -48,7 +48,7 @@ class FromLoss(Combined):
 
     @property
     def remembers(self) -> bool:  # type: ignore[override]
-        """Always: two averages of the loss."""
+        """True: the state always holds two averages of the loss."""
         return True
 
     def init(self, blocks: Blocks, params: Any) -> LossState:
@@ -99,7 +99,7 @@ def from_loss(
     slow_decay: Scalar = 0.99,
     cap: Scalar = math.inf,
 ) -> FromLoss:
-    r"""Relax a threshold where the loss has stopped falling. Experimental.
+    r"""Return a threshold that grows while the loss has stopped falling. Experimental.
 
     No published method does this; the form is clipjax's own and may change. With a fast
     and a slow exponential average of the loss,
@@ -108,13 +108,13 @@ def from_loss(
         c = c_0 \bigl(1 + \kappa\, e^{-\max(q, 0) / q_0}\bigr), \qquad
         q = (L_\text{slow} - L_\text{fast}) / |L_\text{slow}|.
 
-    The loss comes as ``update(updates, state, params, value=loss)``. One that is NaN or
-    infinite is left out. Nothing is relaxed before the slow average has as many losses
-    as it remembers, ``1 / (1 - slow_decay)``.
+    Pass the loss as ``update(updates, state, params, value=loss)``. A loss that is NaN
+    or infinite is left out. The threshold is c₀ until the slow average has as many
+    losses as it remembers, ``1 / (1 - slow_decay)``.
 
     Args:
         threshold: :math:`c_0`, anything that `clipjax.clip_by` accepts as a threshold.
-        relaxation: κ, by how much the threshold grows at most, relative to itself.
+        relaxation: κ, the largest growth of the threshold, relative to itself.
         tolerance: q₀, the relative progress that counts as falling, above 0.
         fast_decay: weight of the past in the fast average, from 0 to 1.
         slow_decay: weight of the past in the slow average, from 0 to 1.
@@ -146,7 +146,7 @@ def from_loss(
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PolyakCap(Threshold):
-    """The norm with which a step of SGD is as long as Polyak's."""
+    """The norm at which a step of SGD is as long as Polyak's step."""
 
     learning_rate: optax.ScalarOrSchedule
     lower_bound: Scalar
@@ -172,13 +172,13 @@ class PolyakCap(Threshold):
 def polyak_cap(
     learning_rate: optax.ScalarOrSchedule, lower_bound: Scalar = 0.0
 ) -> PolyakCap:
-    r"""Cap the step of SGD at the length of Polyak's, from the loss.
+    r"""Return a threshold that caps the step of SGD at the length of Polyak's step.
 
     .. math:: c = \frac{f - f^*}{\eta \lVert g \rVert}
 
-    so that :math:`\eta \lVert u \rVert \le (f - f^*)/\lVert g \rVert`. The loss f
-    comes as ``update(updates, state, params, value=loss)``; at or below its bound
-    nothing moves.
+    so that :math:`\eta \lVert u \rVert \le (f - f^*)/\lVert g \rVert`. Pass the loss f
+    as ``update(updates, state, params, value=loss)``; at or below its bound the update
+    is zero.
 
     Args:
         learning_rate: η of the SGD that follows, a number above 0 or a schedule.

@@ -1,4 +1,4 @@
-"""Thresholds relative to something else that is measured in the same step."""
+"""Thresholds relative to the parameters or to the learning rate."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def relative_to_params(ratio: Scalar, floor: Scalar = 1e-3) -> RelativeToParams:
 
     Args:
         ratio: the fraction, a number or array of at least 0.
-        floor: parameters whose norm is below this count as if it were this, so that
-            zero-initialised ones can move.
+        floor: the least norm of parameters that is assumed, so that zero-initialized
+            ones can move.
 
     Raises:
         TypeError: an argument is not a number.
@@ -84,7 +84,8 @@ class TrustRatio(Threshold):
         def limit(norm: jax.Array, weight: jax.Array) -> jax.Array:
             divisor = rate * (norm + decay * weight + epsilon)
             usable = (weight > 0) & (divisor > 0)
-            # An infinite norm cancels: the share of it that is allowed is not needed.
+            # A block of infinite norm becomes NaN whatever its threshold; 0 avoids
+            # inf times 0 here.
             norm = jnp.where(norm < jnp.inf, norm, 0)
             allowed = norm * (trust * weight / jnp.where(usable, divisor, 1))
             return jnp.where(usable, allowed, jnp.inf)
@@ -103,7 +104,7 @@ def learning_rate_now(
 ) -> jax.Array:
     """Return the learning rate: a number, a schedule's value, or the extra argument."""
     if rate is None:
-        rate = context.argument("learning_rate", who)
+        return context.cast(context.argument("learning_rate", who))
     return context.cast(rate(context.steps) if callable(rate) else rate)
 
 
@@ -138,9 +139,9 @@ def relative_to_learning_rate(
     Args:
         step: s, anything that `clipjax.clip_by` accepts as a threshold: with
             `relative_to_params` a fraction of the parameters' norm, as LARC does.
-        learning_rate: η, a number, an array or a schedule; None to read the extra
+        learning_rate: η, a number, an array or a schedule; None to use the extra
             argument ``learning_rate`` of each update. At 0 nothing is clipped.
-        proportional: multiply rather than divide.
+        proportional: whether to multiply and not divide.
 
     Raises:
         TypeError: an argument is of the wrong kind.

@@ -1,4 +1,4 @@
-"""The thresholds of AdaGC and AGGC, which differ between warm-up and later."""
+"""The thresholds of AdaGC and of AGGC, which track one number per block."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class TrackedState(NamedTuple):
 
 
 class Tracking(Threshold):
-    """One number per block, which norms of zero leave as it is."""
+    """A threshold that tracks one number per block; norms of zero do not change it."""
 
     remembers = True
     reads = "norms"
@@ -59,7 +59,7 @@ class Tracking(Threshold):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AdaptiveTensorwise(Tracking):
-    """A multiple of an average of clipped norms; at first, one clip for the whole."""
+    """A multiple of an average of clipped norms; in the warm-up, one global norm."""
 
     absolute: Scalar
     relative: Scalar
@@ -82,7 +82,8 @@ class AdaptiveTensorwise(Tracking):
         cast, blocks = context.cast, context.blocks
         whole, norm = context.whole(norms), _finite(blocks.vector(norms))
         absolute, (seen, before) = cast(self.absolute), state
-        # norm / whole is a share; absolute / whole could leave the range.
+        # In this order, since absolute / whole could overflow; norm / whole is at most
+        # 1.
         share = norm / jnp.where(whole > 0, whole, 1)
         shared = jnp.where(whole <= absolute, jnp.inf, absolute * share)
         own = cast(self.relative) * jnp.maximum(before, cast(self.floor))
@@ -100,7 +101,7 @@ class AdaptiveTensorwise(Tracking):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AdaptiveBand(Tracking):
-    """The length of a norm brought into a band about the average of such lengths."""
+    """The norm, moved into a band around the average of such lengths."""
 
     low: optax.ScalarOrSchedule
     high: optax.ScalarOrSchedule
@@ -122,7 +123,7 @@ class AdaptiveBand(Tracking):
         require_bool("raises", self.raises)
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
-        # The answer is a length, for the rule that takes the threshold as one.
+        # The threshold is the length itself, for rules.normalise or rules.hard.
         cast, blocks = context.cast, context.blocks
         norm, (seen, before) = _finite(blocks.vector(norms)), state
         low, high = (
@@ -145,5 +146,5 @@ class AdaptiveBand(Tracking):
 
 
 def _finite(norm: jax.Array) -> jax.Array:
-    """Replace an infinite norm, whose block becomes NaN whatever its threshold."""
+    """Replace an infinite norm by 0; its block becomes NaN whatever the threshold."""
     return jnp.where(norm < jnp.inf, norm, 0)

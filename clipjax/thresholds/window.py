@@ -19,7 +19,7 @@ LEAST_DEVIATION = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Window(Memory):
-    """The latest norms, in a ring along a leading axis."""
+    """The latest norms, in a ring buffer along a leading axis."""
 
     size: int
 
@@ -50,7 +50,7 @@ class Quantile(Window):
 
     def threshold(self, memory, norm, seen):
         del norm
-        # Unused slots come last.
+        # Sorting moves unused slots to the end.
         filled = jnp.where(self.is_filled(memory, seen), memory, jnp.inf)
         ordered = jnp.sort(filled, axis=0)
         count = jnp.minimum(seen, self.size)
@@ -77,7 +77,7 @@ class MeanPlusStd(Window):
         is_filled = self.is_filled(memory, seen)
         count = jnp.minimum(seen, self.size).astype(memory.dtype)
         mean = jnp.sum(jnp.where(is_filled, memory, 0), axis=0) / count
-        # Near one, where squares are in range.
+        # Scaled so that the squares neither overflow nor underflow.
         power = inverse_power(mean)
         squares = jnp.square((memory - mean[None]) * power[None])
         squares = jnp.sum(jnp.where(is_filled, squares, 0), axis=0)
@@ -97,17 +97,17 @@ def quantile(
     floor: Scalar = 0.0,
     cap: Scalar = math.inf,
 ) -> Learnt:
-    """Takes a quantile of the latest norms, exactly.
+    """Return a threshold at an exact quantile of the latest norms.
 
     The state keeps ``window`` norms per block, and each step sorts them.
 
     Args:
         q: the quantile, from 0 to 1: 0.9 clips about one step in ten.
         window: how many norms to keep.
-        factor: what the quantile is multiplied by.
-        include_current: whether today's norm counts for today's threshold.
+        factor: a multiplier of the quantile.
+        include_current: whether the current norm counts for the current threshold.
         remember: which norm is kept; see `clipjax.thresholds.Learnt`. Clipped norms
-            make the threshold sink: at 0.9 it then clips twice as often.
+            lower the threshold: at 0.9 it then clips twice as often.
         minimum_history: how many norms must be known; before, only the cap clips.
         floor: the least threshold, in the gradient's units.
         cap: the largest threshold.
@@ -146,14 +146,14 @@ def mean_plus_std(
     floor: Scalar = 0.0,
     cap: Scalar = math.inf,
 ) -> Learnt:
-    """Takes the mean of the latest norms plus some standard deviations.
+    """Return a threshold at the mean of the latest norms plus standard deviations.
 
-    The deviation is that of the population, and at least a thousandth of the mean.
+    The standard deviation is that of the population, at least a thousandth of the mean.
 
     Args:
         window: how many norms to keep.
         k: the number of standard deviations.
-        include_current: whether today's norm counts for today's threshold.
+        include_current: whether the current norm counts for the current threshold.
         remember: which norm is kept; see `clipjax.thresholds.Learnt`.
         minimum_history: how many norms must be known; before, only the cap clips.
         floor: the least threshold, in the gradient's units.
