@@ -25,7 +25,12 @@ from .core.meshes import MeshAxes
 from .core.trees import Leaves, Setting, takes_tree
 from .norms import Axes
 
-Labels = Any  # a prefix tree of strings, or a function
+# Each may be a plain value, a function of (path, leaf), or a table from path pattern.
+Stacked = int | Mapping[str, int] | Callable[[str, Any], int] | None
+Axis = int | Sequence[int]
+UnitAxes = Axis | Mapping[str, Axis] | Callable[[str, Any], Axis] | None
+# A prefix tree of strings, whatever its containers, or a function.
+Labels = Any
 
 
 class Granularity:
@@ -272,7 +277,7 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _stacked(stacked: Any) -> Setting | None:
+def _stacked(stacked: Stacked) -> Setting | None:
     """Read how many leading axes stack layers."""
     for entry in _entries(stacked):
         accepted = (
@@ -291,7 +296,7 @@ def whole() -> Whole:
     return Whole()
 
 
-def leaf(stacked: Any = None) -> Leaf:
+def leaf(stacked: Stacked = None) -> Leaf:
     """One norm per leaf.
 
     Args:
@@ -303,7 +308,7 @@ def leaf(stacked: Any = None) -> Leaf:
     return Leaf(_stacked(stacked))
 
 
-def group(labels: Labels | Callable[..., Any], members: Sequence[str] = ()) -> Group:
+def group(labels: Labels, members: Sequence[str] = ()) -> Group:
     """One norm per label.
 
     Args:
@@ -331,7 +336,7 @@ def group(labels: Labels | Callable[..., Any], members: Sequence[str] = ()) -> G
     return Group(labels, tuple(sorted(members)))
 
 
-def unit(axes: Any = None, stacked: Any = None) -> Unit:
+def unit(axes: UnitAxes = None, stacked: Stacked = None) -> Unit:
     """One norm per output unit: per column of a dense kernel, per filter.
 
     Args:

@@ -258,7 +258,8 @@ def _totals(state: ClipState) -> Numbers:
 
 def _of_blocks(state: ClipState, names: Sequence[str], blocks: bool | int) -> Numbers:
     info = state.clip_info
-    before, after = info.block_norms_before, info.block_norms_after
+    before: Any = info.block_norms_before  # an array, in a clip that reports blocks
+    after: Any = info.block_norms_after
     is_usable = (before > 0) & (before < jnp.inf)
     ratio = jnp.where(is_usable, after / jnp.where(is_usable, before, 1), 1)
     columns = {

@@ -34,13 +34,12 @@ class Norm:
     """The protocol between a norm and the engine. Norms are frozen dataclasses.
 
     Attributes:
-        collective: the reduction over devices, ``jax.lax.psum`` or `pmax`.
         sums_terms: `terms` are reduced by sums, not by maxima.
         scales_by_largest: extreme magnitudes are measured relative to the block's
             largest entry; otherwise at 2^64 or 2^-64, as the sum itself tells.
     """
 
-    collective = staticmethod(jax.lax.psum)
+    collective = staticmethod(jax.lax.psum)  # over devices, or `pmax`
     sums_terms = True
     scales_by_largest = False
 
@@ -88,7 +87,9 @@ class Norm:
         """
         each = [self.terms(norm, n) for norm, n in zip(norms, sizes, strict=True)]
         reduced = [[jnp.sum(term) for term in terms] for terms in each]
-        totals = [sum(same[1:], same[0]) for same in zip(*reduced, strict=True)]
+        totals: list[Any] = [
+            sum(same[1:], same[0]) for same in zip(*reduced, strict=True)
+        ]
         counts = [
             float(np.sum(size)) * (1 if np.ndim(size) else math.prod(norm.shape))
             for norm, size in zip(norms, sizes, strict=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from .core.checks import Scalar
 from .core.clip import clip_by
 from .thresholds.given import as_threshold
 
 
-def project_onto_ball(tree: Any, radius: Any) -> Any:
+def project_onto_ball(tree: Any, radius: Scalar) -> Any:
     """Return the point of the Euclidean ball around zero that is nearest to a tree.
 
     This is the hard clip by global norm, for the L2 norm only: scaling by another norm

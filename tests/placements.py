@@ -65,8 +65,6 @@ def make(name, **settings):
     return CLIPS[name](THRESHOLD, **settings)
 
 
-
-
 def mesh(kind):
     axis_type = AxisType.Explicit if kind == "explicit" else AxisType.Auto
     return jax.make_mesh((2, 2, 2), ("replica", "data", "model"), (axis_type,) * 3)

@@ -1,7 +1,5 @@
 """Many devices give the numbers of one: jit, shard_map, pmap and vmap."""
 
-import functools
-
 import catalogue
 import jax
 import jax.numpy as jnp
@@ -30,50 +28,53 @@ def mesh(kind=AxisType.Auto):
 
 
 NORMS = {"l1": norms.l1, "l2": norms.l2, "linf": norms.linf, "rms": norms.rms}
-GRANULARITIES = {
-    "whole": granularity.whole(),
-    "leaf": granularity.leaf(),
-    "group": granularity.group(lambda path, leaf: path[0]),
-    # Units may be split over devices, but not told apart by them.
-    "unit": granularity.unit({"columns": 1, "*": 0}),
-    "element": granularity.element(),
+BY_NAME = granularity.group(lambda path, leaf: path[0])
+# Units may be split over devices, but not told apart by them.
+BY_AXIS = granularity.unit({"columns": 1, "rows": 0, "replicated": 0})
+CLIPS = {
+    "group": lambda **k: clipjax.clip_by(0.3, granularity=BY_NAME, **k),
+    "unit": lambda **k: clipjax.clip_by(0.3, granularity=BY_AXIS, **k),
+    "entries": lambda **k: clipjax.clip_by_value(0.3, **k),
+    "l1": lambda **k: clipjax.clip_by(0.3, norm=norms.l1, **k),
+    "linf": lambda **k: clipjax.clip_by(0.3, norm=norms.linf, **k),
+    "rms": lambda **k: clipjax.clip_by_block_rms(0.3, **k),
 }
-CASES = [(part, "l2") for part in GRANULARITIES] + [
-    ("whole", "l1"),
-    ("whole", "linf"),
-    ("leaf", "rms"),
-]
 
 
-def in_shard_map(clip, grads, check=True):
+def sharded(clip):
     step = jax.shard_map(
         lambda grads: clip.update(grads, None),
         mesh=mesh(),
         in_specs=(SPECS,),
         out_specs=(SPECS, PartitionSpec()),
-        check_vma=check,
     )
-    return jax.jit(step)(grads)
+    return jax.jit(step)
 
 
-@pytest.mark.parametrize(("part", "norm_name"), CASES)
-def test_shard_map_equals_one_device(part, norm_name):
-    parts = {"granularity": GRANULARITIES[part], "norm": NORMS[norm_name]}
+def in_shard_map(clip, grads):
+    return sharded(clip)(grads)
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_shard_map_equals_one_device(name):
     grads, _ = trees()
-    expected = clipjax.clip_by(0.3, **parts).update(grads, None)
-    clip = clipjax.clip_by(0.3, **parts, axis_name="x")
-    actual = in_shard_map(clip, grads)
-    assert_close(actual, expected, rtol=16 * eps(jnp.float32))
+    expected = jax.jit(CLIPS[name]().update)(grads, None)
+    actual = in_shard_map(CLIPS[name](axis_name="x"), grads)
+    assert_close(actual, expected, rtol=16 * eps("f4"))
 
 
-@pytest.mark.parametrize("bad", [1e25, 1e-25])
-def test_shard_map_at_extreme_magnitudes(bad):
+def test_shard_map_at_extreme_magnitudes():
     # Every device must take the same branch, or the collectives hang.
     grads, _ = trees()
-    grads = jax.tree.map(lambda leaf: leaf * bad, grads)
-    expected = clipjax.clip_by_global_norm(1.0).update(grads, None)
-    actual = in_shard_map(clipjax.clip_by_global_norm(1.0, axis_name="x"), grads)
-    assert_close(actual, expected, rtol=16 * eps(jnp.float32))
+    step = sharded(clipjax.clip_by_global_norm(1.0, axis_name="x"))
+    # All of them; or one shard of one leaf, which the others do not see.
+    for rows, others in ((1e25, 1e25), (1e-25, 1e-25), (1e25, 1.0)):
+        scaled = {name: others * leaf for name, leaf in grads.items()}
+        scaled["rows"] = grads["rows"].at[5].mul(rows)
+        updates, state = step(scaled)
+        assert norm(updates) == pytest.approx(1, rel=2e-6)
+        found = float(state.clip_info.norm_before)
+        assert found == pytest.approx(norm(scaled), rel=2e-6)
 
 
 @pytest.mark.parametrize("norm_name", NORMS)
@@ -88,12 +89,11 @@ def test_shard_map_never_loses_a_nan(norm_name):
     assert clipjax.nonfinite_path(state, grads) == "rows"
 
 
-@pytest.mark.parametrize("norm_name", NORMS)
-def test_jit_on_a_mesh_never_loses_a_nan(norm_name):
+def test_jit_on_a_mesh_never_loses_a_nan():
     grads, _ = trees()
     grads["rows"] = grads["rows"].at[5, 1].set(jnp.nan)
     shardings = {leaf: NamedSharding(mesh(), spec) for leaf, spec in SPECS.items()}
-    clip = clipjax.clip_by(1.0, norm=NORMS[norm_name])
+    clip = clipjax.clip_by(1.0, norm=norms.linf)
     step = jax.jit(lambda grads: clip.update(grads, None))
     updates, state = step(jax.device_put(grads, shardings))
     assert all(np.all(np.isnan(leaf)) for leaf in jax.tree.leaves(updates))
@@ -101,12 +101,12 @@ def test_jit_on_a_mesh_never_loses_a_nan(norm_name):
     assert clipjax.nonfinite_path(state, grads) == "rows"
 
 
-@pytest.mark.parametrize("part", ["whole", "leaf", "element"])
-def test_an_empty_leaf_that_is_split(part):
+@pytest.mark.parametrize("name", ["clip_by_leaf_norm", "clip_by_value"])
+def test_an_empty_leaf_that_is_split(name):
     grads, _ = trees()
     grads["empty"] = jnp.zeros((8, 0))
     specs = {**SPECS, "empty": PartitionSpec("x")}
-    clip = clipjax.clip_by(1.0, granularity=GRANULARITIES[part])
+    clip = getattr(clipjax, name)(1.0)
     step = jax.shard_map(
         lambda grads, params: clip.update(grads, None, params)[0],
         mesh=mesh(),
@@ -142,19 +142,21 @@ def test_wrappers_find_the_axes_as_clips_do(name, bad):
     assert_close(found, expected, rtol=16 * eps(jnp.float32), atol=1e-6)
 
 
-@pytest.mark.parametrize("part", ["whole", "element"])
-@pytest.mark.parametrize("guard", [guards.zero, guards.drop], ids=repr)
-def test_guards_agree_across_devices(guard, part):
+GUARDED = {
+    "zero": lambda **k: clipjax.clip_by(1.0, nonfinite=guards.zero, **k),
+    "drop": lambda **k: clipjax.clip_by(1.0, nonfinite=guards.drop, **k),
+    "entries": lambda **k: clipjax.clip_entries(1.0, nonfinite=guards.drop, **k),
+}
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_guards_agree_across_devices(name):
     grads, _ = trees()
     grads["columns"] = grads["columns"].at[0, 6].set(jnp.nan)
-    parts = {"nonfinite": guard, "granularity": GRANULARITIES[part]}
-    expected = clipjax.clip_by(1.0, **parts).update(grads, None)
-    clip = clipjax.clip_by(1.0, **parts, axis_name="x")
-    updates, state = in_shard_map(clip, grads)
-    assert_close(updates, expected[0], rtol=16 * eps(jnp.float32))
-    # The norm may read inf for NaN: a maximum over devices would lose NaN.
+    expected, _ = jax.jit(GUARDED[name]().update)(grads, None)
+    updates, state = in_shard_map(GUARDED[name](axis_name="x"), grads)
+    assert_close(updates, expected, rtol=16 * eps("f4"))
     assert int(state.clip_info.nonfinite_steps) == 1
-    assert not np.isfinite(state.clip_info.norm_before) or guard.hides
     assert clipjax.nonfinite_path(state, grads) == "columns"
 
 
@@ -231,26 +233,6 @@ def test_check_vma_off_counts_every_leaf_as_split():
     assert float(length) == pytest.approx(norm(grads), rel=1e-6)
 
 
-# JAX 0.10 warns that pmap is on its way out; the promise includes it.
-@pytest.mark.filterwarnings("ignore:.*pmap:DeprecationWarning")
-@pytest.mark.parametrize("part", ["whole", "leaf"])
-def test_pmap_equals_one_device(part):
-    grads = {"w": jnp.arange(1.0, 17.0)}
-    parts = {"granularity": GRANULARITIES[part]}
-    expected, state = clipjax.clip_by(1.0, **parts).update(grads, None)
-    clip = clipjax.clip_by(1.0, **parts, axis_name="i")
-
-    @functools.partial(jax.pmap, axis_name="i")
-    def step(grads):
-        updates, state = clip.update(grads, None)
-        return updates, state.clip_info.norm_before
-
-    shards = {"w": grads["w"].reshape(8, 2)}
-    updates, lengths = step(shards)
-    np.testing.assert_allclose(updates["w"].reshape(-1), expected["w"], rtol=1e-6)
-    np.testing.assert_allclose(lengths, state.clip_info.norm_before, rtol=1e-6)
-
-
 def test_clip_of_the_mean_gradient():
     # edges E37: clip after the mean, not the mean of clips.
     grads = jnp.array([[10.0, 0.0], [-8.0, 0.0]])
@@ -271,22 +253,6 @@ def test_clip_of_the_mean_gradient():
     np.testing.assert_allclose(updates, [1.0, 0.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", ["clip_by_global_norm", "clip_by_leaf_norm", "adaptive_grad_clip"]
-)
-def test_vmap_over_seeds(name):
-    clip = catalogue.RECIPES[name]()
-    params = catalogue.parameters()
-    batch = [catalogue.gradients(seed, size=10.0**seed) for seed in range(3)]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batch)
-    state = clip.init(params)
-    many = jax.jit(jax.vmap(lambda grads: clip.update(grads, state, params)))(stacked)
-    for seed, grads in enumerate(batch):
-        expected = catalogue.jitted(f"recipe-{name}")(grads, state, params)
-        mine = jax.tree.map(lambda leaf: leaf[seed], many)  # noqa: B023
-        assert_close(mine, expected, rtol=16 * eps(jnp.float32))
-
-
 def test_e36_six_sharding_patterns_on_two_axes():
     axes = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
     patterns = [
@@ -297,7 +263,7 @@ def test_e36_six_sharding_patterns_on_two_axes():
         PartitionSpec(("x", "y")),
         PartitionSpec(None, "x"),
     ]
-    shapes = {f"leaf{i:02}": (8, 8) for i in range(60)}
+    shapes = {f"leaf{i:02}": (8, 8) for i in range(12)}
     grads = random_tree(5, shapes, size=20.0)
     spread = {
         name: jax.device_put(leaf, NamedSharding(axes, patterns[i % 6]))
@@ -316,10 +282,8 @@ def test_e36_six_sharding_patterns_on_two_axes():
 
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
-@pytest.mark.parametrize("name", ["quantile", "ema", "zscore", "relative_to_previous"])
-@pytest.mark.parametrize(
-    "part", [granularity.leaf(), granularity.unit(), granularity.element()], ids=repr
-)
+@pytest.mark.parametrize("name", ["quantile", "zscore"])
+@pytest.mark.parametrize("part", [granularity.leaf(), granularity.unit()], ids=repr)
 def test_memories_on_a_mesh(kind, name, part):
     clip = clipjax.clip_by(catalogue.THRESHOLDS[name](), granularity=part)
     grads = [random_tree(seed, {"w": (3, 8)}, size=10.0**seed) for seed in range(3)]
@@ -335,4 +299,4 @@ def test_memories_on_a_mesh(kind, name, part):
     with jax.set_mesh(mesh):
         where = NamedSharding(mesh, PartitionSpec(None, "model"))
         found = run([jax.device_put(grad, where) for grad in grads])
-        assert_close(found, expected, rtol=16 * eps(jnp.float32))
+        assert_close(found, expected, rtol=16 * eps("f4"))

@@ -1,8 +1,5 @@
 """Sharp edges C and D: kinds of leaves, and groups of them."""
 
-import dataclasses
-from typing import NamedTuple
-
 import catalogue
 import jax
 import jax.numpy as jnp
@@ -10,7 +7,6 @@ import numpy as np
 import optax
 import pytest
 from catalogue import about
-from jax.experimental import sparse
 from oracle import assert_same_bits, norm
 
 import clipjax
@@ -166,78 +162,3 @@ def test_d33_a_group_without_a_clip_and_one_without_a_leaf():
             clipjax.clip_by_group_norm(labels, max_norms).update(grads, None)
     with pytest.raises(ValueError, match="labels must be a prefix"):
         clipjax.clip_by_group_norm({"a": "a"}, {"a": 1.0}).update(grads, None)
-
-
-def test_labels_in_optax_s_style_are_a_function_of_the_tree():
-    grads = {"a": 10 * jnp.ones(4), "b": 100 * jnp.ones(4)}
-
-    def labels(tree):
-        return {name: name.upper() for name in tree}
-
-    clip = clipjax.clip_by_group_norm(labels, {"A": None, "B": 1.0})
-    updates, _ = clip.update(grads, clip.init(grads))
-    assert_same_bits(updates["a"], grads["a"])
-    assert norm(updates["b"]) == pytest.approx(1, rel=1e-6)
-
-
-class Heads(NamedTuple):
-    policy: object
-    value: object
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass
-class Scaled:
-    value: object
-
-
-def test_a_field_called_value_keeps_its_name():
-    """For a variable of nnx that part of a path is left out; its type tells."""
-    grads = {"heads": Heads(jnp.full((2, 2), 3.0), jnp.full((2, 2), 4.0))}
-    stacked = {"heads/policy": 1, "heads/value": 1}
-    clip = clipjax.clip_by_leaf_norm(1.0, stacked=stacked)
-    updates, _ = clip.update(grads, None)
-    for leaf in jax.tree.leaves(updates):
-        np.testing.assert_allclose(np.linalg.norm(leaf, axis=1), 1, rtol=1e-6)
-    assert clip.block_names(grads)[2:] == ["heads/value[0]", "heads/value[1]"]
-    names = clipjax.clip_by_leaf_norm(1.0).block_names({"a": Scaled(jnp.ones(2))})
-    assert names == ["a/value"]
-
-
-def test_a_pattern_that_matches_no_leaf_is_refused():
-    grads = {"dense": {"w": jnp.ones((2, 2))}}
-    message = "'kernel', which matches no leaf; the leaves are dense/w"
-    for clip in (
-        clipjax.clip_by_leaf_norm(1.0, stacked={"kernel": 1}),
-        clipjax.clip_by(1.0, granularity=clipjax.granularity.unit({"kernel": 1})),
-    ):
-        for function in (clip.init, lambda grads, clip=clip: clip.update(grads, None)):
-            with pytest.raises(ValueError, match=message):
-                function(grads)
-
-
-def test_keys_that_look_like_paths_are_kept_apart():
-    grads = {"a/b": jnp.array([100.0]), "a": {"b": jnp.array([2.0])}, "a[0]": GRAD}
-    for clip in (
-        clipjax.clip_by_leaf_norm(1.0),
-        clipjax.clip_by_group_norm(lambda path, leaf: path, dict.fromkeys(NAMES, 1.0)),
-    ):
-        assert len(set(clip.block_names(grads))) == 3
-        updates, _ = clip.update(grads, None)
-        for leaf in jax.tree.leaves(updates):
-            assert norm(leaf) == pytest.approx(1, rel=1e-6)
-
-
-NAMES = ("['a/b']", "['a']['b']", "a[0]")
-
-
-def test_containers_that_are_no_coordinates_are_refused_by_name():
-    rows = sparse.BCOO((jnp.array([3.0, 4.0]), jnp.array([[0], [0]])), shape=(2,))
-    grads = {"w": GRAD, "embedding": rows}
-    clip = clipjax.clip_by_global_norm(1.0)
-    for function in (clip.init, lambda grads: clip.update(grads, None)):
-        with pytest.raises(TypeError, match="^embedding is a BCOO.*dense array"):
-            function(grads)
-    masked = optax.masked(clip, {"w": True, "embedding": False})
-    updates, _ = masked.update(grads, masked.init(grads))
-    np.testing.assert_allclose(updates["w"], [0.6, 0.8], rtol=1e-6)

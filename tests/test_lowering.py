@@ -6,13 +6,7 @@ import jax.export
 import jax.numpy as jnp
 import pytest
 
-import clipjax
-from clipjax import norms
-
 RECIPES = catalogue.RECIPES | catalogue.COMPOUNDS
-RECIPES = RECIPES | {
-    "reproducible_l2": lambda: clipjax.clip_by(1.0, norm=norms.reproducible_l2)
-}
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 

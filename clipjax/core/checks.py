@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# A hyper-parameter: a number that is known, or an array, which may be traced.
+Scalar = float | jax.Array
+
 
 def require_number(
     name: str, value: Any, *, lowest: float = 0.0, infinite: bool = True

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import numbers
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,15 @@ from .shorten import multiplier, shorten
 from .state import ClipState, checked_state, empty_info, keep_if
 from .trees import Leaves
 
-StandIn = Callable[[list[jax.Array], Context], Sequence[jax.Array]]
+
+class StandIn(Protocol):
+    """A function from the leaves to arrays that are measured in their place."""
+
+    def __call__(
+        self, arrays: list[jax.Array], /, context: Context
+    ) -> Sequence[jax.Array]:
+        """Return one array per leaf."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -58,7 +66,9 @@ class Clipper:
         context = self.context(blocks, state.clip_steps, params, extra)
 
         # 1. Measure: the updates, or what a recipe says stands for them.
-        stand_in = self.stand_in and functools.partial(self.stand_in, context=context)
+        stand_in = None
+        if self.stand_in is not None:
+            stand_in = functools.partial(self.stand_in, context=context)
         measured = measure(self.norm, blocks, leaves.arrays, self.nonfinite, stand_in)
         norms = measured.norms
 

@@ -73,14 +73,14 @@ def measure(
 
     def sums(norm: Norm, guard: Guard, scales: Values | None = None) -> Arrays:
         own: Any = [None] * len(arrays)
-        leaves = list(arrays)
+        leaves: Any = list(arrays)
         if scales is not None:
             pairs = map(reread, leaves, blocks.spread(scales))
             leaves, own = zip(*pairs, strict=True) if leaves else ((), ())
         if not guard.admits_all:
             leaves = [guard.admit(leaf) for leaf in leaves]
         if stand_in is not None:
-            leaves = stand_in(leaves)
+            leaves = list(stand_in(leaves))
         found = []
         for i, leaf in enumerate(leaves):
             wide = widen(leaf, dtype)

@@ -129,8 +129,8 @@ def mesh_axes(
 def _require_same_devices(leaves: Leaves) -> None:
     # Outside of jit, JAX joins no arrays that are committed to different devices.
     places = {
-        leaf.sharding.device_set: name
-        for leaf, name in zip(leaves.arrays, range(len(leaves.arrays)), strict=True)
+        frozenset(leaf.sharding.device_set): position
+        for position, leaf in enumerate(leaves.arrays)
         if isinstance(leaf, jax.Array)
         and not isinstance(leaf, Tracer)
         and leaf.committed

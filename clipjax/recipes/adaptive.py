@@ -9,22 +9,23 @@ import jax.numpy as jnp
 import optax
 
 from .. import granularity, norms
-from ..core.checks import require_number
+from ..core.checks import Scalar, require_number
 from ..core.clip import Clip, clip_by
 from ..core.dtypes import narrow, widen
 from ..core.meshes import AxisNames
 from ..core.trees import Leaves
+from ..granularity import Stacked, UnitAxes
 from ..thresholds.relative import TrustRatio, relative_to_params
 from ..wrappers.with_optimizer import clip_after
 from .stand_ins import Gradient, RelativeChange
 
 
 def adaptive_grad_clip(
-    clipping: Any,
-    eps: Any = 1e-3,
-    axis: Any = None,
+    clipping: Scalar,
+    eps: Scalar = 1e-3,
+    axis: UnitAxes = None,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -92,12 +93,12 @@ def adaptive_grad_clip(
 
 
 def larc_clip(
-    learning_rate: Any = None,
-    trust_coefficient: Any = 0.02,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    trust_coefficient: Scalar = 0.02,
     *,
-    weight_decay: Any = None,
-    eps: Any = None,
-    stacked: Any = None,
+    weight_decay: Scalar | None = None,
+    eps: Scalar | None = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
@@ -153,23 +154,24 @@ def larc_clip(
         <https://arxiv.org/abs/1708.03888>`_, 2017; ``LARC`` of NVIDIA Apex
     """
     decay = 0.0 if weight_decay is None else weight_decay
-    source = TrustRatio(
-        learning_rate, trust_coefficient, decay, 1e-8 if eps is None else eps
-    )
+    eps = 1e-8 if eps is None else eps
+    source = TrustRatio(learning_rate, trust_coefficient, decay, eps)
+    leaf = granularity.leaf(stacked)
+    raw = None if weight_decay is None else Gradient("larc_clip")
     clip = clip_by(
-        source,
-        granularity=granularity.leaf(stacked),
-        axis_name=axis_name,
-        name=name,
-        stand_in=None if weight_decay is None else Gradient("larc_clip"),
+        source, granularity=leaf, axis_name=axis_name, name=name, stand_in=raw
     )
     if weight_decay is None:
         return clip
     return clip_after(_add_decay(decay), clip, lambda g, _: {"gradient": g})
 
 
-def _add_decay(decay: Any) -> optax.GradientTransformation:
+def _add_decay(decay: Scalar) -> optax.GradientTransformation:
     """Add decayed weights in the gradient's dtype; Optax promotes to that of params."""
+
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
@@ -186,14 +188,14 @@ def _add_decay(decay: Any) -> optax.GradientTransformation:
         decayed = leaves.map(add, leaves.aligned(params, "params"))
         return leaves.tree(decayed), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(init, update)
 
 
 def clippy(
-    lambda_rel: Any = 0.5,
-    lambda_abs: Any = 0.01,
+    lambda_rel: Scalar = 0.5,
+    lambda_abs: Scalar = 0.01,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:

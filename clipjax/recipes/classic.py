@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Literal
 
 from .. import granularity, norms, rules
+from ..core.checks import Scalar
 from ..core.clip import Clip, clip_by
 from ..core.entries import clip_entries
 from ..core.meshes import AxisNames
+from ..granularity import Labels, Stacked
 from ..thresholds.given import ThresholdLike, as_threshold
 
 
@@ -122,7 +124,7 @@ def clip_by_global_norm(
 def clip_by_leaf_norm(
     max_norm: ThresholdLike,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -181,8 +183,8 @@ def clip_by_leaf_norm(
 
 
 def clip_by_group_norm(
-    labels: Any,
-    max_norms: Mapping[str, Any],
+    labels: Labels,
+    max_norms: Mapping[str, Scalar | None],
     *,
     axis_name: AxisNames = None,
     name: str = "clip",
@@ -299,7 +301,7 @@ def clip_by_block_rms(
 
 def torch_clip_grad_norm(
     max_norm: ThresholdLike,
-    norm_type: float | str | None = None,
+    norm_type: float | Literal["inf"] | None = None,
     *,
     axis_name: AxisNames = None,
     name: str = "clip",
@@ -349,14 +351,14 @@ def torch_clip_grad_norm(
     """
     return clip_by(
         as_threshold(max_norm, "max_norm"),
-        norm=norms.l2
-        if norm_type is None
-        else norms.lp(_torch_norm_type(norm_type), "norm_type"),
+        norm=_torch_norm(norm_type),
         rule=rules.Hard(epsilon=1e-6),
         axis_name=axis_name,
         name=name,
     )
 
 
-def _torch_norm_type(norm_type: float | str) -> float | str:
-    return math.inf if norm_type == "inf" else norm_type
+def _torch_norm(norm_type: float | Literal["inf"] | None) -> norms.Norm:
+    if norm_type is None:
+        return norms.l2
+    return norms.lp(math.inf if norm_type == "inf" else norm_type, "norm_type")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from .. import rules, thresholds
-from ..core.checks import require_fraction
+from ..core.checks import Scalar, require_fraction
 from ..core.clip import Clip, clip_by
 from ..core.entries import clip_entries
 from ..core.meshes import AxisNames
@@ -189,8 +188,8 @@ def delta_clip(
 
 
 def quantization_clip(
-    dtype: Any = jnp.int8,
-    steps: Any = 4.0,
+    dtype: DTypeLike = jnp.int8,
+    steps: Scalar = 4.0,
     *,
     report: bool = True,
     axis_name: AxisNames = None,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Literal
 
 import jax
 
 from .. import granularity, thresholds
 from ..core.checks import (
+    Scalar,
     require_bool,
     require_choice,
     require_fraction,
@@ -17,10 +18,12 @@ from ..core.checks import (
 )
 from ..core.clip import Clip, clip_by
 from ..core.meshes import AxisNames
+from ..granularity import Stacked
+from ..thresholds.averages import Mode
 
 
 def autoclip(
-    percentile: Any = 10.0,
+    percentile: Scalar = 10.0,
     window: int | None = None,
     *,
     axis_name: AxisNames = None,
@@ -82,11 +85,11 @@ def autoclip(
 
 
 def quantile_clip(
-    quantile: Any = 0.95,
-    max_norm: Any = None,
+    quantile: Scalar = 0.95,
+    max_norm: Scalar | None = None,
     window: int | None = None,
     *,
-    minimum_history: Any = None,
+    minimum_history: Scalar | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -145,14 +148,14 @@ def quantile_clip(
 
 
 def zclip(
-    alpha: Any = 0.97,
-    z_thresh: Any = 2.5,
-    max_grad_norm: Any = 1.0,
-    warmup_steps: Any = 25,
+    alpha: Scalar = 0.97,
+    z_thresh: Scalar = 2.5,
+    max_grad_norm: Scalar = 1.0,
+    warmup_steps: Scalar = 25,
     *,
-    mode: str = "zscore",
-    clip_option: str = "adaptive_scaling",
-    clip_factor: Any = None,
+    mode: Mode = "zscore",
+    clip_option: Literal["adaptive_scaling", "mean"] = "adaptive_scaling",
+    clip_factor: Scalar | None = None,
     skip_update_on_spike: bool = False,
     axis_name: AxisNames = None,
     name: str = "clip",
@@ -228,9 +231,9 @@ def zclip(
 
 def clip_update_by_history(
     window: int | None = None,
-    sigma: Any = 3.0,
+    sigma: Scalar = 3.0,
     *,
-    minimum_history: Any = None,
+    minimum_history: Scalar | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -283,11 +286,11 @@ def clip_update_by_history(
 
 
 def norm_growth_limiter(
-    growth: Any = 1.01,
+    growth: Scalar = 1.01,
     *,
-    slowest_decay: Any = None,
-    floor: Any = None,
-    stacked: Any = None,
+    slowest_decay: Scalar | None = None,
+    floor: Scalar | None = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -348,8 +351,8 @@ def norm_growth_limiter(
     return clip_by(source, granularity=leaf, axis_name=axis_name, name=name)
 
 
-def _cap(name: str, value: Any) -> Any:
-    """Reads a cap by the name that it has in a recipe; None for none."""
+def _cap(name: str, value: Scalar | None) -> Scalar:
+    """Return a cap, inf for None, after a check under its name in the recipe."""
     value = math.inf if value is None else value
     require_number(name, value)
     return value

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import optax
 
 from .. import granularity, norms, rules
-from ..core.checks import require_fraction, require_number
+from ..core.checks import Scalar, require_fraction, require_number
 from ..core.clip import clip_by
 from ..core.entries import clip_entries
 from ..core.meshes import AxisNames
@@ -24,9 +22,9 @@ from .tensorwise import gradient_stabilizer
 
 
 def stable_update_clip(
-    b1: Any = 0.9,
-    b2: Any = 0.99,
-    eps: Any = 1e-6,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-6,
     threshold: ThresholdLike = 1.0,
     *,
     axis_name: AxisNames = None,
@@ -97,10 +95,10 @@ def stable_update_clip(
 
 def spam_clip(
     inner: optax.GradientTransformation | None = None,
-    theta: Any = 5000.0,
+    theta: Scalar = 5000.0,
     *,
-    warmup_steps: Any = None,
-    period: Any = None,
+    warmup_steps: Scalar | None = None,
+    period: Scalar | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> CompoundClip:
@@ -158,11 +156,11 @@ def spam_clip(
 
 
 def stable_spam_clip(
-    gamma1: Any = 0.7,
-    gamma2: Any = 0.9,
-    gamma3: Any = 0.999,
+    gamma1: Scalar = 0.7,
+    gamma2: Scalar = 0.9,
+    gamma3: Scalar = 0.999,
     *,
-    eps: Any = None,
+    eps: Scalar | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
@@ -223,9 +221,9 @@ def stable_spam_clip(
 
 
 def acclip(
-    b1: Any = 0.9,
-    b2: Any = 0.99,
-    alpha: Any = 1.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    alpha: Scalar = 1.0,
     eps: float | None = None,
     *,
     axis_name: AxisNames = None,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import rules
-from ..core.checks import require_number
+from ..core.checks import Scalar, require_number
 from ..core.clip import Clip, clip_by
 from ..core.dtypes import narrow, widen
 from ..core.meshes import AxisNames
@@ -122,7 +122,7 @@ def normalise_by_global_norm(
 
 
 def scale_by_l0_l1(
-    l0: Any, l1: Any, *, axis_name: AxisNames = None, name: str = "clip"
+    l0: Scalar, l1: Scalar, *, axis_name: AxisNames = None, name: str = "clip"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Take the step that (L0, L1)-smoothness allows: a soft clip and a step size.
 
@@ -184,7 +184,7 @@ def scale_by_l0_l1(
     return optax.chain(clip, _divide_by(l0))
 
 
-def _divide_by(divisor: Any) -> optax.GradientTransformation:
+def _divide_by(divisor: Scalar) -> optax.GradientTransformation:
     """Divide floating and complex leaves; ``optax.scale`` divides integers as well."""
 
     def init(params: Any) -> optax.EmptyState:

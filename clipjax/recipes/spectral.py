@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .. import rules
 from ..core.clip import Clip
 from ..core.meshes import AxisNames
+from ..granularity import Stacked
 from ..spectral import SVD, NewtonSchulz, PowerIteration, clip_singular_values
 from ..thresholds.given import ThresholdLike
 
@@ -14,7 +13,7 @@ from ..thresholds.given import ThresholdLike
 def spectral_clip(
     threshold: ThresholdLike = 1.0,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     iterations: int | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
@@ -85,7 +84,7 @@ def spectral_clip(
 def spectral_clamp(
     threshold: ThresholdLike = 1.0,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -153,7 +152,7 @@ def spectral_clamp(
 def spectral_soft_clip(
     threshold: ThresholdLike = 1.0,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     iterations: int | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",

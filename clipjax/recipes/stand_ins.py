@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Scalar
 from ..core.dtypes import widen
 from ..thresholds.averages import bias_correction
 from ..thresholds.base import Context
@@ -17,8 +17,8 @@ from ..thresholds.base import Context
 class RelativeChange:
     """The updates, each relative to what its parameter may change by."""
 
-    relative: Any
-    absolute: Any
+    relative: Scalar
+    absolute: Scalar
 
     def __call__(self, arrays: list[jax.Array], context: Context) -> list[jax.Array]:
         relative, absolute = context.cast(self.relative), context.cast(self.absolute)
@@ -53,8 +53,8 @@ class Surprise:
     The gradient and Adam's state come as the extra arguments ``gradient`` and ``adam``.
     """
 
-    decay: Any
-    epsilon: Any
+    decay: Scalar
+    epsilon: Scalar
 
     def __call__(self, arrays: list[jax.Array], context: Context) -> list[jax.Array]:
         del arrays

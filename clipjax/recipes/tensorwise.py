@@ -6,23 +6,26 @@ import math
 import re
 from typing import Any
 
+import optax
+
 from .. import granularity, rules
-from ..core.checks import require_fraction, require_number
+from ..core.checks import Scalar, require_fraction, require_number
 from ..core.clip import Clip, clip_by
 from ..core.meshes import AxisNames
+from ..granularity import Labels, Stacked
 from ..thresholds.averages import moment_ratio
-from ..thresholds.tensorwise import AdaptiveBand, AdaptiveTensorwise
+from ..thresholds.tensorwise import AdaptiveBand, AdaptiveTensorwise, MinimumOf
 
 
 def adagc(
-    lambda_abs: Any = 1.0,
-    lambda_rel: Any = 1.05,
-    beta: Any = 0.98,
-    warmup_steps: Any = 100,
+    lambda_abs: Scalar = 1.0,
+    lambda_rel: Scalar = 1.05,
+    beta: Scalar = 0.98,
+    warmup_steps: Scalar = 100,
     *,
-    minimum_of: str = "raw",
-    floor: Any = None,
-    stacked: Any = None,
+    minimum_of: MinimumOf = "raw",
+    floor: Scalar | None = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -96,15 +99,15 @@ def by_function(path: str, leaf: Any) -> str:
 
 
 def aggc(
-    labels: Any = None,
-    alpha_low: Any = 1.0,
-    alpha_high: Any = 1.0,
-    beta: Any = 0.98,
+    labels: Labels | None = None,
+    alpha_low: optax.ScalarOrSchedule = 1.0,
+    alpha_high: optax.ScalarOrSchedule = 1.0,
+    beta: Scalar = 0.98,
     *,
     raises: bool = False,
-    min_norm: Any = None,
-    max_up_scale: Any = None,
-    max_down_scale: Any = None,
+    min_norm: Scalar | None = None,
+    max_up_scale: Scalar | None = None,
+    max_down_scale: Scalar | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -172,11 +175,11 @@ def aggc(
 
 
 def gradient_stabilizer(
-    gamma1: Any = 0.7,
-    gamma2: Any = 0.9,
+    gamma1: Scalar = 0.7,
+    gamma2: Scalar = 0.9,
     *,
-    eps: Any = None,
-    stacked: Any = None,
+    eps: Scalar | None = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:

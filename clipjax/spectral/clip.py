@@ -19,7 +19,7 @@ from ..core.meshes import AxisNames, as_tuple, resharded
 from ..core.report import next_info, summarize
 from ..core.shorten import multiplier
 from ..core.state import ClipState, keep_if
-from ..granularity import leaf
+from ..granularity import Stacked, leaf
 from ..guards import Guard
 from ..norms import linf
 from ..rules import Rule
@@ -116,7 +116,7 @@ def clip_singular_values(
     *,
     method: Method = PowerIteration(),  # noqa: B008  a frozen dataclass
     rule: Rule = rules.hard,
-    stacked: Any = None,
+    stacked: Stacked = None,
     nonfinite: Guard = guards.propagate,
     axis_name: AxisNames = None,
     name: str = "clip",

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from ..core.checks import require_choice, require_fraction, require_number
+from ..core.checks import Scalar, require_choice, require_fraction, require_number
 from ..core.dtypes import inverse_power
-from .history import Learnt, Memory, complement, reached
+from .history import Learnt, Memory, Remembered, complement, reached
 from .window import LEAST_DEVIATION
 
-MODES = ("zscore", "mean", "percentile")
+Mode = Literal["zscore", "mean", "percentile"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Average(Memory):
     """A multiple of an exponential average, without a bias towards zero."""
 
-    decay: Any
-    multiplier: Any
+    decay: Scalar
+    multiplier: Scalar
 
     def observe(self, memory, norm, seen):
         return memory + average_weight(self.decay, seen, norm.dtype) * (norm - memory)
@@ -32,14 +32,14 @@ class Average(Memory):
         return jnp.asarray(self.multiplier, memory.dtype) * memory
 
 
-def average_weight(decay: Any, seen: jax.Array, dtype: Any) -> jax.Array:
+def average_weight(decay: Scalar, seen: jax.Array, dtype: Any) -> jax.Array:
     """Return the weight of the next value in a bias-corrected exponential average."""
     rest = bias_correction(decay, seen + 1, dtype)
     fresh = complement(decay, dtype)
     return jnp.where(seen == 0, 1, fresh / jnp.where(rest > 0, rest, 1))
 
 
-def bias_correction(decay: Any, count: jax.Array, dtype: Any) -> jax.Array:
+def bias_correction(decay: Scalar, count: jax.Array, dtype: Any) -> jax.Array:
     """Return ``1 - decay^count`` without cancellation."""
     if isinstance(decay, jax.Array):
         logarithm = jnp.log(decay.astype(dtype))
@@ -61,8 +61,8 @@ def rms_average(root: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Arr
 class StreamingQuantile(Memory):
     """A quantile estimate that moves by a constant ratio, up or down."""
 
-    q: Any
-    rate: Any
+    q: Scalar
+    rate: Scalar
 
     def observe(self, memory, norm, seen):
         rate, q = (jnp.asarray(x, norm.dtype) for x in (self.rate, self.q))
@@ -90,12 +90,12 @@ class Moments(NamedTuple):
 class ZScore(Memory):
     """Mean and variance: of all norms during the warm-up, then running averages."""
 
-    z: Any
-    decay: Any
-    warmup: Any
-    mode: str
-    factor: Any
-    epsilon: Any
+    z: Scalar
+    decay: Scalar
+    warmup: Scalar
+    mode: Mode
+    factor: Scalar
+    epsilon: Scalar
 
     def start(self, zeros):
         return Moments(zeros, jnp.zeros_like(zeros))
@@ -137,9 +137,9 @@ class ZScore(Memory):
 class MomentRatio(Memory):
     """The average norm, divided by the root of the average square."""
 
-    mean_decay: Any
-    square_decay: Any
-    epsilon: Any
+    mean_decay: Scalar
+    square_decay: Scalar
+    epsilon: Scalar
 
     def start(self, zeros):
         return Moments(zeros, jnp.zeros_like(zeros))
@@ -157,14 +157,14 @@ class MomentRatio(Memory):
 
 
 def ema(
-    multiplier: Any,
+    multiplier: Scalar,
     *,
-    decay: Any = 0.99,
+    decay: Scalar = 0.99,
     include_current: bool = False,
-    remember: str | None = None,
-    minimum_history: Any = 1,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    remember: Remembered | None = None,
+    minimum_history: Scalar = 1,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
     """Takes a multiple of the exponential average of the norms.
 
@@ -214,12 +214,12 @@ def ema(
 
 
 def streaming_quantile(
-    q: Any,
-    rate: Any = 0.05,
+    q: Scalar,
+    rate: Scalar = 0.05,
     *,
-    minimum_history: Any = 1,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    minimum_history: Scalar = 1,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
     """Follows a quantile of the norms with one number of state per block.
 
@@ -258,16 +258,16 @@ def streaming_quantile(
 
 
 def zscore(
-    z: Any = 2.5,
+    z: Scalar = 2.5,
     *,
-    decay: Any = 0.97,
-    warmup: Any = 25,
-    mode: str = "zscore",
-    factor: Any = 1.0,
-    epsilon: Any = 1e-6,
-    remember: str = "target",
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    decay: Scalar = 0.97,
+    warmup: Scalar = 25,
+    mode: Mode = "zscore",
+    factor: Scalar = 1.0,
+    epsilon: Scalar = 1e-6,
+    remember: Remembered = "target",
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
     """Clips norms that are outliers among the norms seen so far, by their z-score.
 
@@ -298,7 +298,7 @@ def zscore(
         require_number(name, value, infinite=False)
     require_number("warmup", warmup, lowest=1, infinite=False)
     require_fraction("decay", decay)
-    require_choice("mode", mode, MODES)
+    require_choice("mode", mode, get_args(Mode))
     memory = ZScore(z, decay, warmup, mode, factor, epsilon)
     return Learnt(
         memory,
@@ -311,7 +311,7 @@ def zscore(
 
 
 def moment_ratio(
-    mean_decay: Any = 0.7, square_decay: Any = 0.9, *, epsilon: Any = 1e-8
+    mean_decay: Scalar = 0.7, square_decay: Scalar = 0.9, *, epsilon: Scalar = 1e-8
 ) -> Learnt:
     """Gives lengths near 1: the average norm over the root of the average square.
 

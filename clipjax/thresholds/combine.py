@@ -43,9 +43,8 @@ class Combined(Threshold):
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         thresholds, memories = [], []
-        for source, memory in zip(
-            self.sources, state or [()] * len(self.sources), strict=True
-        ):
+        before: Any = state or [()] * len(self.sources)
+        for source, memory in zip(self.sources, before, strict=True):
             kept = memory[source.kind] if source.remembers else ()
             threshold, kept = source.update(norms, kept, context)
             thresholds.append(threshold)

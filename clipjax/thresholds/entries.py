@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ..core.blocks import Blocks, Values
-from ..core.checks import require_fraction, require_number
+from ..core.checks import Scalar, require_fraction, require_number
 from ..core.dtypes import format_limits, widen
 from ..core.trees import zeros_like
 from ..norms import l1, linf
@@ -38,7 +39,7 @@ class AverageMaximum(Threshold):
     multiplied by T / max.
     """
 
-    decay: Any
+    decay: Scalar
     kind = "average-maximum"
     remembers = True
     reads = "entries"
@@ -87,9 +88,9 @@ class SecondMoment(Threshold):
     of which nothing is known yet (v = 0) are not clipped.
     """
 
-    theta: Any
-    start: Any
-    period: Any
+    theta: Scalar
+    start: Scalar
+    period: Scalar | None
     kind = "second-moment"
     reads = "entries"
 
@@ -129,8 +130,8 @@ class PowerAverage(Threshold):
     this is a momentum. The average starts at zero, as published, without a correction.
     """
 
-    decay: Any
-    power: Any
+    decay: Scalar
+    power: Scalar
     kind = "power-average"
     remembers = True
     reads = "entries"
@@ -162,8 +163,8 @@ class PowerAverage(Threshold):
 class QuantizationRange(Threshold):
     """As wide as a format allows, for typical entries to stay so many steps from 0."""
 
-    dtype: Any
-    steps: Any
+    dtype: DTypeLike
+    steps: Scalar
     kind = "quantization-range"
     reads = "entries"
 
@@ -200,7 +201,9 @@ def _logarithms(sizes: jax.Array) -> jax.Array:
     return jnp.stack([jnp.sum(logarithm), jnp.sum(counts, dtype=sizes.dtype)])
 
 
-def quantization_range(dtype: Any = jnp.int8, steps: Any = 4.0) -> QuantizationRange:
+def quantization_range(
+    dtype: DTypeLike = jnp.int8, steps: Scalar = 4.0
+) -> QuantizationRange:
     r"""Give each leaf the widest range in which a format still resolves its bulk.
 
     .. math:: c = \frac{m}{k} \cdot \frac{q_\text{max}}{q_\text{min}}, \qquad

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax.numpy as jnp
 
 from ..core.checks import (
+    Scalar,
     require_bool,
     require_fraction,
     require_number,
     require_steps,
 )
-from .history import Learnt, Memory
+from .history import Learnt, Memory, Remembered
 from .window import Quantile
 
 
@@ -23,7 +23,7 @@ class Extremum(Memory):
     """A multiple of the largest or smallest norm so far."""
 
     largest: bool
-    factor: Any
+    factor: Scalar
 
     def observe(self, memory, norm, seen):
         pick = jnp.maximum if self.largest else jnp.minimum
@@ -38,8 +38,8 @@ class Extremum(Memory):
 class Previous(Memory):
     """A multiple of the previous norm, which does not fall faster than allowed."""
 
-    growth: Any
-    slowest: Any
+    growth: Scalar
+    slowest: Scalar
 
     def observe(self, memory, norm, seen):
         least = jnp.asarray(self.slowest, norm.dtype) * memory
@@ -52,13 +52,13 @@ class Previous(Memory):
 
 def running_extremum(
     largest: bool = True,
-    factor: Any = 1.0,
+    factor: Scalar = 1.0,
     *,
     include_current: bool = False,
-    remember: str = "raw",
-    minimum_history: Any = 1,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    remember: Remembered = "raw",
+    minimum_history: Scalar = 1,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
     """Takes a multiple of the largest, or of the smallest, norm so far.
 
@@ -97,11 +97,11 @@ def running_extremum(
 
 def warmup_statistic(
     steps: int,
-    factor: Any = 1.0,
+    factor: Scalar = 1.0,
     *,
-    quantile: Any = None,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    quantile: Scalar | None = None,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
     """Takes the largest of the first norms, or a quantile, and then stays.
 
@@ -143,11 +143,11 @@ def warmup_statistic(
 
 
 def relative_to_previous(
-    growth: Any = 1.01,
+    growth: Scalar = 1.01,
     *,
-    slowest_decay: Any = 0.5,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    slowest_decay: Scalar = 0.5,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
     """Lets a norm grow by a ratio from one step to the next, as it was after the clip.
 

@@ -15,7 +15,8 @@ from ..core.checks import require_number
 from .base import Context, Threshold
 
 Table = Mapping[str, Any] | list[Any] | tuple[Any, ...]
-ThresholdLike = float | jax.Array | Callable[[Any], Any] | Table | Threshold
+Number = float | np.number | np.ndarray | jax.Array
+ThresholdLike = Number | Callable[[Any], Any] | Table | Threshold
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -63,7 +64,7 @@ class ByBlock(Threshold):
     are read anew at every update.
     """
 
-    value: Table = dataclasses.field(compare=False)
+    value: Any = dataclasses.field(compare=False)
     argument: str = dataclasses.field(default="threshold", compare=False, repr=False)
     _key: Any = dataclasses.field(init=False, repr=False)
     kind = "constant"

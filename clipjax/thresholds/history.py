@@ -9,17 +9,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from ..core.blocks import Blocks, Values
-from ..core.checks import require_bool, require_choice, require_limits, require_number
+from ..core.checks import (
+    Scalar,
+    require_bool,
+    require_choice,
+    require_limits,
+    require_number,
+)
 from ..core.printing import changed_settings, printed
 from .base import Context, Threshold
 
-REMEMBERED = ("raw", "clipped", "target", "inliers")
+Remembered = Literal["raw", "clipped", "target", "inliers"]
 
 
 class Memory:
@@ -81,16 +87,16 @@ class Learnt(Threshold):
     memory: Memory
     kind: str
     include_current: bool = False
-    remember: str = "raw"
-    minimum_history: Any = 1
+    remember: Remembered = "raw"
+    minimum_history: Scalar = 1
     learning_steps: int | None = None
-    floor: Any = 0.0
-    cap: Any = math.inf
+    floor: Scalar = 0.0
+    cap: Scalar = math.inf
     remembers = True
     reads = "norms"
 
     def __post_init__(self):
-        require_choice("remember", self.remember, REMEMBERED)
+        require_choice("remember", self.remember, get_args(Remembered))
         require_bool("include_current", self.include_current)
         require_number("minimum_history", self.minimum_history, infinite=False)
         require_limits(self.floor, self.cap)
@@ -139,19 +145,19 @@ class Learnt(Threshold):
         return f"{self.kind}({', '.join(kept + switches)})"
 
 
-def reached(seen: jax.Array, count: Any) -> jax.Array:
+def reached(seen: jax.Array, count: Scalar) -> jax.Array:
     """Return whether a count, which may be traced as a float, has been reached."""
     return seen >= jnp.asarray(count).astype(seen.dtype)
 
 
-def complement(decay: Any, dtype: Any) -> jax.Array:
+def complement(decay: Scalar, dtype: Any) -> jax.Array:
     """Return 1 - decay, for a Python number without the rounding of float32."""
     if isinstance(decay, jax.Array):
         return 1 - decay.astype(dtype)
     return jnp.asarray(1 - decay, dtype)
 
 
-def limited(threshold: jax.Array, floor: Any, cap: Any) -> jax.Array:
+def limited(threshold: jax.Array, floor: Scalar, cap: Scalar) -> jax.Array:
     """Keep a threshold between its limits, in its own dtype."""
     cast = functools.partial(jnp.asarray, dtype=threshold.dtype)
     return jnp.clip(threshold, cast(floor), cast(cap))

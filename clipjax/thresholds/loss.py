@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ..core.blocks import Blocks, Values
-from ..core.checks import require_fraction, require_limits, require_number
+from ..core.checks import Scalar, require_fraction, require_limits, require_number
 from ..core.meshes import shared
 from .averages import average_weight
 from .base import Context, Threshold
@@ -38,11 +39,11 @@ class LossState(NamedTuple):
 class FromLoss(Combined):
     """A threshold that is relaxed where the loss has stopped falling."""
 
-    relaxation: Any
-    tolerance: Any
-    fast_decay: Any
-    slow_decay: Any
-    cap: Any
+    relaxation: Scalar
+    tolerance: Scalar
+    fast_decay: Scalar
+    slow_decay: Scalar
+    cap: Scalar
     kind = "from-loss"
 
     @property
@@ -51,9 +52,10 @@ class FromLoss(Combined):
         return True
 
     def init(self, blocks: Blocks, params: Any) -> LossState:
-        averages = [jnp.zeros((), blocks.leaves.dtype) for _ in range(2)]
+        # Two buffers, since a state that holds one buffer twice cannot be donated.
+        fast, slow = (jnp.zeros((), blocks.leaves.dtype) for _ in range(2))
         relaxed = super().init(blocks, params)
-        return LossState(jnp.zeros((), jnp.int32), *averages, relaxed)
+        return LossState(jnp.zeros((), jnp.int32), fast, slow, relaxed)
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         cast = context.cast
@@ -91,11 +93,11 @@ class FromLoss(Combined):
 def from_loss(
     threshold: ThresholdLike,
     *,
-    relaxation: Any = 1.0,
-    tolerance: Any = 0.01,
-    fast_decay: Any = 0.9,
-    slow_decay: Any = 0.99,
-    cap: Any = math.inf,
+    relaxation: Scalar = 1.0,
+    tolerance: Scalar = 0.01,
+    fast_decay: Scalar = 0.9,
+    slow_decay: Scalar = 0.99,
+    cap: Scalar = math.inf,
 ) -> FromLoss:
     r"""Relax a threshold where the loss has stopped falling. Experimental.
 
@@ -146,8 +148,8 @@ def from_loss(
 class PolyakCap(Threshold):
     """The norm with which a step of SGD is as long as Polyak's."""
 
-    learning_rate: Any
-    lower_bound: Any
+    learning_rate: optax.ScalarOrSchedule
+    lower_bound: Scalar
     kind = "polyak-cap"
     reads = "norms"
 
@@ -167,7 +169,9 @@ class PolyakCap(Threshold):
         return list(map(limit, norms)), state
 
 
-def polyak_cap(learning_rate: Any, lower_bound: Any = 0.0) -> PolyakCap:
+def polyak_cap(
+    learning_rate: optax.ScalarOrSchedule, lower_bound: Scalar = 0.0
+) -> PolyakCap:
     r"""Cap the step of SGD at the length of Polyak's, from the loss.
 
     .. math:: c = \frac{f - f^*}{\eta \lVert g \rVert}

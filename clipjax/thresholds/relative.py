@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ..core.blocks import Values
-from ..core.checks import require_bool, require_number
+from ..core.checks import Scalar, require_bool, require_number
 from .base import Context, Threshold
 from .combine import Combined
 from .given import ThresholdLike, as_threshold
@@ -19,8 +20,8 @@ from .given import ThresholdLike, as_threshold
 class RelativeToParams(Threshold):
     """``ratio · max(‖w‖, floor)``, with the parameters' blocks and norm."""
 
-    ratio: Any
-    floor: Any
+    ratio: Scalar
+    floor: Scalar
     kind = "relative-to-params"
 
     def __post_init__(self):
@@ -34,7 +35,7 @@ class RelativeToParams(Threshold):
         return [ratio * jnp.maximum(weight, floor) for weight in weights], state
 
 
-def relative_to_params(ratio: Any, floor: Any = 1e-3) -> RelativeToParams:
+def relative_to_params(ratio: Scalar, floor: Scalar = 1e-3) -> RelativeToParams:
     """Allow each block a fraction of its parameters' norm.
 
     Args:
@@ -61,10 +62,10 @@ def relative_to_params(ratio: Any, floor: Any = 1e-3) -> RelativeToParams:
 class TrustRatio(Threshold):
     """``n · τ‖w‖ / (η (n + ω‖w‖ + ε))``: the factor of LARC, as a length."""
 
-    learning_rate: Any
-    trust: Any
-    decay: Any
-    epsilon: Any
+    learning_rate: optax.ScalarOrSchedule | None
+    trust: Scalar
+    decay: Scalar
+    epsilon: Scalar
     kind = "trust-ratio"
     reads = "norms"
 
@@ -91,26 +92,26 @@ class TrustRatio(Threshold):
         return list(map(limit, norms, weights)), state
 
 
-def require_rate(rate: Any) -> None:
+def require_rate(rate: optax.ScalarOrSchedule | None) -> None:
     """Check a learning rate that is a number."""
     if rate is not None and not callable(rate):
         require_number("learning_rate", rate, infinite=False)
 
 
-def learning_rate_now(rate: Any, context: Context, who: str) -> jax.Array:
+def learning_rate_now(
+    rate: optax.ScalarOrSchedule | None, context: Context, who: str
+) -> jax.Array:
     """Return the learning rate: a number, a schedule's value, or the extra argument."""
     if rate is None:
         rate = context.argument("learning_rate", who)
-    elif callable(rate):
-        rate = rate(context.steps)
-    return context.cast(rate)
+    return context.cast(rate(context.steps) if callable(rate) else rate)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class RelativeToLearningRate(Combined):
     """A threshold times or divided by the learning rate."""
 
-    learning_rate: Any
+    learning_rate: optax.ScalarOrSchedule | None
     proportional: bool
     kind = "relative-to-learning-rate"
 
@@ -124,7 +125,10 @@ class RelativeToLearningRate(Combined):
 
 
 def relative_to_learning_rate(
-    step: ThresholdLike, learning_rate: Any = None, *, proportional: bool = False
+    step: ThresholdLike,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    proportional: bool = False,
 ) -> RelativeToLearningRate:
     r"""Couple a threshold with the learning rate η.
 

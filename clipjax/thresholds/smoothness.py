@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from ..core.blocks import Blocks, Values
-from ..core.checks import require_fraction, require_limits, require_number
+from ..core.checks import Scalar, require_fraction, require_limits, require_number
 from ..core.trees import zeros_like
 from .base import Context, Threshold
 from .given import Constant
 from .history import limited, reached
 
 
-def from_smoothness(l0: Any, l1: Any) -> Constant:
+def from_smoothness(l0: float, l1: float) -> Constant:
     r"""Take the threshold γ = L0/L1 from known constants of smoothness.
 
     Args:
@@ -77,11 +77,11 @@ class SmoothnessState(NamedTuple):
 class EstimatedSmoothness(Threshold):
     """γ = L0/L1, or the step of the model, by regressing smoothness on the norm."""
 
-    decay: Any
-    minimum_history: Any
-    floor: Any
-    cap: Any
-    initial_step: Any = None
+    decay: Scalar
+    minimum_history: Scalar
+    floor: Scalar
+    cap: Scalar
+    initial_step: Scalar | None = None
     kind = "estimated-smoothness"
     remembers = True
     reads = "norms"
@@ -156,11 +156,11 @@ def _cast_each(arrays: list[jax.Array], like: list[jax.Array]) -> list[jax.Array
 
 def estimated_smoothness(
     *,
-    decay: Any = 0.99,
-    minimum_history: Any = 10,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
-    initial_step: Any = None,
+    decay: Scalar = 0.99,
+    minimum_history: Scalar = 10,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
+    initial_step: Scalar | None = None,
 ) -> EstimatedSmoothness:
     r"""Estimate γ = L0/L1 on the way, from successive gradients and parameters.
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ..core.blocks import Blocks, Values
 from ..core.checks import (
+    Scalar,
     require_bool,
     require_choice,
     require_fraction,
@@ -19,7 +21,7 @@ from ..core.checks import (
 from .base import Context, Threshold
 from .history import complement, reached
 
-MINIMA = ("raw", "clipped")
+MinimumOf = Literal["raw", "clipped"]
 
 
 class TrackedState(NamedTuple):
@@ -59,12 +61,12 @@ class Tracking(Threshold):
 class AdaptiveTensorwise(Tracking):
     """A multiple of an average of clipped norms; at first, one clip for the whole."""
 
-    absolute: Any
-    relative: Any
-    decay: Any
-    warmup: Any
-    minimum_of: str
-    floor: Any
+    absolute: Scalar
+    relative: Scalar
+    decay: Scalar
+    warmup: Scalar
+    minimum_of: MinimumOf
+    floor: Scalar
     kind = "adaptive-tensorwise"
 
     def __post_init__(self):
@@ -73,7 +75,7 @@ class AdaptiveTensorwise(Tracking):
         require_fraction("beta", self.decay)
         require_number("warmup_steps", self.warmup, infinite=False)
         require_limits(self.floor, float("inf"))
-        require_choice("minimum_of", self.minimum_of, MINIMA)
+        require_choice("minimum_of", self.minimum_of, get_args(MinimumOf))
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         # Algorithm 1 of the paper, for all blocks at once.
@@ -100,13 +102,13 @@ class AdaptiveTensorwise(Tracking):
 class AdaptiveBand(Tracking):
     """The length of a norm brought into a band about the average of such lengths."""
 
-    low: Any
-    high: Any
-    decay: Any
+    low: optax.ScalarOrSchedule
+    high: optax.ScalarOrSchedule
+    decay: Scalar
     raises: bool
-    floor: Any
-    largest_raise: Any
-    largest_cut: Any
+    floor: Scalar
+    largest_raise: Scalar
+    largest_cut: Scalar
     kind = "adaptive-band"
 
     def __post_init__(self):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..core.checks import require_fraction, require_number, require_steps
+from ..core.checks import Scalar, require_fraction, require_number, require_steps
 from ..core.dtypes import inverse_power
-from .history import Learnt, Memory
+from .history import Learnt, Memory, Remembered
 
 # Norms that hardly vary have no standard deviation to speak of: one of a thousandth of
 # the mean keeps rounding and drift from counting as outliers.
@@ -46,8 +45,8 @@ class Window(Memory):
 class Quantile(Window):
     """A multiple of a quantile, interpolated as NumPy does."""
 
-    q: Any
-    factor: Any
+    q: Scalar
+    factor: Scalar
 
     def threshold(self, memory, norm, seen):
         del norm
@@ -71,7 +70,7 @@ class Quantile(Window):
 class MeanPlusStd(Window):
     """The mean, and a number of population standard deviations above it."""
 
-    k: Any
+    k: Scalar
 
     def threshold(self, memory, norm, seen):
         del norm
@@ -88,15 +87,15 @@ class MeanPlusStd(Window):
 
 
 def quantile(
-    q: Any,
+    q: Scalar,
     window: int = 1000,
     *,
-    factor: Any = 1.0,
+    factor: Scalar = 1.0,
     include_current: bool = False,
-    remember: str = "raw",
-    minimum_history: Any = 1,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    remember: Remembered = "raw",
+    minimum_history: Scalar = 1,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
     """Takes a quantile of the latest norms, exactly.
 
@@ -139,13 +138,13 @@ def quantile(
 
 def mean_plus_std(
     window: int = 128,
-    k: Any = 3.0,
+    k: Scalar = 3.0,
     *,
     include_current: bool = False,
-    remember: str = "raw",
-    minimum_history: Any = 1,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    remember: Remembered = "raw",
+    minimum_history: Scalar = 1,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
     """Takes the mean of the latest norms plus some standard deviations.
 

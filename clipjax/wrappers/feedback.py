@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..core.checks import require_number
+from ..core.checks import Scalar, require_number
 from ..core.clip import clip_by
 from ..core.dtypes import accumulation_dtype, narrow, widen
 from ..core.meshes import AxisNames
@@ -33,7 +33,7 @@ class ErrorFeedbackState(NamedTuple):
 
 def error_feedback(
     clip: optax.GradientTransformation,
-    cap: Any = None,
+    cap: Scalar | None = None,
     *,
     axis_name: AxisNames = None,
 ) -> optax.GradientTransformationExtraArgs:
