@@ -7,17 +7,8 @@ IN_VENV := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-
 OPTIONS ?=
 
-# Most of the time of the tests goes into compiling what then runs once. These flags halve
-# it: XLA's older emitters of code for CPUs, and LLVM without its passes.
-WITH_LITTLE_EFFORT := --xla_cpu_use_fusion_emitters=false \
-	--xla_cpu_parallel_codegen_split_count=1 --xla_backend_optimization_level=0 \
-	--xla_llvm_disable_expensive_passes=true
-TESTS := $(IN_VENV) -m pytest -n 2 --dist worksteal $(OPTIONS)
-# OPTIONS may select tests of one kind only, and pytest fails where it finds none.
-OR_NONE := $(if $(OPTIONS),|| [ $$? -eq 5 ])
-
 .NOTPARALLEL:
-.PHONY: help demo test test-optimized test-unoptimized docs lint notebooks benchmark clean
+.PHONY: help demo test docs lint notebooks benchmark clean
 
 help:
 	@echo "make demo       train with and without clipping, and draw what clipping did"
@@ -32,13 +23,8 @@ demo: $(INSTALLED)demos
 	$(VENV)/bin/clipjax compare --out demo $(OPTIONS)
 	@echo "The report is demo/report.html: open it in a browser."
 
-test: test-optimized test-unoptimized
-
-test-optimized: $(INSTALLED)demos-test
-	$(TESTS) -m optimized $(OR_NONE)
-
-test-unoptimized: $(INSTALLED)demos-test
-	XLA_FLAGS="$$XLA_FLAGS $(WITH_LITTLE_EFFORT)" $(TESTS) -m "not optimized" $(OR_NONE)
+test: $(INSTALLED)demos-test
+	$(IN_VENV) -m pytest -n 2 --dist worksteal --durations 15 $(OPTIONS)
 
 docs: $(INSTALLED)demos-docs
 	$(IN_VENV) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html

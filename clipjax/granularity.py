@@ -87,14 +87,12 @@ class Leaf(Granularity):
 
     def of(self, leaves, mesh_axes):
         layers = _stacked_axes(self.stacked, leaves)
-        for name, split, count in zip(leaves.names, mesh_axes, layers, strict=True) if any(
-            layers
-        ) and any(mesh_axes) else ():
+        for i, (split, count) in enumerate(zip(mesh_axes, layers, strict=True)):
             if split and count:
                 raise ValueError(
-                    f"{name or 'the update'} is split over {split}, and a shard does "
-                    "not tell which layers of a stack it holds: leave stacked out, or "
-                    "call the clip under jit"
+                    f"{leaves.names[i] or 'the update'} is split over {split}, and a "
+                    "shard does not tell which layers of a stack it holds: leave "
+                    "stacked out, or call the clip under jit"
                 )
         summed = [
             tuple(range(count, leaf.ndim))
@@ -108,7 +106,9 @@ class Leaf(Granularity):
         for name, leaf, count in zip(leaves.names, leaves.arrays, layers, strict=True):
             number = math.prod(leaf.shape[:count])
             width = len(str(number - 1))
-            names += [f"{name}[{i:0{width}}]" for i in range(number)] if count else [name]
+            names += (
+                [f"{name}[{i:0{width}}]" for i in range(number)] if count else [name]
+            )
         return names
 
 
@@ -303,9 +303,7 @@ def leaf(stacked: Any = None) -> Leaf:
     return Leaf(_stacked(stacked))
 
 
-def group(
-    labels: Labels | Callable[..., Any], members: Sequence[str] = ()
-) -> Group:
+def group(labels: Labels | Callable[..., Any], members: Sequence[str] = ()) -> Group:
     """One norm per label.
 
     Args:
@@ -350,8 +348,8 @@ def unit(axes: Any = None, stacked: Any = None) -> Unit:
         given = entry if isinstance(entry, tuple | list) else [entry]
         if not all(_is_integer(axis) for axis in given):
             raise TypeError(
-                "axes must be integers, a function of (path, leaf) or a table from path "
-                f"pattern to integers, got {entry!r}"
+                "axes must be integers, a function of (path, leaf) or a table from "
+                f"path pattern to integers, got {entry!r}"
             )
     return Unit(
         None if axes is None else Setting.of(axes, None, "axes"),

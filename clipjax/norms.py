@@ -1,16 +1,16 @@
-"""Norms: how a block of entries is measured.
+r"""Norms: how a block of entries is measured.
 
-A norm says what a leaf adds to the sum of its block, how sums of leaves and devices join,
-and how the sum becomes the norm. Sums are accumulated in float32 at least. The derivative
-of every norm at zero is 0, and the modulus of complex entries counts.
+A norm defines what a leaf adds to the sum of its block, how sums of leaves and devices
+join, and how the sum becomes the norm. Sums are accumulated in float32 or wider. The
+derivative of every norm at zero is 0, and a complex entry counts by its modulus.
 
 | norm | value |
 |---|---|
-| `l1` | Σ \\|x\\| |
-| `l2` | (Σ \\|x\\|²)^(1/2) |
-| `rms` | (Σ \\|x\\|² / size)^(1/2), 0 for a block without entries |
-| `linf` | max \\|x\\| |
-| `lp` (p) | (Σ \\|x\\|^p)^(1/p), 1 ≤ p < ∞ |
+| `l1` | Σ \|x\| |
+| `l2` | (Σ \|x\|²)^(1/2) |
+| `rms` | (Σ \|x\|² / size)^(1/2), 0 for a block without entries |
+| `linf` | max \|x\| |
+| `lp` (p) | (Σ \|x\|^p)^(1/p), 1 ≤ p < ∞ |
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Norm:
         collective: the reduction over devices, ``jax.lax.psum`` or `pmax`.
         sums_terms: `terms` are reduced by sums, not by maxima.
         scales_by_largest: extreme magnitudes are measured relative to the block's
-            largest entry; otherwise at 2^96 or 2^-96, as the sum itself tells.
+            largest entry; otherwise at 2^64 or 2^-64, as the sum itself tells.
     """
 
     collective = staticmethod(jax.lax.psum)
@@ -67,6 +67,10 @@ class Norm:
         Args:
             norm: an array with one norm per block.
             size: the number of entries of a block, one number or one per block.
+
+        Returns:
+            Arrays of the norms' shape. The last is infinite where a norm is, and for
+            no norm within the range that is stated for reports.
         """
         raise NotImplementedError
 
@@ -210,8 +214,10 @@ class Lp(Norm):
 
     def finish(self, total, size):
         del size
-        tiny = jnp.finfo(total.dtype).tiny
-        return jax.lax.max(total, jnp.asarray(tiny, total.dtype)) ** (1 / self.p)
+        # The derivatives of the root at zero are those of the constant 0.
+        is_zero = total == 0
+        root = jnp.where(is_zero, jnp.ones_like(total), total) ** (1 / self.p)
+        return jnp.where(is_zero, jnp.zeros_like(total), root)
 
     def combine(self, norms, sizes):
         del sizes
@@ -227,13 +233,12 @@ class Lp(Norm):
 
 
 def _root(total: jax.Array) -> jax.Array:
-    """Take the square root, with derivative 0 and not infinity at 0.
+    """Take the square root, with derivative 0 and not infinity at 0, where it is 0.
 
-    Below the smallest normal number the root is that of this number, 1e-19 in float32:
-    zero sums are measured at 2^96, where that is rounded to zero.
+    Below the smallest normal number the root is that of this number, 1e-19 in float32.
     """
     tiny = jnp.asarray(jnp.finfo(total.dtype).tiny, total.dtype)
-    return jax.lax.sqrt(jax.lax.max(total, tiny))
+    return jax.lax.sqrt(jax.lax.max(total, tiny)) * jax.lax.sign(total)
 
 
 def _exact_root(total: jax.Array) -> jax.Array:

@@ -6,7 +6,6 @@ holds replicas, as in hybrid sharding.
 """
 
 import functools
-import re
 
 import catalogue
 import jax
@@ -14,6 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from oracle import assert_close, bits, norm, random_tree, wide
+
+import clipjax
+from clipjax import guards, norms
 
 SHAPES = {
     "columns": (3, 8),
@@ -35,9 +37,32 @@ UNIT_SPECS = SPECS | {
     "full": PartitionSpec(("data", "model")),
 }
 KINDS = ("auto", "explicit", "shard_map")
-RECIPES = catalogue.RECIPES | catalogue.COMPOUNDS
-# A decomposition needs whole matrices.
-SPECTRAL = ("spectral_clip", "spectral_clamp", "spectral_soft_clip")
+
+# One clip of each structure that devices have a part in: sums and maxima over leaves,
+# units, entries, memories of blocks, of leaves' entries, and of an optimizer.
+CLIPS = {
+    "whole": clipjax.clip_by_global_norm,
+    "leaf": clipjax.clip_by_leaf_norm,
+    "group": lambda c, **k: clipjax.clip_by_group_norm(
+        catalogue.by_rank, {"matrices": c, "vectors": c}, **k
+    ),
+    "lp": lambda c, **k: clipjax.clip_by(c, norm=norms.lp(3), **k),
+    "drop": lambda c, **k: clipjax.clip_by(c, nonfinite=guards.drop, **k),
+    "units": lambda c, **k: clipjax.adaptive_grad_clip(c / 10, **k),
+    "stand-in": lambda c, **k: clipjax.clippy(c / 2, **k),
+    "learnt": lambda c, **k: clipjax.adagc(c, warmup_steps=2, **k),
+    "entries": clipjax.clip_by_value,
+    "range": lambda c, **k: clipjax.quantization_clip(jnp.int8, 64.0, **k),
+    "two clips": lambda c, **k: clipjax.stable_spam_clip(**k),
+    "optimizer": lambda c, **k: clipjax.stable_update_clip(**k),
+    "spectral": clipjax.spectral_clamp,
+}
+THRESHOLD = 1.0
+
+
+def make(name, **settings):
+    """Builds one of `CLIPS`."""
+    return CLIPS[name](THRESHOLD, **settings)
 
 
 def mesh(kind):
@@ -58,15 +83,15 @@ def specs_of(tree, specs):
 
 
 class OneDevice:
-    """What recipes make of three steps on one device: the numbers to compare with.
+    """What clips make of three steps on one device: the numbers to compare with.
 
     Attributes:
         params: the parameters.
-        results: gives from a recipe's name the updates and state after each step.
+        results: gives from a clip's name the updates and state after each step.
     """
 
-    def __init__(self, recipes, shapes, bad):
-        self._recipes, self._shapes, self._bad = recipes, shapes, bad
+    def __init__(self, shapes, bad):
+        self._shapes, self._bad = shapes, bad
         self.params = random_tree(0, shapes, size=3.0)
         self.results = functools.cache(self._results)
 
@@ -79,7 +104,7 @@ class OneDevice:
         return steps
 
     def _results(self, name):
-        clip = self._recipes[name]()
+        clip = make(name)
         update, state, results = jax.jit(clip.update), clip.init(self.params), []
         for grads in self.gradients():
             with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes
@@ -137,31 +162,3 @@ def assert_devices_agree(tree):
         for shard in leaf.addressable_shards:
             seen.setdefault(str(shard.index), set()).add(bits(shard.data))
         assert all(len(values) == 1 for values in seen.values()), path
-
-
-def all_reduces(compiled):
-    """Counts the all-reduces of the fast path, which is outside of conditionals."""
-    entry = compiled.as_text().split("\nENTRY ")[1]
-    return len(re.findall(r" all-reduce(?:-start)?\(", entry))
-
-
-@functools.cache
-def least_all_reduces(kind):
-    """Counts those of a plain norm: what XLA makes of one sum per set of axes.
-
-    In ``shard_map`` these are (data), (model) and (data, model). Under ``jit`` XLA may
-    reduce over two axes in turn.
-    """
-    if kind == "shard_map":
-        return 3
-    shardings = {name: NamedSharding(mesh(kind), spec) for name, spec in SPECS.items()}
-    structs = {
-        name: jax.ShapeDtypeStruct(shape, np.float32, sharding=shardings[name])
-        for name, shape in SHAPES.items()
-    }
-
-    def plain_norm(tree):
-        return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in tree.values()))
-
-    with jax.set_mesh(mesh(kind)):
-        return all_reduces(jax.jit(plain_norm).lower(structs).compile())

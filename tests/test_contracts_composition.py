@@ -169,8 +169,8 @@ def test_bfloat16_parameters_keep_an_injected_threshold():
     params = catalogue.parameters(jnp.bfloat16)
     clip = clipjax.clip_by_global_norm(0.3)
     _, state = clip.update(params, clip.init(params))
-    assert state.info.threshold.dtype == jnp.float32
-    assert float(state.info.threshold) == np.float32(0.3)
+    assert state.clip_info.clip_threshold.dtype == jnp.float32
+    assert float(state.clip_info.clip_threshold) == np.float32(0.3)
 
 
 def test_two_clips_in_one_chain_are_told_apart():

@@ -152,9 +152,7 @@ def test_orbax_restores_the_state_and_an_untyped_restore_is_refused(tmp_path):
         with about(name):
             # Resuming is to the bit as going on.
             expected = catalogue.run(name, grads, 1.0, states[name])
-            assert_same_bits(
-                catalogue.run(name, grads, 1.0, restored[name]), expected
-            )
+            assert_same_bits(catalogue.run(name, grads, 1.0, restored[name]), expected)
             assert isinstance(untyped[name], dict)
             with pytest.raises(ValueError, match="got a dictionary with the keys"):
                 clip.update(grads, untyped[name], params)

@@ -6,11 +6,11 @@ The tree has three sets of axes to sum over: (data), (model), and both together.
 import jax
 import jax.numpy as jnp
 import pytest
-from costs import all_reduces
 from jax.sharding import NamedSharding, PartitionSpec
 
 import clipjax
 from benchmarks.clips import without_report
+from benchmarks.costs import all_reduces
 from clipjax import granularity, guards
 
 SPECS = {
@@ -21,7 +21,6 @@ SPECS = {
     "rows": PartitionSpec("data"),
     "rows by model": PartitionSpec("model"),
 }
-pytestmark = pytest.mark.optimized
 SETS_OF_AXES = 3
 LABELS = {name: "ab"[number % 2] for number, name in enumerate(SPECS)}
 

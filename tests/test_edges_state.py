@@ -1,6 +1,5 @@
 """Sharp edges F, G and H: placement, accumulation, state, checkpoints."""
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +38,7 @@ def test_f42_the_mean_of_the_micro_batches_is_clipped():
     np.testing.assert_array_equal(updates, [[0, 0], [1, 0]])
     metrics = clipjax.metrics(state)
     assert float(metrics["clip/grad_norm_raw"]) == 1
-    assert int(state.inner_opt_state.count) == 1
+    assert int(state.inner_opt_state.clip_steps) == 1
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -113,36 +112,17 @@ def test_h54_resuming_is_bit_identical(tmp_path):
     restored = checkpointer.restore(tmp_path / "clip", abstract)
     checkpointer.close()
     assert_same_bits(restored, halfway)
-    assert restored.block_names == ("bias", "dense/kernel")
     assert_same_bits(train(restored, batches[2:]), expected)
-
-
-def test_h54_flax_serialization():
-    clip = clipjax.clip_by_leaf_norm({"w": 1.0, "b": None})
-    grads = {"w": GRAD, "b": jnp.ones(3)}
-    _, state = clip.update(grads, clip.init(grads))
-    stored = flax.serialization.to_bytes(state)
-    restored = flax.serialization.from_bytes(clip.init(grads), stored)
-    assert jax.tree.structure(restored) == jax.tree.structure(state)
-    assert_same_bits(restored, state)
-
-
-def test_h55_a_stored_threshold_wins_and_can_be_edited():
-    _, state = one.update(GRAD, one.init(GRAD))
-    updates, state = clipjax.clip_by_global_norm(2.0).update(GRAD, state)
-    assert norm(updates) == pytest.approx(1, rel=1e-6)
-    state = state._replace(threshold=jnp.full_like(state.threshold, 2.0))
-    updates, _ = one.update(GRAD, state)
-    assert norm(updates) == pytest.approx(2, rel=1e-6)
 
 
 def test_h56_the_first_value_of_a_schedule_is_its_value_at_zero():
     clip = clipjax.clip_by_global_norm(optax.piecewise_constant_schedule(4.0, {1: 0.5}))
     state = clip.init(GRAD)
     lengths = []
+    update = jax.jit(clip.update)
     with jax.numpy_dtype_promotion("standard"):  # the schedule mixes dtypes
         for _ in range(3):
-            updates, state = jax.jit(clip.update)(GRAD, state)
+            updates, state = update(GRAD, state)
             lengths.append(norm(updates))
     np.testing.assert_allclose(lengths[0], 4.0, rtol=1e-6)
     np.testing.assert_allclose(lengths[-1], 2.0, rtol=1e-6)
@@ -170,7 +150,7 @@ def test_h57_array_thresholds_and_narrow_gradients(threshold):
     updates, new = jax.jit(clip.update)(grads, state)
     assert kinds(updates) == kinds(grads)
     assert kinds(new) == kinds(state)
-    assert float(new.info.threshold) == np.float32(0.3)
+    assert float(new.clip_info.clip_threshold) == np.float32(0.3)
 
 
 def test_h57_a_scheduled_threshold_and_a_mixed_tree():
@@ -179,14 +159,14 @@ def test_h57_a_scheduled_threshold_and_a_mixed_tree():
     with jax.numpy_dtype_promotion("standard"):  # the schedule mixes dtypes
         updates, state = jax.jit(clip.update)(grads, clip.init(grads))
     assert kinds(updates) == kinds(grads)
-    np.testing.assert_allclose(state.info.blocks.threshold, [0.3, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(state.clip_info.block_thresholds, [0.3, 0.3], rtol=1e-6)
 
 
 def test_h58_init_and_update_with_none():
     state = one.init(None)
     updates, state = one.update(GRAD, state)
     np.testing.assert_allclose(updates, [0.6, 0.8], rtol=1e-6)
-    assert int(state.count) == 1
+    assert int(state.clip_steps) == 1
     updates, _ = one.update(GRAD, None)
     np.testing.assert_allclose(updates, [0.6, 0.8], rtol=1e-6)
     assert one.update(None, one.init(None))[0] is None

@@ -10,10 +10,10 @@ from oracle import flat
 from benchmarks.per_example.exactness import measure
 from benchmarks.per_example.kinds import KINDS
 from benchmarks.per_example.kinds.inputs import BATCH
+from clipjax.core.trees import Leaves
 from clipjax.per_example.ghost import ghost
 from clipjax.per_example.jaxprs import trace
 from clipjax.per_example.plan import make_plan
-from clipjax.trees import NamedLeaves
 
 
 def with_aux(loss):
@@ -45,12 +45,12 @@ def test_exactness(kind):
 )
 def test_plan(model, dense):
     params, loss, batch = KINDS[model]()
-    leaves = NamedLeaves.of(params)
-    names, values = tuple(leaves.arrays), list(leaves.arrays.values())
+    leaves = Leaves.of(params)
+    names, values = tuple(leaves.names), leaves.arrays
 
     def flat_loss(values, example):
         arrays = dict(zip(names, values, strict=True))
-        return loss(leaves.replace(arrays).tree(), example)
+        return loss(leaves.tree_by_name(arrays), example)
 
     with jax.numpy_rank_promotion("allow"):
         closed, _ = trace(flat_loss, values, jax.tree.map(lambda x: x[0], batch))

@@ -18,10 +18,8 @@ import pytest
 from oracle import norm
 
 import clipjax
+from clipjax.core.trees import Leaves
 from clipjax.per_example import bounds, factors, ghost, gram
-from clipjax.trees import NamedLeaves
-
-pytestmark = pytest.mark.optimized
 
 EXAMPLES = 5
 OFFSETS = (0.0, 1e2, 1e4, 1e7)
@@ -287,7 +285,7 @@ def test_errors_stay_below_their_bounds(name):
 
     @jax.jit
     def run(examples):
-        found = ghost.backward(loss, NamedLeaves.of(params), examples)
+        found = ghost.backward(loss, Leaves.of(params), examples)
         parts = [gram.squared_norm(product) for product in found.products.values()]
         for (i, j), swapped in found.pairs.items():
             parts += [gram.inner(found.products[i], found.products[j], swapped)] * 2

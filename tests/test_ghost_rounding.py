@@ -8,8 +8,6 @@ from oracle import norm
 
 import clipjax
 
-pytestmark = pytest.mark.optimized
-
 
 def contributed(loss, params, example, limit):
     """Gives the norm that was measured, and what the example added."""

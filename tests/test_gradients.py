@@ -11,22 +11,21 @@ from oracle import assert_close, eps, flat, random_tree
 import clipjax
 from clipjax import granularity, norms, rules
 
-EVERYWHERE = {
+# One of each norm, rule, structure, and of thresholds that pass derivatives on.
+EVERYWHERE = (
     "recipe-clip_by_value",
-    "recipe-clip_by_block_rms",
     "recipe-adaptive_grad_clip",
+    "recipe-spectral_clip",
     "norm-linf",
     "norm-lp",
-    "norm-spectral",
     "rule-hard",
-    "rule-soft",
     "rule-tanh",
-    "rule-normalise",
-    "rule-band",
     "rule-skip",
     "guard-drop",
+    "entries-soft",
+    "threshold-quantile",
     "threshold-estimated_smoothness",
-}
+)
 
 
 def total(key):
@@ -42,7 +41,7 @@ def total(key):
     return function
 
 
-@pytest.mark.parametrize("key", sorted(EVERYWHERE))
+@pytest.mark.parametrize("key", EVERYWHERE)
 def test_k71_first_derivative_is_finite(key):
     derivative = jax.jit(jax.grad(total(key)))
     found = [flat(derivative(catalogue.gradients(size=s))) for s in (0.0, 1e-3, 5.0)]
@@ -50,9 +49,7 @@ def test_k71_first_derivative_is_finite(key):
     assert np.any(np.asarray(found[1:]) != 0)
 
 
-@pytest.mark.parametrize(
-    "key", ["rule-hard", "rule-normalise", "norm-lp", "norm-spectral"]
-)
+@pytest.mark.parametrize("key", ["rule-hard", "norm-lp", "recipe-spectral_clip"])
 def test_k72_second_derivative_is_finite(key):
     function = total(key)
 
@@ -92,8 +89,9 @@ def test_hard_clip_has_the_derivative_of_the_formula():
     np.testing.assert_array_equal(inside, np.eye(2))
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e30])
+@pytest.mark.parametrize("size", [1e-15, 1e15])
 def test_derivative_at_extreme_magnitudes(size):
+    """As far as the square of the norm is in range: from some 1e-18 to 1e18."""
     clip = clipjax.clip_by_global_norm(size / 5)
     grads = jnp.array([0.6, 0.8]) * size
     found = jax.jacobian(lambda g: clip.update(g, None)[0])(grads)
@@ -137,9 +135,7 @@ ON_A_MESH = {
     "recipe-clippy",
     "recipe-quantization_clip",
     "recipe-zclip",
-    "norm-linf",
     "norm-lp",
-    "norm-reproducible_l2",
 }
 
 
@@ -209,11 +205,13 @@ def test_derivatives_of_each_worker_s_clip():
 
     def joined(grads):
         updates, state = each.update(grads, each.init(grads))
-        return jnp.sum(jnp.sin(updates)) + state.info.norm
+        return jnp.sum(jnp.sin(updates)) + state.clip_info.norm_before
 
     def one_by_one(grads):
         updates, states = jax.vmap(lambda g: clip.update(g, clip.init(g)))(grads)
-        return jnp.sum(jnp.sin(jnp.mean(updates, 0))) + jnp.mean(states.info.norm)
+        return jnp.sum(jnp.sin(jnp.mean(updates, 0))) + jnp.mean(
+            states.clip_info.norm_before
+        )
 
     on_mesh = jax.shard_map(
         lambda g: joined(g[0]),

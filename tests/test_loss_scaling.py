@@ -31,7 +31,7 @@ def standard_promotion():
 TRACED = chain(one)
 
 
-@pytest.mark.parametrize("scale", [1.0, jnp.float32(2**15), np.float64(8)])
+@pytest.mark.parametrize("scale", [jnp.float32(2**15), np.float64(8)])
 def test_f44_the_gradient_is_clipped_in_its_true_units(scale):
     scaled = jnp.asarray(GRADS * np.float32(scale), jnp.float16)
     constant = chain(one, scale=scale)

@@ -12,8 +12,6 @@ import pytest
 
 import clipjax
 
-pytestmark = pytest.mark.optimized
-
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 STORED = json.loads((GOLDEN / "jax_privacy.json").read_text())
 ADDED = {"rule", "method"}

@@ -52,16 +52,14 @@ def test_e37_clip_of_the_mean_and_mean_of_the_clips():
 
 
 CLIPS = {
-    "zclip": clipjax.zclip(warmup_steps=1),
     "autoclip": clipjax.autoclip(50.0, 4),
-    "optax": optax.clip_by_global_norm(1.0),
     "chain": optax.chain(clipjax.clip_by_leaf_norm(1.0), optax.trace(0.9)),
     "feedback": clipjax.error_feedback(clipjax.clip_by_global_norm(1.0), cap=2.0),
 }
 
 
 def mean_of_workers(leaf):
-    """Joins a leaf of the workers' states: floats by the mean, counts by the largest."""
+    """Joins the workers' states: floats by the mean, counts by the largest."""
     join = np.mean if jnp.issubdtype(leaf.dtype, jnp.inexact) else np.max
     return jnp.asarray(join(np.asarray(leaf), axis=0), leaf.dtype)
 

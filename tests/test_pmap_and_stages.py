@@ -92,7 +92,7 @@ def test_e38_stages_share_one_norm():
     np.testing.assert_allclose(updates["one"], [0.6, 0.0], rtol=1e-6)
     np.testing.assert_allclose(updates["two"], [0.0, 0.8], rtol=1e-6)
     assert updates["two"].devices() == {second}
-    assert float(state.info.norm) == 5
+    assert float(state.clip_info.norm_before) == 5
 
     mesh = jax.make_mesh((2,), ("stage",), (AxisType.Auto,), devices=[first, second])
     stage = PartitionSpec("stage")
@@ -108,7 +108,9 @@ def test_e39_replicas_do_not_enlarge_the_norm():
     clip = clipjax.clip_by_global_norm(1.0)
     where = {"in_specs": PartitionSpec("shard"), "out_specs": PartitionSpec()}
     step = jax.shard_map(
-        lambda grads: clip.update(grads, None, grads)[1].info.norm, mesh=grid, **where
+        lambda grads: clip.update(grads, None, grads)[1].clip_info.norm_before,
+        mesh=grid,
+        **where,
     )
     assert float(jax.jit(step)(grads)) == pytest.approx(norm(grads), rel=1e-6)
 
@@ -215,7 +217,7 @@ def test_devices_by_themselves_with_leaves_that_are_split_and_not(blocks):
     tree = {"split": jnp.arange(8.0).reshape(4, 2), "whole": jnp.ones(3)}
 
     def measure(tree):
-        return clip.update(tree, None)[1].info.norm[None]
+        return clip.update(tree, None)[1].clip_info.norm_before[None]
 
     specs = {"split": PartitionSpec("x"), "whole": PartitionSpec()}
     run = jax.shard_map(
@@ -249,7 +251,9 @@ def test_a_stack_that_is_split_under_jit(name, kind):
         found, other = jax.jit(clip.update)(split, clip.init(split), split)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(
-        other.info.blocks.norm, state.info.blocks.norm, rtol=1e-6
+        other.clip_info.block_norms_before,
+        state.clip_info.block_norms_before,
+        rtol=1e-6,
     )
 
 

@@ -12,8 +12,6 @@ from oracle import assert_same_bits, bits, eps, hard_clip, kinds, norm, wide
 import clipjax
 from clipjax import granularity, norms
 
-pytestmark = pytest.mark.optimized
-
 NARROW = [
     "float16",
     "bfloat16",
@@ -61,8 +59,8 @@ REPRESENTATIVE = [
     "clip_by_global_norm",
     "adaptive_grad_clip",
     "zclip",
-    "gradient_stabilizer",
-    "spectral_clip",
+    "adagc",
+    "spectral_clamp",
     "scale_by_l0_l1",
 ]
 
@@ -89,37 +87,36 @@ def test_every_narrow_dtype_is_the_wide_result_rounded_once(name):
     np.testing.assert_allclose(updates["complex64"], exact["complex64"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("key", [key for key in catalogue.CLIPS if "table" not in key])
-def test_narrow_dtypes_and_states_are_kept(key):
-    grads = {dtype: jnp.ones((2, 3), dtype) for dtype in BELOW_SIXTEEN_BITS}
-    for params in (grads, {dtype: jnp.ones((2, 3)) for dtype in grads}):
-        state = catalogue.clip(key).init(params)
-        updates, after = jax.eval_shape(
-            catalogue.clip(key).update, grads, state, params
-        )
-        assert kinds(updates) == kinds(grads)
-        assert kinds(after) == kinds(state)
-
-
 PARTS = {
     "whole": {},
     "leaf": {"granularity": granularity.leaf(), "norm": norms.rms},
-    "element": {"granularity": granularity.element()},
+    "entries": None,
 }
+
+
+def clip_of(part):
+    settings = PARTS[part]
+    return (
+        clipjax.clip_by_value(0.5)
+        if settings is None
+        else clipjax.clip_by(0.5, **settings)
+    )
 
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_numpy_in_float64_agrees(dtype):
     steps = jnp.asarray(STEPS, dtype)
-    for part, settings in PARTS.items():
-        clip = clipjax.clip_by(0.5, **settings)
+    for part in PARTS:
+        clip = clip_of(part)
         updates, state = jax.jit(clip.update)(steps, None)
-        if part == "element":
+        if part == "entries":
             exact = np.clip(wide(steps), -0.5, 0.5)
         else:
             p = {"whole": 2, "leaf": "rms"}[part]
             exact = hard_clip(steps, 0.5, p)
-            assert float(state.info.norm) == pytest.approx(norm(steps, p), rel=3e-7)
+            assert float(state.clip_info.norm_before) == pytest.approx(
+                norm(steps, p), rel=3e-7
+            )
         error = np.abs(wide(updates) - exact)
         assert np.all(error <= half_ulp(exact, dtype) * (1 + 1e-3)), part
 
@@ -139,7 +136,7 @@ def test_every_bit_pattern_below_the_threshold_is_kept(dtype):
     ):
         updates, state = jax.jit(clip.update)(grads, None)
         assert bits(updates) == bits(grads)
-        assert int(state.info.nonfinite_count) == 0
+        assert int(state.clip_info.nonfinite_steps) == 0
 
 
 @pytest.mark.parametrize("dtype", BELOW_SIXTEEN_BITS)
@@ -148,7 +145,9 @@ def test_the_largest_numbers_are_clipped_without_overflow(dtype):
     largest = float(jnp.finfo(dtype).max)
     grads = jnp.full(1000, -largest, dtype)
     updates, state = clipjax.clip_by_global_norm(largest).update(grads, None)
-    assert float(state.info.norm) == pytest.approx(largest * 1000**0.5, rel=3e-7)
+    assert float(state.clip_info.norm_before) == pytest.approx(
+        largest * 1000**0.5, rel=3e-7
+    )
     expected = wide(jnp.asarray(-largest / 1000**0.5, dtype))
     np.testing.assert_array_equal(wide(updates), expected)
 
@@ -203,7 +202,7 @@ def test_the_second_moment_of_complex_entries_is_real():
         _, after = clip.update(jax.tree.map(lambda g: 100 * g, grads), state)
     # √(θ · (1 - 0.9) · |g|²), of which the largest entry sets the measured norm.
     expected = np.sqrt(4 * 0.1) * np.abs(wide(grads["z"]))
-    assert float(after.clip.info.clipped_norm) == pytest.approx(
+    assert float(after.clip_state.clip_info.norm_after) == pytest.approx(
         np.linalg.norm(expected), rel=1e-5
     )
 
@@ -219,23 +218,10 @@ def test_complex128_is_measured_and_scaled_in_double_precision(part):
     with jax.enable_x64(True):
         grads = {"z": jnp.asarray(STEPS + 1j * STEPS[::-1] * (1 + 1e-9))}
         assert grads["z"].dtype == "complex128"
-        updates, state = clipjax.clip_by(0.5, **PARTS[part]).update(grads, None)
+        updates, state = clip_of(part).update(grads, None)
         exact = hard_clip(grads, 0.5, "rms" if part == "leaf" else 2)
-        if part == "element":
+        if part == "entries":
             size = np.abs(grads["z"])
             exact = {"z": wide(grads["z"]) * np.minimum(1, 0.5 / size)}
-        assert state.info.norm.dtype == jnp.float64
+        assert state.clip_info.norm_before.dtype == jnp.float64
         np.testing.assert_allclose(updates["z"], exact["z"], rtol=1e-15)
-
-
-@pytest.mark.parametrize("key", [key for key in catalogue.CLIPS if "table" not in key])
-def test_complex128_beside_half_precision(key):
-    with jax.enable_x64(True):
-        grads = {"z": jnp.ones((2, 3), "complex128"), "h": jnp.ones(2, "float16")}
-        params = {"z": jnp.ones((2, 3), "complex128"), "h": jnp.ones(2, "float16")}
-        state = catalogue.CLIPS[key]().init(params)
-        updates, after = jax.eval_shape(
-            catalogue.CLIPS[key]().update, grads, state, params
-        )
-        assert kinds(updates) == kinds(grads)
-        assert kinds(after) == kinds(state)

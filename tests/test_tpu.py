@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from costs import all_reduces, cost_alone, cost_beyond_adam, structs
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 import clipjax
 from benchmarks.clips import without_report
+from benchmarks.costs import all_reduces, cost_alone, cost_beyond_adam, structs
 from clipjax import granularity, guards
 
 pytest.importorskip("libtpu")

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import clipjax
-from clipjax.trees import NamedLeaves
+from clipjax.core.trees import Leaves
 
 from .kinds import KINDS, Kind
 
@@ -37,7 +37,7 @@ class Errors(NamedTuple):
 
 def wide(tree: Any) -> dict[str, np.ndarray]:
     """Gives the floating parameters by name, in double precision."""
-    arrays = NamedLeaves.of(tree).arrays
+    arrays = Leaves.of(tree).by_name
     return {name: np.asarray(leaf, np.float64) for name, leaf in arrays.items()}
 
 
@@ -57,15 +57,15 @@ def measure(kind: Kind, method: str = "ghost") -> Errors:
     params, loss, batch = kind()
     more = has_aux(loss, params, batch)
     alone = loss if not more else lambda *arguments: loss(*arguments)[0]
-    floating = NamedLeaves.of(params)
+    floating = Leaves.of(params)
 
     def of_floating(arrays: Any, example: Any) -> Any:
-        return alone(floating.replace(arrays).tree(), example)
+        return alone(floating.tree_by_name(arrays), example)
 
     single = jax.jit(jax.value_and_grad(of_floating))
     size = jax.tree.leaves(batch)[0].shape[0]
     rows = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(size)]
-    found = [single(floating.arrays, row) for row in rows]
+    found = [single(floating.by_name, row) for row in rows]
     losses = np.array([float(value) for value, _ in found])
     gradients = [wide(gradient) for _, gradient in found]
     norms = np.array([norm(gradient.values()) for gradient in gradients])
@@ -103,7 +103,7 @@ def sites(kind: Kind) -> tuple[int, int]:
     )
     lines = clip.plan(params, batch).splitlines()
     dense = sum(": gradients per example" in line for line in lines)
-    return len(NamedLeaves.of(params).arrays) - dense, dense
+    return len(Leaves.of(params).arrays) - dense, dense
 
 
 def main() -> None:

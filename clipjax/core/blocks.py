@@ -1,9 +1,10 @@
 """Blocks: the sets of entries of a tree that share one norm.
 
 One value per block is a *list* of arrays, here called values: one scalar per block for
-``whole``, ``group`` and ``leaf``; for ``unit``, and for leaves that stack layers, one array
-per leaf. They are not lined up in one array: XLA compiles one kernel for all leaves of a
-shape only if each reads a scalar of its own, and lining up what a mesh splits gathers it.
+``whole``, ``group`` and ``leaf``; one array per leaf for ``unit`` and for leaves that
+stack layers. Values are not concatenated into one array, for two reasons: XLA compiles
+one kernel for all leaves of a shape only if each reads a scalar of its own, and
+concatenating arrays that are split over a mesh gathers them.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ class Blocks:
         return spread
 
     def shaped(self, value: jax.Array, leaf: int) -> jax.Array:
-        """Give a value the rank of a leaf, to broadcast against it; scalars need not."""
+        """Return a value with the rank of a leaf, so that the two broadcast.
+
+        A scalar broadcasts already, and is returned unchanged.
+        """
         if not value.ndim:
             return value
         return jax.lax.expand_dims(value, self.summed[leaf])

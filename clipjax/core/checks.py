@@ -1,8 +1,8 @@
 """Checks of arguments, at the time a clip is built.
 
 Every function raises a TypeError for a value of the wrong kind and a ValueError for one
-out of range; the message names the argument, the value, and what is accepted. JAX arrays
-are data, which may be traced: only their dtype is checked.
+out of range; the message names the argument, the value, and what is accepted. A JAX
+array is data, which may be traced, so that only its dtype is checked.
 """
 
 from __future__ import annotations

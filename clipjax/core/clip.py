@@ -172,8 +172,8 @@ class Clipper:
 class Clip(optax.GradientTransformationExtraArgs):
     """A gradient transformation that prints its parts, and compares by them.
 
-    It is an ``optax.GradientTransformationExtraArgs``: a pair of pure functions ``init``
-    and ``update``.
+    A clip is an ``optax.GradientTransformationExtraArgs``: a pair of pure functions
+    ``init`` and ``update``.
     """
 
     @property
@@ -214,7 +214,7 @@ def require_name(name: Any) -> None:
 
 
 def require_axis_name(axis_name: Any) -> None:
-    """Check the names of mesh axes, which JAX takes of any hashable kind but numbers."""
+    """Check the names of mesh axes: for JAX, anything hashable except a number."""
     for axis in as_tuple(axis_name):
         if isinstance(axis, numbers.Number) or not isinstance(axis, Hashable):
             raise TypeError(

@@ -45,9 +45,9 @@ def full_like(array: jax.Array, value: float) -> Any:
 def inverse_power(value: jax.Array) -> jax.Array:
     """Return the power of two that brings a positive, finite value to [1, 4).
 
-    Multiplying by it is exact, whereas XLA divides by multiplying with a reciprocal. For
-    0 the result is the largest such power, and for inf or NaN the smallest. It is a
-    constant for differentiation.
+    Multiplying by a power of two is exact; a division would not be, since XLA replaces
+    it by a product with the rounded reciprocal. For 0 the result is the largest such
+    power, for inf and NaN the smallest. Its derivative is zero.
     """
     info = jnp.finfo(value.dtype)
     integer = {32: jnp.int32, 64: jnp.int64}[info.bits]

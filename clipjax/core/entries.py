@@ -1,8 +1,8 @@
 """A clip of single entries: ``sign(g) · length(|g|, c)``.
 
-It stands beside the clip of blocks and not inside it: every entry is a block of its own,
-so that there is nothing to measure, and a report is all that reads more than
-``optax.clip`` does.
+It is an engine of its own and no case of `clip_by`: where every entry is a block, there
+is no norm to measure before the clip. Only the report reads the gradient more often
+than ``optax.clip`` does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .. import guards, rules
 from ..granularity import Granularity, whole
 from ..guards import Guard
 from ..norms import l1, l2
-from ..rules import Hard, Rule
+from ..rules import Rule
 from ..thresholds.base import Context
 from ..thresholds.given import ThresholdLike, as_threshold
 from .blocks import Blocks, Values
@@ -26,10 +26,9 @@ from .checks import require_bool, require_part
 from .clip import Clip, Clipper, all_valid, require_axis_name, require_name
 from .dtypes import narrow, safe_divisor, widen
 from .measure import measure, reread
-from .meshes import AxisNames, mesh_axes
+from .meshes import AxisNames
 from .report import Step, next_info, summary_of_thresholds
 from .state import ClipState, keep_if
-from .trees import Leaves
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -102,9 +101,10 @@ class EntryClipper(Clipper):
             factor = jnp.where(length == size, 1, length / safe_divisor(size))
             return narrow(wide * factor.astype(wide.dtype), leaf)
         if self.rule == rules.hard:
-            # Minimum and maximum pass NaN on, and flush subnormal entries to zero.
-            cut = narrow(jnp.minimum(jnp.maximum(wide, -limit), limit), leaf)
-            return jnp.where(jnp.abs(wide) < limit, leaf, cut)
+            # A selection passes NaN on, and keeps subnormal entries, which a minimum
+            # flushes to zero on CPUs.
+            cut = narrow(jnp.sign(wide) * limit, leaf)
+            return jnp.where(jnp.abs(wide) > limit, cut, leaf)
         return narrow(jnp.sign(wide) * self._lengths(jnp.abs(wide), limit), leaf)
 
     def _lengths(self, size: jax.Array, limit: Any) -> jax.Array:
@@ -148,22 +148,25 @@ class EntryClipper(Clipper):
         )
         fraction = jnp.sum(counts) / max(1, whole_tree.sizes[0])
         after = jnp.where(fraction > 0, after, before)  # to the bit
-        least, is_valid = _summary(given, leaves.dtype)
+        least, is_valid = _summary(given, blocks)
         is_finite = (before < jnp.inf) & (first_bad < 0)
         step = Step(before, after, least, fraction, is_finite, first_bad, is_valid)
         return step, once_known(jnp.where(is_finite, fraction, 0), limits)
 
 
-def _summary(thresholds: Values, dtype: Any) -> tuple[jax.Array, jax.Array]:
+def _summary(thresholds: Values, blocks: Blocks) -> tuple[jax.Array, jax.Array]:
     """Return the threshold to report: with one per entry, the mean of the finite."""
+    dtype = blocks.leaves.dtype
     if not any(jnp.ndim(limit) for limit in thresholds):
         return summary_of_thresholds(thresholds, dtype)
-    sums = [jnp.zeros(3, dtype)]
-    for limit in thresholds:
+
+    def sums(limit: Any) -> jax.Array:
         is_finite = limit < jnp.inf
         parts = [jnp.where(is_finite, limit, 0), is_finite, ~(limit >= 0)]
-        sums.append(jnp.stack([jnp.sum(part, dtype=dtype) for part in parts]))
-    total, count, invalid = sum(sums[1:], sums[0])
+        return jnp.stack([jnp.sum(part, dtype=dtype) for part in parts])
+
+    each = blocks.over_devices(l1, list(map(sums, thresholds)))
+    total, count, invalid = sum(each[1:], each[0])
     mean = jnp.where(count > 0, total / jnp.maximum(count, 1), jnp.inf)
     return mean, invalid == 0
 

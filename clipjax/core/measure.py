@@ -19,11 +19,12 @@ Arrays = Sequence[jax.Array]
 
 
 def reread(leaf: jax.Array, value: Any) -> tuple[jax.Array, Any]:
-    """Return both unchanged; for XLA they are new arrays, known only once ``value`` is.
+    """Return both unchanged, behind one barrier: XLA reads ``leaf`` after ``value``.
 
-    The pair in one barrier has three effects: XLA shares no cast of the leaf with an
-    earlier read, and so writes no float32 copy of a bfloat16 leaf; it does not write over
-    a donated leaf before that read; and it builds no leaf-sized array of a scalar.
+    The barrier has three effects. XLA shares no cast of the leaf with an earlier read,
+    and so writes no float32 copy of a bfloat16 leaf. It does not overwrite a donated
+    leaf before that earlier read. And it does not broadcast a scalar ``value`` to an
+    array in memory that is as large as the leaf.
     """
     return jax.lax.optimization_barrier((leaf, value))
 
@@ -32,13 +33,13 @@ class Measured(NamedTuple):
     """The norms of the blocks of a tree.
 
     Attributes:
-        norms: one value per block, in the accumulation dtype, never NaN: inf for a block
-            with NaN or inf, or with a norm of 2^126 or more.
-        lined_up: the same in one array for reports, shape ``(blocks,)``, if there are
-            several and every one is a scalar; else None. It is computed from the sums lined up, since to line
-            up computed scalars XLA would compile a kernel for each.
-        first_bad: position of the first leaf with NaN or inf, int32, or -1; None if the
-            norms tell, since each value belongs to one leaf.
+        norms: one value per block, in the accumulation dtype, never NaN: inf for a
+            block with NaN or inf, or with a norm of 2^126 or more.
+        lined_up: the norms in one array of shape ``(blocks,)``, for reports; None
+            unless there are several norms and all are scalars. It is computed from the
+            stacked sums: to stack the norms, XLA would compile a kernel for each.
+        first_bad: position of the first leaf with NaN or inf, int32, or -1; None where
+            each norm belongs to one leaf, so that the infinite norms say which it is.
     """
 
     norms: Values
@@ -56,7 +57,7 @@ def measure(
     """Measure each block, and find the first leaf with NaN or infinity.
 
     Sums of squares are right between 2^-69 and 2^126 in float32. If any block is beyond
-    that, all leaves are read once more, each multiplied by 2^96 or 2^-96.
+    that, all leaves are read once more, each multiplied by 2^64 or 2^-64.
 
     Args:
         norm: how a block is measured.
@@ -76,7 +77,8 @@ def measure(
         if scales is not None:
             pairs = map(reread, leaves, blocks.spread(scales))
             leaves, own = zip(*pairs, strict=True) if leaves else ((), ())
-        leaves = [guard.admit(leaf) for leaf in leaves]
+        if not guard.admits_all:
+            leaves = [guard.admit(leaf) for leaf in leaves]
         if stand_in is not None:
             leaves = stand_in(leaves)
         found = []
@@ -88,7 +90,8 @@ def measure(
         return blocks.over_devices(norm, found)
 
     def scale_for(total: jax.Array, least: Any) -> jax.Array:
-        up = 2.0 ** (3 * limits.maxexp // 4)
+        # Enough for squares, and not so much that derivatives leave the range.
+        up = 2.0 ** (limits.maxexp // 2)
         one, high, low = (full_like(total, x) for x in (1.0, up, 1 / up))
         down = jax.lax.select(total < largest, one, low)
         return jax.lax.select(total < least, high, down)
@@ -131,8 +134,10 @@ def measure(
     norms = blocks.map(finish, totals, other_scales or scales, blocks.sizes)
     lined_up = None
     if len(norms) > 1 and not any(blocks.shapes):
-        used = jnp.stack(other_scales) if other_scales else scale_for(
-            jnp.stack(first), np.asarray(least, dtype)
+        used = (
+            jnp.stack(other_scales)
+            if other_scales
+            else scale_for(jnp.stack(first), np.asarray(least, dtype))
         )
         lined_up = finish(jnp.stack(totals), used, np.asarray(blocks.sizes, dtype))
     return Measured(norms, lined_up, None if tells else first_bad)
@@ -149,9 +154,8 @@ def measure_plainly(norm: Norm, blocks: Blocks, arrays: Arrays) -> Values:
         for leaf, axes in zip(arrays, blocks.summed, strict=True)
     ]
     totals = blocks.join(norm, blocks.over_devices(norm, sums))
-    # The sign, since the root of 0 is that of the smallest normal number.
     return [
-        norm.finish(total, size or 1) * jnp.sign(total)
+        norm.finish(total, size or 1)
         for total, size in zip(totals, blocks.sizes, strict=True)
     ]
 
@@ -205,7 +209,9 @@ def _any_outside(totals: Values, least: Sequence[float], largest: float) -> jax.
 def _count_outside(total: jax.Array, least: Any, largest: float) -> jax.Array:
     limits = np.asarray(least, total.dtype), np.full_like(least, largest, total.dtype)
     # NaN is not equal to itself, and so counts.
-    return jnp.sum(jax.lax.clamp(limits[0], total, limits[1]) != total, dtype=total.dtype)
+    return jnp.sum(
+        jax.lax.clamp(limits[0], total, limits[1]) != total, dtype=total.dtype
+    )
 
 
 def branch(

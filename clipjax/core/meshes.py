@@ -1,8 +1,8 @@
-"""Over which mesh axes each leaf is split, and reductions over those axes.
+"""The mesh axes that each leaf is split over, and reductions over those axes.
 
-Under ``jit`` XLA itself reduces over devices. Inside ``shard_map`` and ``pmap`` a leaf is
-one shard, and a clip has to know over which axes to reduce: by the leaf's type, by that
-of its parameter, or from the argument ``axis_name``.
+Under ``jit``, XLA itself reduces over devices. Inside ``shard_map`` and ``pmap`` a leaf
+is one shard, and a clip has to know over which axes to reduce. It learns this from the
+leaf's type, from its parameter's type, or from the argument ``axis_name``.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def types_tell(axis: Hashable) -> bool:
     return axis in varying_axes(jnp.asarray(index))
 
 
-def mesh_axes(leaves: Leaves, axis_name: AxisNames, params: Any = None) -> list[MeshAxes]:
+def mesh_axes(
+    leaves: Leaves, axis_name: AxisNames, params: Any = None
+) -> list[MeshAxes]:
     """Return the manual mesh axes over which each leaf of a gradient is split.
 
     Without ``axis_name``, those over which its parameter varies. With it, those of the
@@ -115,7 +117,9 @@ def mesh_axes(leaves: Leaves, axis_name: AxisNames, params: Any = None) -> list[
         split.append(tuple(name for name in names if name in own))
         unreduced = varying - workers - set(split[-1])
         if unreduced and axis_name != ():
-            raise ValueError(_is_unreduced(leaves.names[position], unreduced, axis_name))
+            raise ValueError(
+                _is_unreduced(leaves.names[position], unreduced, axis_name)
+            )
         alike = varying_axes(owner) - workers - varying
         if alike:
             raise ValueError(_is_no_shard(leaves.names[position], alike))
@@ -134,8 +138,9 @@ def _require_same_devices(leaves: Leaves) -> None:
     if len(places) > 1:
         (one, first), (two, second) = list(places.items())[:2]
         raise ValueError(
-            f"leaves lie on different devices, {leaves.names[first]!r} on {sorted(map(str, one))} and "
-            f"{leaves.names[second]!r} on {sorted(map(str, two))}: call it under jit"
+            f"leaves lie on different devices, {leaves.names[first]!r} on "
+            f"{sorted(map(str, one))} and {leaves.names[second]!r} on "
+            f"{sorted(map(str, two))}: call it under jit"
         )
 
 
@@ -198,7 +203,10 @@ def shared(value: Any, name: str) -> jax.Array:
 
 
 def gathered(leaf: jax.Array, kept: int) -> jax.Array:
-    """Gather all axes after the first ``kept`` on an Explicit mesh; elsewhere XLA does."""
+    """Gather all axes after the first ``kept``, on an Explicit mesh.
+
+    On other meshes the leaf is returned unchanged, and XLA gathers where it has to.
+    """
     spec = jax.typeof(leaf).sharding.spec
     return resharded(leaf, (*spec[:kept], *(None for _ in spec[kept:])))
 

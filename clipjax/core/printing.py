@@ -1,4 +1,4 @@
-"""How the settings of parts are shown, whatever they are: numbers, arrays, functions."""
+"""The text of a setting in a repr: of a number, an array, a function."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Summarizes a step for the state; no leaf is read for it."""
+"""The report of a step in the state, computed from the norms alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,7 +42,7 @@ def summarize(
     lengths: Values,
     reports_blocks: bool,
 ) -> Step:
-    """Summarize a step of a clip of blocks; no leaf is read for it.
+    """Summarize a step of a clip of blocks, without another read of the leaves.
 
     Args:
         norm: how blocks are measured.
@@ -65,8 +66,8 @@ def summarize(
         limits = blocks.vector([jnp.asarray(limit, dtype) for limit in thresholds])
         new = rule.lengths(old, valid(limits))
         sizes = [np.asarray(blocks.sizes, dtype)]
-        before, after = norm.combine([old], sizes), norm.combine([new], sizes)
-        changed, bad = jnp.sum(new != old, dtype=dtype), old == jnp.inf
+        before, after, changed, _ = _reduced(norm, [old], [new], sizes)
+        bad = old == jnp.inf
     elif norms:
         before, after, changed, bad = _reduced(norm, norms, lengths, blocks.sizes)
     else:
@@ -96,31 +97,37 @@ def summarize(
 
 
 def _reduced(
-    norm: Norm, norms: Values, lengths: Values, sizes: list[int]
+    norm: Norm, norms: Values, lengths: Values, sizes: Sequence[Any]
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Return the norms before and after, the number of changed blocks, and the bad.
+    """Return norms before and after, the number of changed blocks, and bad values.
 
-    All is reduced in one sum per value, which XLA compiles to one kernel and joins, on a
-    mesh, in one all-reduce.
+    Everything is reduced in one sum per value: XLA compiles that to one kernel and, on
+    a mesh, to a share of one all-reduce.
     """
     rows = []
     for old, new, size in zip(norms, lengths, sizes, strict=True):
-        columns = [(new != old).astype(old.dtype), (old == jnp.inf).astype(old.dtype)]
-        if norm.sums_terms:
-            columns += norm.terms(old, size) + norm.terms(new, size)
-        axes = tuple(range(1, 1 + old.ndim))
-        rows.append(jnp.sum(jnp.stack(columns), axis=axes))
+        pair = jnp.stack([old, new])
+        each_size = size[None] if np.ndim(size) else size
+        terms = norm.terms(pair, each_size) if norm.sums_terms else []
+        flags = (pair[1:] != pair[:1]).astype(pair.dtype)
+        axes = tuple(range(1, pair.ndim))
+        rows.append(jnp.sum(jnp.concatenate([flags, *terms]), axis=axes))
     each = jnp.stack(rows)
-    changed, _, *terms = jnp.sum(each, axis=0)
+    changed, *totals = jnp.sum(each, axis=0)
     if norm.sums_terms:
-        half = len(terms) // 2
-        count = sum(size * old.size for size, old in zip(sizes, norms, strict=True))
-        before, after = (
-            norm.of_terms(some, count) for some in (terms[:half], terms[half:])
+        count = sum(
+            float(np.sum(np.broadcast_to(size, old.shape)))
+            for size, old in zip(sizes, norms, strict=True)
         )
-    else:
-        before, after = norm.combine(norms, sizes), norm.combine(lengths, sizes)
-    return before, after, changed, each[:, 1] > 0
+        before, after = (
+            norm.of_terms(totals[::2], count),
+            norm.of_terms(totals[1::2], count),
+        )
+        # The last term is infinite only where a norm is, or is beyond the term's range.
+        return before, after, changed, each[:, -2] == jnp.inf
+    before, after = norm.combine(norms, sizes), norm.combine(lengths, sizes)
+    bad = jnp.stack([jnp.any(old == jnp.inf) for old in norms])
+    return before, after, changed, bad
 
 
 def summary_of_thresholds(

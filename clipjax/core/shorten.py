@@ -32,7 +32,8 @@ class Multiplier(NamedTuple):
 def multiplier(norm: jax.Array, length: jax.Array) -> Multiplier:
     """Return the multiplier of a block from its norm and the length it is to have."""
     keeps = length == norm
-    divisor = jax.lax.select(keeps, full_like(norm, 1.0), norm)
+    # Never 1/0, whose derivative is infinite.
+    divisor = jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
     length = jax.lax.select(norm < jnp.inf, length, full_like(norm, jnp.nan))
     return Multiplier(1 / divisor, length, keeps)
 
@@ -49,6 +50,6 @@ def shorten(leaf: jax.Array, by: Multiplier) -> jax.Array:
     # A selection, since multiplying by one would flush subnormal entries.
     product = narrow(product, leaf)
     keeps = by.keeps
-    if keeps.ndim or leaf.ndim == 0:
+    if keeps.ndim:  # jnp.where broadcasts on Explicit meshes, too
         return jnp.where(keeps, leaf, product)
     return jax.lax.select_n(keeps, product, leaf)

@@ -1,4 +1,4 @@
-"""What a step leaves behind: arrays only, in a structure that no parameter shapes."""
+"""The state of a clip: arrays only, in a structure independent of the parameters."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+
 class ClipInfo(NamedTuple):
     """The last step in a few numbers, and counts of all steps.
 
-    Before the first step, norms and thresholds are 0, ratios 1, and counts 0; whether
-    there is data, ``clip_steps`` tells. Numbers are float32, or float64 where the
-    parameters are; counts are int32. Nothing depends on them.
+    Before the first step, norms, thresholds and counts are 0 and ratios 1; the state's
+    ``clip_steps`` tells whether there is data. Numbers are float32, or float64 where
+    the parameters are; counts are int32. The clip itself never reads them, except for
+    the running average and the counts.
 
     Attributes:
         norm_before: norm of the whole tree before the clip; inf if there was a NaN.
@@ -32,8 +34,8 @@ class ClipInfo(NamedTuple):
         invalid_threshold_steps: in how many finite steps a threshold was negative or
             NaN.
         block_norms_before: for ``leaf`` and ``group`` the norms of the blocks, in the
-            order of leaves or labels, shape ``(blocks,)``; elsewhere (), without a leaf,
-            since Orbax saves no array without entries.
+            order of leaves or labels, shape ``(blocks,)``; otherwise (), since Orbax
+            cannot save an array without entries.
         block_norms_after: likewise, after the clip.
         block_thresholds: likewise, the thresholds in force.
     """
@@ -62,11 +64,12 @@ class ClipState(NamedTuple):
 
     Attributes:
         clip_steps: int32 number of updates so far.
-        clip_memory: what the threshold remembers, below the threshold's kind; () if it
-            remembers nothing.
-        clip_info: what the last step measured and did.
-        clip_names: the clip's name, below it the granularity's, and below that the
-            groups' labels, if the settings give them: keys without leaves.
+        clip_memory: the threshold's own state, below the threshold's kind as key; () if
+            it has none.
+        clip_info: the report of the last step.
+        clip_names: nested keys without leaves: the clip's name, below it the
+            granularity's kind, and below that the labels of groups, if the settings
+            give them.
     """
 
     clip_steps: Int[Array, ""]
@@ -76,9 +79,15 @@ class ClipState(NamedTuple):
 
 
 def empty_info(dtype: Any, reported_blocks: int | None) -> ClipInfo:
-    """Return the report before the first step; None for a clip that reports no blocks."""
+    """Return the report before the first step.
 
-    # Each field has a buffer of its own: a state that holds one twice cannot be donated.
+    Args:
+        dtype: the dtype of norms.
+        reported_blocks: the number of blocks; None for a clip that does not report its
+            blocks.
+    """
+
+    # Every field gets its own buffer: a state with one buffer twice cannot be donated.
     def number(value: float = 0.0, shape: tuple[int, ...] = ()) -> jax.Array:
         return jnp.full(shape, value, dtype)
 
@@ -106,14 +115,14 @@ def empty_info(dtype: Any, reported_blocks: int | None) -> ClipInfo:
 
 
 def checked_state(state: Any, fresh: Any, remembers: bool, who: Any) -> Any:
-    """Return the state to work from, or say what is wrong with the one given.
+    """Return the state to work from, or raise an error that names the difference.
 
     Args:
-        state: what ``update`` was given. None, () and ``optax.EmptyState`` stand for a
-            fresh state, if the clip remembers nothing.
-        fresh: makes a fresh state.
+        state: the state that was passed to ``update``. None, () and
+            ``optax.EmptyState`` stand for a fresh state if the clip has no memory.
+        fresh: a function that returns a fresh state.
         remembers: whether the clip has a memory.
-        who: the clip, which is printed in errors only.
+        who: the clip, for errors. It is printed only then, since a repr takes time.
 
     Raises:
         ValueError: the state is not this clip's.
@@ -139,15 +148,13 @@ def checked_state(state: Any, fresh: Any, remembers: bool, who: Any) -> Any:
 
 
 def _difference(state: Any, expected: Any) -> str:
-    """Say in a few words how a state differs from the one expected, or nothing."""
+    """Describe how a state differs from the one expected; "" if it does not."""
     if type(state) is not type(expected):
         return f"expected a {type(expected).__name__}, got {_described(state)}"
     if jax.tree.structure(state) != jax.tree.structure(expected):
         parts = [
             f"{field} should be {_keys(wanted)} and is {_keys(given)}"
-            for field, given, wanted in zip(
-                state._fields, state, expected, strict=True
-            )
+            for field, given, wanted in zip(state._fields, state, expected, strict=True)
             if jax.tree.structure(given) != jax.tree.structure(wanted)
         ]
         return "; ".join(parts)
@@ -172,7 +179,9 @@ def _described(state: Any) -> str:
 
 def _keys(part: Any) -> str:
     paths = jax.tree_util.tree_leaves_with_path(part)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths
+    ]
     if not names:
         return repr(part)
     return f"{{{', '.join(names)}}}"

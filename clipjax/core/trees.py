@@ -186,7 +186,8 @@ def zeros_like(tree: Any, dtype: Any = None) -> Any:
         kind = getattr(leaf, "dtype", None)
         if kind is not None and not jnp.issubdtype(kind, jnp.number):
             return jnp.zeros((), jnp.float32)
-        # With its dtype said, since a memory of a weakly typed leaf is not weakly typed.
+        # With an explicit dtype: zeros_like alone keeps a leaf's weak type, and the
+        # memory's type would change at the first step.
         return jnp.zeros_like(leaf, dtype=dtype or jnp.result_type(leaf))
 
     return jax.tree.map(zero, tree)

@@ -10,7 +10,8 @@ import optax
 from clipjax import recipes
 
 UNCLIPPED = "none"
-NOT_NUMBERS = ("axis_name", "name", "report")  # arguments that this command leaves alone
+# Arguments that this command leaves alone.
+NOT_NUMBERS = ("axis_name", "name", "report")
 
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,

@@ -37,7 +37,7 @@ def leaf_norms(
     """
     leaves = Leaves.of(tree)
     blocks = each_leaf().of(leaves, mesh_axes(leaves, axis_name))
-    norms, _ = measure(norm, blocks, leaves.arrays)
+    norms = measure(norm, blocks, leaves.arrays).norms
     return dict(zip(leaves.names, norms, strict=True))
 
 

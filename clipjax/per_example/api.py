@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..rules import Rule, hard
 from ..core.checks import require_integer, require_number
+from ..rules import Rule, hard
 from .batches import in_microbatches
 from .clipped import METHODS, ClippedGrad, added
 from .examples import take_apart

@@ -61,9 +61,7 @@ def _trace(loss: Any, leaves: Leaves, batch: Any) -> tuple[Any, Any]:
     return trace(flat_loss, list(leaves.arrays), example)
 
 
-def backward(
-    loss: Any, leaves: Leaves, batch: Any, spmd_axis_name: Any = None
-) -> Pass:
+def backward(loss: Any, leaves: Leaves, batch: Any, spmd_axis_name: Any = None) -> Pass:
     """Runs the loss forward and backward, and keeps what meets at the sites."""
     names = tuple(leaves.names)
     values = list(leaves.arrays)

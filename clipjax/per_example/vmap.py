@@ -50,10 +50,7 @@ def direct(
     arrays = read_once(gradients if transform is None else results.by_name)
 
     def weighted_sum(weights: dict[str, jax.Array]) -> Any:
-        sums = {
-            name: dense_sum(array, weights[name])
-            for name, array in arrays.items()
-        }
+        sums = {name: dense_sum(array, weights[name]) for name, array in arrays.items()}
         return results.tree_by_name(sums)
 
     found = {name: of_gradients(array) for name, array in arrays.items()}

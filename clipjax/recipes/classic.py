@@ -253,8 +253,8 @@ def clip_by_block_rms(
     Coordinates: ``leaf × rms × hard × constant``
 
     A drop-in for ``optax.clip_by_block_rms``, and within a few ulps of it on finite
-    float32 gradients, where Optax's own sum of squares is right. In Adafactor it stands after the preconditioner and before
-    the learning rate.
+    float32 gradients, where Optax's own sum of squares is right. In Adafactor it stands
+    after the preconditioner and before the learning rate.
 
     | input | result |
     |---|---|
@@ -324,7 +324,8 @@ def torch_clip_grad_norm(
     Args:
         max_norm: the largest norm allowed, in the gradient's units.
         norm_type: p, at least 1; ``inf``, or as for PyTorch the string ``"inf"``, for
-            the largest magnitude; None for 2. No number is the default, since ``optax.inject_hyperparams`` would trace it.
+            the largest magnitude; None for 2. The default is no number, since
+            ``optax.inject_hyperparams`` would trace it.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -348,7 +349,9 @@ def torch_clip_grad_norm(
     """
     return clip_by(
         as_threshold(max_norm, "max_norm"),
-        norm=norms.l2 if norm_type is None else norms.lp(_torch_norm_type(norm_type), "norm_type"),
+        norm=norms.l2
+        if norm_type is None
+        else norms.lp(_torch_norm_type(norm_type), "norm_type"),
         rule=rules.Hard(epsilon=1e-6),
         axis_name=axis_name,
         name=name,

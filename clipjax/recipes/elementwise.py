@@ -129,9 +129,7 @@ def two_sided_clip(
             f"{lower!r} and {upper!r}"
         )
     rule = rules.band(lower / upper)
-    return clip_entries(
-        upper, rule=rule, report=report, axis_name=axis_name, name=name
-    )
+    return clip_entries(upper, rule=rule, report=report, axis_name=axis_name, name=name)
 
 
 def delta_clip(

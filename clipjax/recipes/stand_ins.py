@@ -1,4 +1,4 @@
-"""What some recipes measure in the place of the updates; see ``stand_in`` of `clip_by`."""
+"""Arrays that recipes measure instead of the updates: `stand_in` of `clip_by`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Clips of singular values.
 
-A leaf of shape ``(…, columns)`` is read as the matrix ``(rest, columns)``, after the axes
-that stack layers; a vector is a single row, whose one singular value is its l2 norm.
+A leaf of shape ``(…, columns)`` is read as the matrix ``(rest, columns)``, after the
+axes that stack layers. A vector is a single row, with one singular value: its l2 norm.
 """
 
 from .clip import clip_singular_values as clip_singular_values

@@ -16,8 +16,8 @@ from ..core.clip import Clip, Clipper, all_valid, require_name
 from ..core.dtypes import narrow
 from ..core.measure import Measured, first_not_finite
 from ..core.meshes import AxisNames, as_tuple, resharded
-from ..core.shorten import multiplier
 from ..core.report import next_info, summarize
+from ..core.shorten import multiplier
 from ..core.state import ClipState, keep_if
 from ..granularity import leaf
 from ..guards import Guard
@@ -46,7 +46,9 @@ class SpectralClipper(Clipper):
         admitted = leaves.map(self.nonfinite.admit)
         matrices = as_matrices(admitted, blocks)
         found = [self.method.measure(matrix) for matrix in matrices]
-        raw = [value.reshape(s) for (value, _), s in zip(found, blocks.shapes, strict=True)]
+        raw = [
+            value.reshape(s) for (value, _), s in zip(found, blocks.shapes, strict=True)
+        ]
         norms = [jnp.where(value < jnp.inf, value, jnp.inf) for value in raw]
         seen = norms if self.nonfinite.admits_all else leaves.arrays
         first_bad = first_not_finite(seen)
@@ -62,7 +64,11 @@ class SpectralClipper(Clipper):
         step = summarize(linf, self.rule, blocks, measured, given, lengths, True)
 
         def clip(position: int, array: jax.Array) -> jax.Array:
-            matrix, by, limit = matrices[position], multipliers[position], limits[position]
+            matrix, by, limit = (
+                matrices[position],
+                multipliers[position],
+                limits[position],
+            )
             stack = matrix.shape[:-2]
             shaped = jax.tree.map(lambda part: part.reshape(stack), by)
             clipped = self.method.clip(

@@ -16,7 +16,7 @@ matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def as_matrices(arrays: list[jax.Array], blocks: Blocks) -> list[jax.Array]:
-    """Read leaves as matrices ``(layers…, rows, columns)`` in the accumulation dtype."""
+    """Return leaves as matrices ``(layers…, rows, columns)``, accumulation dtype."""
     matrices = []
     for array, summed in zip(arrays, blocks.summed, strict=True):
         stack = array.ndim - len(summed)

@@ -34,7 +34,12 @@ class Method:
         raise NotImplementedError
 
     def clip(
-        self, matrix: jax.Array, found: Any, rule: Rule, threshold: jax.Array, by: Multiplier
+        self,
+        matrix: jax.Array,
+        found: Any,
+        rule: Rule,
+        threshold: jax.Array,
+        by: Multiplier,
     ) -> jax.Array:
         """Return the clipped matrix, given what `measure` found."""
         raise NotImplementedError
@@ -104,7 +109,7 @@ class SVD(Method):
 
 @dataclasses.dataclass(frozen=True)
 class NewtonSchulz(Method):
-    """Bring every singular value σ to ``σ / √(1 + (σ/c)²)`` by matrix products alone."""
+    """Map every singular value σ to ``σ / √(1 + (σ/c)²)`` by matrix products alone."""
 
     iterations: int = 12
 

@@ -190,9 +190,10 @@ def ema(
 
     Example:
         >>> import clipjax
-        >>> clip = clipjax.clip_by(clipjax.thresholds.ema(2.0, decay=0.95, cap=10.0))
-        >>> clip
-        clip_by(whole × l2 × hard × ema)
+        >>> source = clipjax.thresholds.ema(2.0, decay=0.95, cap=10.0)
+        >>> source
+        ema(decay=0.95, multiplier=2, remember='clipped', cap=10)
+        >>> clip = clipjax.clip_by(source)
     """
     require_number("multiplier", multiplier, infinite=False)
     require_fraction("decay", decay)
@@ -292,8 +293,6 @@ def zscore(
     Example:
         >>> import clipjax
         >>> clip = clipjax.clip_by(clipjax.thresholds.zscore(3.0, cap=1.0))
-        >>> clip
-        clip_by(whole × l2 × hard × zscore)
     """
     for name, value in [("z", z), ("factor", factor), ("epsilon", epsilon)]:
         require_number(name, value, infinite=False)

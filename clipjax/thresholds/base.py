@@ -101,8 +101,9 @@ class Threshold:
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         """Return this step's thresholds, one value per block, and the next state.
 
-        Thresholds are in the norms' dtype, scalars or arrays that broadcast to a value's
-        shape. Negative ones and NaN count as 0, and the report counts the steps.
+        Thresholds have the norms' dtype and are scalars, or arrays that broadcast to
+        the shape of their value. A negative one or NaN acts as 0, and the report counts
+        such steps.
         """
         raise NotImplementedError
 

@@ -43,7 +43,9 @@ class Combined(Threshold):
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         thresholds, memories = [], []
-        for source, memory in zip(self.sources, state or [()] * len(self.sources), strict=True):
+        for source, memory in zip(
+            self.sources, state or [()] * len(self.sources), strict=True
+        ):
             kept = memory[source.kind] if source.remembers else ()
             threshold, kept = source.update(norms, kept, context)
             thresholds.append(threshold)

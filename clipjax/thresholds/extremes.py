@@ -164,9 +164,10 @@ def relative_to_previous(
 
     Example:
         >>> import clipjax
-        >>> clip = clipjax.clip_by(clipjax.thresholds.relative_to_previous(1.01))
-        >>> clip
-        clip_by(whole × l2 × hard × relative-to-previous)
+        >>> source = clipjax.thresholds.relative_to_previous(1.01)
+        >>> source
+        relative-to-previous(growth=1.01, slowest=0.5, remember='clipped')
+        >>> clip = clipjax.clip_by(source)
 
     References:
         Chen et al., `Fira <https://arxiv.org/abs/2410.01623>`_, 2024, for the

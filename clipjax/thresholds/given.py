@@ -20,14 +20,15 @@ ThresholdLike = float | jax.Array | Callable[[Any], Any] | Table | Threshold
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Constant(Threshold):
-    """A Python or NumPy number: part of the program and not of the state, as in Optax."""
+    """A Python or NumPy number: a constant of the program, not a part of the state."""
 
     value: float
     kind = "constant"
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         del norms
-        return context.blocks.fill(np.asarray(self.value, context.dtype)), state
+        blocks = context.blocks
+        return blocks.fill(np.asarray(self.value, blocks.leaves.dtype)), state
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -77,7 +78,9 @@ class ByBlock(Threshold):
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         del norms
         entries = jax.tree.map(
-            lambda entry: np.inf if entry is None else entry, self.value, is_leaf=_is_none
+            lambda entry: np.inf if entry is None else entry,
+            self.value,
+            is_leaf=_is_none,
         )
         return [_as_entry(entry, context) for entry in context.table(entries)], state
 
@@ -149,7 +152,9 @@ def as_threshold(value: ThresholdLike | None, argument: str = "threshold") -> Th
             )
         return Schedule(value)
     value = np.inf if value is None else value
-    if isinstance(value, Mapping | list | tuple) or not jax.tree_util.all_leaves([value]):
+    if isinstance(value, Mapping | list | tuple) or not jax.tree_util.all_leaves(
+        [value]
+    ):
         return ByBlock(value, argument)
     require_number(argument, value)
     if isinstance(value, jax.Array):

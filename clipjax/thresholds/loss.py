@@ -64,7 +64,9 @@ class FromLoss(Combined):
         enters = jnp.isfinite(loss)
         fast, slow = (
             jnp.where(
-                enters, old + average_weight(decay, seen, loss.dtype) * (loss - old), old
+                enters,
+                old + average_weight(decay, seen, loss.dtype) * (loss - old),
+                old,
             )
             for old, decay in ((fast, self.fast_decay), (slow, self.slow_decay))
         )
@@ -75,7 +77,9 @@ class FromLoss(Combined):
         past = jnp.asarray(1 / (1 - cast(self.slow_decay)))
         factor = jnp.where(seen.astype(past.dtype) < past, 1, factor)
         thresholds, relaxed = super().update(norms, relaxed, context)
-        thresholds = [jnp.minimum(limit * factor, cast(self.cap)) for limit in thresholds]
+        thresholds = [
+            jnp.minimum(limit * factor, cast(self.cap)) for limit in thresholds
+        ]
         seen = seen + enters.astype(jnp.int32)
         return thresholds, LossState(seen, fast, slow, relaxed)
 
@@ -156,7 +160,9 @@ class PolyakCap(Threshold):
 
         def limit(norm: jax.Array) -> jax.Array:
             divisor = rate * norm
-            return jnp.where(divisor > 0, gain / jnp.where(divisor > 0, divisor, 1), jnp.inf)
+            return jnp.where(
+                divisor > 0, gain / jnp.where(divisor > 0, divisor, 1), jnp.inf
+            )
 
         return list(map(limit, norms)), state
 

@@ -152,4 +152,6 @@ def relative_to_learning_rate(
     """
     require_bool("proportional", proportional)
     require_rate(learning_rate)
-    return RelativeToLearningRate((as_threshold(step, "step"),), learning_rate, proportional)
+    return RelativeToLearningRate(
+        (as_threshold(step, "step"),), learning_rate, proportional
+    )

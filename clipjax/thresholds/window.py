@@ -121,7 +121,7 @@ def quantile(
         >>> import clipjax
         >>> clip = clipjax.clip_by(clipjax.thresholds.quantile(0.9, window=200))
         >>> clip
-        clip_by(whole × l2 × hard × quantile)
+        clip_by(whole × l2 × hard × quantile(size=200, q=0.9, factor=1))
     """
     require_fraction("q", q)
     require_number("factor", factor, infinite=False)

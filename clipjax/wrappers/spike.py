@@ -166,7 +166,7 @@ def skip_on_spike(
     ) -> tuple[Any, SkipOnSpikeState]:
         state = checked_own_state(state, fresh, "skip_on_spike")
         blocks = whole_tree(updates, axis_name, params)
-        (norm,), _ = measure(l2, blocks, blocks.leaves.arrays)
+        (norm,) = measure(l2, blocks, blocks.leaves.arrays).norms
         values = {"norm": norm}
         if loss:
             values["loss"] = _loss(extra.get("value"), axis_name)
