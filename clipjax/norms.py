@@ -143,8 +143,10 @@ class L2(Norm):
         # more all-reduce where the norms themselves are sharded.
         del size
         scale = _two_scales(norm.dtype)
-        # Through a maximum, since XLA would square the scale by itself.
-        scaled = [jnp.maximum(norm * power, 0) for power in (scale, 1 / scale)]
+        scaled = [norm * power for power in (scale, 1 / scale)]
+        if norm.size == 1:
+            # Through a maximum, since XLA would square the scale of one number by itself.
+            scaled = [jnp.maximum(x, 0) for x in scaled]
         return [jnp.square(x) for x in scaled]
 
     def of_terms(self, totals, size):
