@@ -34,13 +34,12 @@ class Norm:
     """The protocol between a norm and the engine. Norms are frozen dataclasses.
 
     Attributes:
-        collective: the reduction over devices, ``jax.lax.psum`` or `pmax`.
         sums_terms: whether `combine` is a sum of `terms`.
         scales_by_largest: whether extreme magnitudes are measured relative to the
             block's largest entry; otherwise at 2^64 or 2^-64, which the sum decides.
     """
 
-    collective = staticmethod(jax.lax.psum)
+    collective = staticmethod(jax.lax.psum)  # over devices, or `pmax`
     sums_terms = True
     scales_by_largest = False
 
