@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -178,12 +178,25 @@ class Clipper:
         ]
 
 
+class UpdateFn(Protocol):
+    """The type of a clip's ``update``, which says more than Optax's own."""
+
+    def __call__(
+        self, updates: Any, state: Any = None, params: Any = None, **extra: Any
+    ) -> tuple[Any, ClipState]:
+        """Return the clipped updates and the next state."""
+        ...
+
+
 class Clip(optax.GradientTransformationExtraArgs):
     """A gradient transformation whose repr and equality are those of its parts.
 
     A clip is an ``optax.GradientTransformationExtraArgs``: a pair of pure functions
     ``init`` and ``update``.
     """
+
+    init: Callable[[Any], ClipState]
+    update: UpdateFn
 
     @property
     def clipper(self) -> Any:
