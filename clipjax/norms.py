@@ -144,9 +144,11 @@ class L2(Norm):
         # one more all-reduce where the norms themselves are sharded.
         del size
         scale = _two_scales(norm.dtype)
-        # The maximum keeps XLA from rewriting (norm · power)² as norm² · power², whose
-        # first factor can leave the range.
-        scaled = [jnp.maximum(norm * power, 0) for power in (scale, 1 / scale)]
+        scaled = [norm * power for power in (scale, 1 / scale)]
+        if norm.size == 1:
+            # The maximum keeps XLA from rewriting (norm · power)² as norm² · power² for
+            # a single number: its first factor can leave the range.
+            scaled = [jnp.maximum(x, 0) for x in scaled]
         return [jnp.square(x) for x in scaled]
 
     def of_terms(self, totals, size):

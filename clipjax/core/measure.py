@@ -212,9 +212,8 @@ def _any_outside(totals: Values, least: Sequence[float], largest: float) -> jax.
 def _count_outside(total: jax.Array, least: Any, largest: float) -> jax.Array:
     limits = np.asarray(least, total.dtype), np.full_like(least, largest, total.dtype)
     # NaN is not equal to itself, and so counts.
-    return jnp.sum(
-        jax.lax.clamp(limits[0], total, limits[1]) != total, dtype=total.dtype
-    )
+    is_outside = jax.lax.clamp(limits[0], total, limits[1]) != total
+    return jnp.sum(is_outside.astype(total.dtype))
 
 
 def branch(
