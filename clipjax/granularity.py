@@ -22,7 +22,8 @@ import jax
 
 from .core.blocks import Blocks
 from .core.meshes import MeshAxes
-from .core.trees import Leaves, Setting, takes_tree
+from .core.settings import Setting, takes_tree
+from .core.trees import Leaves
 from .norms import Axes
 
 # Each may be a plain value, a function of (path, leaf), or a table from path pattern.

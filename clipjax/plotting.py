@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
-# Okabe and Ito's colours, told apart with every kind of colour vision. Dashes repeat
+# Okabe and Ito's colors, told apart with every kind of color vision. Dashes repeat
 # the distinction for print, and come round at a different pace.
 COLOURS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
@@ -52,9 +52,9 @@ def plot_norms(raw: Arms, clipped: Arms, thresholds: Arms | None = None) -> Figu
     """
     figure, axes = _figure(max(len(raw), 1))
     for panel, name in zip(axes, raw, strict=False):
-        colour = COLOURS[2]
+        color = COLOURS[2]
         _draw(panel, raw[name], 1, "before clipping", "#777777", DASHES[0], 1.0)
-        _draw(panel, clipped[name], 1, "after clipping", colour, DASHES[0], 1.0)
+        _draw(panel, clipped[name], 1, "after clipping", color, DASHES[0], 1.0)
         limit = None if thresholds is None else _seeds(thresholds[name])
         if limit is not None and np.isfinite(limit).any():
             _draw(panel, limit, 1, "threshold", COLOURS[1], DASHES[1])
@@ -168,7 +168,7 @@ def _draw_all(
     order: Sequence[str] | None = None,
     nested: bool = False,
 ) -> None:
-    """Draws every arm.
+    """Draw every arm.
 
     Colours follow `order` when some of its arms are left out. Nested lines become
     thinner one after the other, so that equal ones can all be seen.
@@ -176,9 +176,9 @@ def _draw_all(
     names = list(order or arms)
     for name, values in arms.items():
         index = names.index(name)
-        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+        color, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
         width = 1.6 + nested * 1.4 * (len(names) - 1 - index)
-        _draw(axes, values, window, name, colour, dash, width)
+        _draw(axes, values, window, name, color, dash, width)
 
 
 def _draw(
@@ -186,7 +186,7 @@ def _draw(
     values: ArrayLike,
     window: int,
     label: str,
-    colour: str,
+    color: str,
     dash: str | tuple,
     width: float = 1.6,
 ) -> None:
@@ -202,15 +202,15 @@ def _draw(
     middle[some] = np.nanmedian(shown[:, some], axis=0)
     low[some] = np.nanmin(shown[:, some], axis=0)
     high[some] = np.nanmax(shown[:, some], axis=0)
-    style = {"color": colour, "linestyle": dash, "linewidth": width}
+    style = {"color": color, "linestyle": dash, "linewidth": width}
     axes.plot(steps, middle, label=label, **style)
     if len(values) > 1:
-        axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(steps, low, high, color=color, alpha=0.18, linewidth=0)
     for row in shown:
         finite = np.flatnonzero(np.isfinite(row))
         if finite.size and finite[-1] < len(row) - 1:
             last = finite[-1]
-            cross = {"color": colour, "markersize": 9, "markeredgewidth": 2}
+            cross = {"color": color, "markersize": 9, "markeredgewidth": 2}
             axes.plot(steps[last], row[last], "x", clip_on=False, zorder=5, **cross)
 
 

@@ -197,7 +197,7 @@ def floored(fraction: float) -> Floored:
 
 
 def valid(threshold: jax.Array) -> jax.Array:
-    """Replace a negative threshold or NaN by 0, which stops all updates."""
+    """Replace a negative threshold or NaN by 0, so that the update is zero."""
     return jax.lax.select(threshold >= 0, threshold, jnp.zeros_like(threshold))
 
 

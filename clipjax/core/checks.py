@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Hashable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from .meshes import as_tuple
 
 # A hyper-parameter: a number that is known, or an array, which may be traced.
 Scalar = float | jax.Array
@@ -98,3 +101,21 @@ def require_part(name: str, value: Any, kind: type, example: str) -> None:
         raise TypeError(
             f"{name} must be a {kind.__name__} such as {example}, got {value!r}"
         )
+
+
+def require_name(name: Any) -> None:
+    """Check the name of a clip, the prefix of its metrics."""
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {name!r}")
+    if not name:
+        raise ValueError(f"name must be a string that is not empty, got {name!r}")
+
+
+def require_axis_name(axis_name: Any) -> None:
+    """Check the names of mesh axes: for JAX, anything hashable except a number."""
+    for axis in as_tuple(axis_name):
+        if isinstance(axis, numbers.Number) or not isinstance(axis, Hashable):
+            raise TypeError(
+                "axis_name must be the name of a mesh axis, a tuple of names or None, "
+                f"got {axis_name!r}"
+            )

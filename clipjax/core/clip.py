@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import numbers
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -20,9 +19,9 @@ from ..rules import Rule, valid
 from ..thresholds.base import Context, Threshold
 from ..thresholds.given import ByBlock, ThresholdLike, as_threshold
 from .blocks import Blocks, Values
-from .checks import require_part
+from .checks import require_axis_name, require_name, require_part
 from .measure import measure, measure_plainly, reread
-from .meshes import AxisNames, as_tuple, mesh_axes
+from .meshes import AxisNames, mesh_axes
 from .report import next_info, summarize
 from .shorten import multiplier, shorten
 from .state import ClipState, checked_state, empty_info, keep_if
@@ -179,12 +178,25 @@ class Clipper:
         ]
 
 
+class UpdateFn(Protocol):
+    """The type of a clip's ``update``, which says more than Optax's own."""
+
+    def __call__(
+        self, updates: Any, state: Any = None, params: Any = None, **extra: Any
+    ) -> tuple[Any, ClipState]:
+        """Return the clipped updates and the next state."""
+        ...
+
+
 class Clip(optax.GradientTransformationExtraArgs):
     """A gradient transformation whose repr and equality are those of its parts.
 
     A clip is an ``optax.GradientTransformationExtraArgs``: a pair of pure functions
     ``init`` and ``update``.
     """
+
+    init: Callable[[Any], ClipState]
+    update: UpdateFn
 
     @property
     def clipper(self) -> Any:
@@ -216,24 +228,6 @@ def all_valid(thresholds: list[Any]) -> list[Any]:
             # Python numbers have been checked when the clip was built.
             known[id(limit)] = valid(limit) if isinstance(limit, jax.Array) else limit
     return [known[id(limit)] for limit in thresholds]
-
-
-def require_name(name: Any) -> None:
-    """Check the name of a clip, the prefix of its metrics."""
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a string, got {name!r}")
-    if not name:
-        raise ValueError(f"name must be a string that is not empty, got {name!r}")
-
-
-def require_axis_name(axis_name: Any) -> None:
-    """Check the names of mesh axes: for JAX, anything hashable except a number."""
-    for axis in as_tuple(axis_name):
-        if isinstance(axis, numbers.Number) or not isinstance(axis, Hashable):
-            raise TypeError(
-                "axis_name must be the name of a mesh axis, a tuple of names or None, "
-                f"got {axis_name!r}"
-            )
 
 
 def clip_by(

@@ -22,8 +22,8 @@ from ..rules import Rule
 from ..thresholds.base import Context
 from ..thresholds.given import ThresholdLike, as_threshold
 from .blocks import Blocks, Values
-from .checks import require_bool, require_part
-from .clip import Clip, Clipper, all_valid, require_axis_name, require_name
+from .checks import require_axis_name, require_bool, require_name, require_part
+from .clip import Clip, Clipper, all_valid
 from .dtypes import narrow, safe_divisor, widen
 from .measure import measure, reread
 from .meshes import AxisNames

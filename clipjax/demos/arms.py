@@ -52,7 +52,7 @@ def _number(text: str) -> int | float:
 def parse_call(
     spec: str, catalogue: Mapping[str, Callable[..., Any]], kind: str
 ) -> functools.partial:
-    """Reads `name[:arg...]`, each argument a number or `key=number`.
+    """Read `name[:arg...]`, each argument a number or `key=number`.
 
     Raises:
         ValueError: naming the spec, what is wrong and what is accepted.

@@ -20,10 +20,10 @@ INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, without the usage."""
+    """Report a mistake in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Leaves with exit code 2."""
+        """Exit with code 2."""
         raise ValueError(message.removeprefix("argument "))
 
 
@@ -142,7 +142,7 @@ def run_compare(given: dict[str, Any], command: str) -> None:
 
 
 def run_explode(given: dict[str, Any]) -> None:
-    """Shows one clipped step, one bad time step and the run that follows."""
+    """Show one clipped step, one bad time step and the run that follows."""
     settings = presets.Explosion(**given)
     from . import compare, explode, summary, terminal
 
@@ -166,7 +166,7 @@ def run_explode(given: dict[str, Any]) -> None:
 
 
 def attach_negative_numbers(arguments: Sequence[str]) -> list[str]:
-    """Turns `--lr -1e-3` into `--lr=-1e-3`, which argparse takes for a value."""
+    """Turn `--lr -1e-3` into `--lr=-1e-3`, which argparse takes for a value."""
     attached: list[str] = []
     for argument in arguments:
         before = attached[-1] if attached else ""
@@ -186,7 +186,7 @@ def _is_negative(text: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit code.
+    """Run the command, and return its exit code.
 
     Args:
         arguments: the command line without the program; by default that of the

@@ -111,7 +111,7 @@ def compare(
     *,
     watch: Watch | None = None,
 ) -> list[Result]:
-    """Trains every arm from every seed.
+    """Train every arm from every seed.
 
     All arms are compiled before the first one trains, so that a clip that cannot be
     used in this place is refused at once.

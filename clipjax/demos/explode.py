@@ -134,7 +134,7 @@ def clipped_step(network: Network, *, max_norm: float, lr: float) -> Step:
 def bad_time_step(
     network: Network, *, bad_step: int, error: float, max_norm: float
 ) -> BadStep:
-    """Multiplies the loss of one time step and follows it back through time.
+    """Multiply the loss of one time step and follow it back through time.
 
     Args:
         network: what `build` returned.

@@ -27,11 +27,9 @@ class Whole:
     """Whole numbers from 1 to a billion, which keeps them within 32 bits."""
 
     def __str__(self) -> str:
-        """Says what is accepted."""
         return f"a whole number from 1 to {LARGEST}"
 
     def parse(self, text: str) -> int:
-        """Reads a decimal number."""
         return int(text)
 
     def accepts(self, value: Any) -> bool:
@@ -45,11 +43,9 @@ class Positive:
     """Finite numbers above zero."""
 
     def __str__(self) -> str:
-        """Says what is accepted."""
         return "a finite number above 0"
 
     def parse(self, text: str) -> float:
-        """Reads a decimal number."""
         return float(text)
 
     def accepts(self, value: Any) -> bool:
@@ -65,7 +61,6 @@ class Choice:
     names: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Says what is accepted."""
         return f"one of {', '.join(self.names)}"
 
     def parse(self, text: str) -> str:
@@ -84,7 +79,6 @@ class Name:
     meaning: str
 
     def __str__(self) -> str:
-        """Says what is accepted."""
         return self.meaning
 
     def parse(self, text: str) -> str:
@@ -103,11 +97,9 @@ class Names:
     meaning: str
 
     def __str__(self) -> str:
-        """Says what is accepted."""
         return self.meaning
 
     def parse(self, text: str) -> tuple[str, ...]:
-        """Splits at the commas."""
         return tuple(part.strip() for part in text.split(","))
 
     def accepts(self, value: Any) -> bool:
@@ -122,7 +114,6 @@ class OptionalPath:
     meaning: str
 
     def __str__(self) -> str:
-        """Says what is accepted."""
         return self.meaning
 
     def parse(self, text: str) -> pathlib.Path:
@@ -149,7 +140,7 @@ def flag(name: str) -> str:
 
 
 def check(settings: Any) -> None:
-    """Raises a ValueError for the first field with a value its kind refuses."""
+    """Raise a ValueError for the first field with a value its kind refuses."""
     for field in dataclasses.fields(settings):
         kind = field.metadata.get("kind")
         value = getattr(settings, field.name)
@@ -173,7 +164,7 @@ def converter(kind: Kind) -> Callable[[str], Any]:
 
 
 def add_argument(parser: argparse._ActionsContainer, field: Any, note: str) -> None:
-    """Adds the command line option of a field made by `option`."""
+    """Add the command line option of a field made by `option`."""
     parser.add_argument(
         flag(field.name),
         type=converter(field.metadata["kind"]),

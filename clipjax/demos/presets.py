@@ -23,7 +23,6 @@ class RNN:
     )
 
     def __post_init__(self):
-        """Checks every field."""
         check(self)
 
 
@@ -39,7 +38,7 @@ class MLP:
         "initial weights; torch: PyTorch's default for linear layers",
     )
     normalisation: str = option(
-        "none", Choice(("none", "layer", "rms")), "normalisation before each ReLU"
+        "none", Choice(("none", "layer", "rms")), "normalization before each ReLU"
     )
     batch: int = option(256, Whole(), "sequences or images per step")
     mnist: pathlib.Path | None = option(
@@ -49,7 +48,6 @@ class MLP:
     )
 
     def __post_init__(self):
-        """Checks every field."""
         check(self)
 
 
@@ -67,7 +65,7 @@ class Transformer:
     )
 
     def __post_init__(self):
-        """Checks every field, and that the heads divide the width."""
+        """Check every field, and that the heads divide the width."""
         check(self)
         if self.width % self.heads:
             raise ValueError(
@@ -93,12 +91,11 @@ class Settings:
         Names("a comma-separated list of clips"),
         "arms: none or recipe:arg[:arg...], separated by commas",
     )
-    steps: int = option(250, Whole(), "optimisation steps")
+    steps: int = option(250, Whole(), "optimization steps")
     seeds: int = option(2, Whole(), "number of seeds per arm")
     log_every: int = option(25, Whole(), "steps between updates of the display")
 
     def __post_init__(self):
-        """Checks every field."""
         check(self)
 
 
@@ -114,10 +111,10 @@ class Explosion:
     max_norm: float = option(1.0, Positive(), "threshold of the clip")
     bad_step: int = option(90, Whole(), "time step whose output is wrong, from 1")
     error: float = option(100.0, Positive(), "factor on the loss of that time step")
-    steps: int = option(200, Whole(), "optimisation steps of the run at the end")
+    steps: int = option(200, Whole(), "optimization steps of the run at the end")
 
     def __post_init__(self):
-        """Checks every field, and that the bad step is in the sequence."""
+        """Check every field, and that the bad step is in the sequence."""
         check(self)
         if self.bad_step > self.length:
             raise ValueError(

@@ -83,7 +83,7 @@ def write(
     rows: Sequence[Row],
     command: str,
 ) -> None:
-    """Writes report, results and figures beside `out` and then moves them there.
+    """Write report, results and figures beside `out`, and then move them there.
 
     An existing directory keeps its other files. What interrupts the writing leaves
     nothing behind.
@@ -117,7 +117,7 @@ def write(
 
 
 def _make_parents(directory: pathlib.Path) -> list[pathlib.Path]:
-    """Creates what is missing; returns it, deepest first."""
+    """Create the missing folders, and return them, deepest first."""
     missing = []
     while not directory.exists():
         missing.append(directory)

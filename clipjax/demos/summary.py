@@ -55,7 +55,7 @@ class Row:
 
 
 def _over_finite(reduce, values: np.ndarray) -> np.ndarray:
-    """Reduces each row over its finite values; NaN where there are none."""
+    """Reduce each row over its finite values; NaN where there are none."""
     rows = [row[np.isfinite(row)] for row in values]
     return np.array([reduce(row) if row.size else np.nan for row in rows])
 

@@ -52,7 +52,7 @@ def make_step(
     *,
     learning_rate: float,
 ) -> Callable[..., tuple[tuple[Any, Any], dict[str, jax.Array]]]:
-    """One optimisation step, `(params, state), data, key -> (params, state), log`.
+    """One optimization step, `(params, state), data, key -> (params, state), log`.
 
     The log holds the loss *before* the step and what the clip measured in it.
     """
@@ -104,7 +104,7 @@ class Loop:
         task: what to train on.
         optimizer: the clip and all that follows it.
         learning_rate: handed to the clips that ask for it.
-        steps: number of optimisation steps.
+        steps: number of optimization steps.
         interval: steps per call into the compiled loop; the host sees the log only
             in between.
     """
@@ -118,7 +118,7 @@ class Loop:
         steps: int,
         interval: int,
     ):
-        """Compiles the loop."""
+        """Compile the loop."""
         self.task, self.optimizer, self.steps = task, optimizer, steps
         self.interval = min(interval, steps)
         static, params, batches = begin(task, seed=0)
@@ -154,7 +154,7 @@ class Loop:
     def run(
         self, seed: int, report: Callable[[int, dict[str, float]], None] | None = None
     ) -> History:
-        """Trains from one seed.
+        """Train from one seed.
 
         Args:
             seed: chooses initial parameters and batches.

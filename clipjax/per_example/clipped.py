@@ -26,7 +26,7 @@ RELATIONS = {"ADD_OR_REMOVE_ONE": 1.0, "REPLACE_SPECIAL": 1.0, "REPLACE_ONE": 2.
 
 
 class AuxiliaryOutput(NamedTuple):
-    """What is known about each example; None where it was not asked for.
+    """Results for each example; None where the caller did not ask for them.
 
     Attributes:
         values: losses, of shape ``[B]``.
@@ -63,11 +63,12 @@ class ClippedGrad:
     def __call__(
         self, *arguments: Any, is_padding_example: Any = None, **options: Any
     ) -> Any:
-        """Return the gradient, and what else was asked for.
+        """Return the clipped gradient, with an `AuxiliaryOutput` if `has_aux`.
 
         Args:
-            *arguments: those of the loss function.
-            is_padding_example: bool of shape ``[B]``: examples that are not there.
+            *arguments: the arguments of the loss function.
+            is_padding_example: bool of shape ``[B]``, true for examples that are
+                padding and count as absent.
             **options: keyword arguments of the loss function, the same for all.
         """
 
@@ -183,13 +184,13 @@ class ClippedGrad:
 
     @property
     def l2_norm_bound(self) -> Any:
-        """How long an example's share of the result is at most; see `sensitivity`."""
+        """The largest norm of an example's share of the result; see `sensitivity`."""
         return self.sensitivity()
 
     def sensitivity(self, neighboring_relation: Any = "ADD_OR_REMOVE_ONE") -> Any:
-        """Return how far one example can move the result, in the L2 norm.
+        """Return the largest change of the result by one example, in the L2 norm.
 
-        It holds for the sum before that is rounded to a dtype narrower than float32:
+        The bound does not cover a rounding of the sum to a dtype narrower than float32:
         with such parameters, pass ``dtype=jnp.float32`` and cast after adding noise.
 
         Args:
@@ -198,9 +199,9 @@ class ClippedGrad:
                 ``dp_accounting.NeighboringRelation``.
 
         Raises:
-            ValueError: the relation is unknown; the rule is not bounded; NaN is let
-                through; ``dtype`` is narrower than float32; or a threshold is a
-                function of the example, and not rescaled to 1.
+            ValueError: the relation is unknown; the rule is not bounded; ``nan_safe``
+                is False; ``dtype`` is narrower than float32; or a threshold is a
+                function of the example, without ``rescale_to_unit_norm``.
         """
         relation = getattr(neighboring_relation, "name", neighboring_relation)
         if relation not in RELATIONS:
@@ -229,10 +230,10 @@ class ClippedGrad:
         return RELATIONS[relation] * bound / self.normalize_by
 
     def plan(self, *arguments: Any, **options: Any) -> str:
-        """List how each parameter's norm is computed, why, and the memory for it.
+        """Describe how each parameter's norm is computed, why, and the memory it takes.
 
         Args:
-            *arguments: those of the loss function, or ``ShapeDtypeStruct``.
+            *arguments: the arguments of the loss function, or ``ShapeDtypeStruct``.
             **options: keyword arguments of the loss function.
 
         Returns:
@@ -264,7 +265,7 @@ def _rescaled(rule: Rule, norm: jax.Array, limit: jax.Array) -> jax.Array:
 
 
 def added(squares: Iterable[jax.Array], like: jax.Array) -> jax.Array:
-    """Sums up in the widest dtype that there is; nothing gives zeros."""
+    """Return the sum in the widest dtype among the terms; zeros if there are none."""
     parts = [*squares, jnp.zeros(like.shape, jnp.float32)]
     dtype = max((part.dtype for part in parts), key=lambda dtype: dtype.itemsize)
     return functools.reduce(jnp.add, (part.astype(dtype) for part in parts))

@@ -1,4 +1,4 @@
-"""What every method finds out about a batch, and sums of gradients that are there."""
+"""The results that every method returns, and sums of per-example gradients."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 
 class PerExample(NamedTuple):
-    """What is known of the gradients of a batch of B examples.
+    """Measurements of the gradients of a batch of B examples.
 
     Attributes:
-        squares: squared norms by parameter, each of shape ``[B]``, float32: what is
-            reported.
-        bounds: by parameter, no less than the squared norm of what ``weighted_sum``
-            adds for an example of weight 1, whatever is rounded on the way: what
-            examples are clipped by.
-        underflow: by parameter, how much longer than weight times bound an example's
-            share can be, since XLA flushes numbers below the normal range to zero.
+        squares: squared norms by parameter, each of shape ``[B]``, float32, for the
+            report.
+        bounds: by parameter, an upper bound on the squared norm that ``weighted_sum``
+            adds for an example of weight 1, including all rounding. Examples are
+            clipped by these bounds.
+        underflow: by parameter, how much an example's share can exceed weight times
+            bound, since XLA flushes numbers below the normal range to zero.
         values: losses, of shape ``[B]``.
-        aux: auxiliary outputs, with the examples in front.
-        weighted_sum: gives the sum of the gradients with weights of shape ``[B]`` by
-            parameter, a tree like the parameters, in float32 or wider. An example of
-            weight 0 adds exactly nothing, even if its gradient is NaN or infinite.
+        aux: auxiliary outputs, with the examples as first axis.
+        weighted_sum: maps weights by parameter, each of shape ``[B]``, to the weighted
+            sum of gradients, a tree like the parameters, in float32 or wider. An
+            example of weight 0 adds exactly nothing, even if its gradient is NaN or
+            infinite.
     """
 
     squares: dict[str, jax.Array]
@@ -39,23 +40,24 @@ class PerExample(NamedTuple):
 
 def dense_sum(gradient: jax.Array, weights: jax.Array) -> jax.Array:
     """Return the sum of gradients with weights, in float32 or wider."""
-    # On CPUs, a product is several times as fast as a sum over the first axis.
+    # On CPUs, a matrix product is several times as fast as a sum over the first axis.
     kept = finite(gradient)
     return jnp.tensordot(weights.astype(kept.dtype), kept, 1, precision=HIGHEST)
 
 
 def weighted(array: jax.Array, weights: jax.Array) -> jax.Array:
-    """Scale by example, in float32 or wider; what is not finite becomes zero."""
+    """Scale each example, in float32 or wider; non-finite entries become zero."""
     kept = _finite(without_unit_axes(array))
     beside = weights.reshape(-1, *[1] * (kept.ndim - 1))
     return (kept * beside.astype(kept.dtype)).reshape(array.shape)
 
 
 def finite(array: jax.Array) -> jax.Array:
-    """Replace what is not finite by zero, in float32 or wider.
+    """Replace non-finite entries by zero, in float32 or wider.
 
-    An example with NaN or inf has weight 0, and the product with it would be NaN.
-    Deciding by entry needs no weights, so that XLA does it where the array is computed.
+    An example with NaN or inf has weight 0, but 0 times NaN is NaN. A selection by
+    entry does not depend on the weights, so that XLA fuses it with the computation of
+    the array.
     """
     return _finite(without_unit_axes(array)).reshape(array.shape)
 
@@ -74,6 +76,6 @@ def without_unit_axes(array: jax.Array) -> jax.Array:
 
 
 def widened(array: jax.Array) -> jax.Array:
-    """Cast to float32; leave what is wider."""
+    """Cast to float32, unless the array is wider."""
     is_narrow = jnp.finfo(array.dtype).bits < 32
     return array.astype(jnp.float32) if is_narrow else array

@@ -1,8 +1,8 @@
 """Per-example norms and weighted sums of gradients from one backward pass.
 
-Book-keeping: where a parameter is used in products only, the gradient of an example is
-a product of what is known after one backward pass, and neither its norm nor the
-weighted sum over the examples needs the gradient itself.
+Where a parameter is used in products only, the gradient of an example is a product of
+two factors that one backward pass computes. Neither its norm (the ghost norm) nor the
+weighted sum over the examples (book-keeping) needs the gradient itself.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from .views import Site
 
 
 class Pass(NamedTuple):
-    """What one backward pass tells.
+    """The results of one backward pass.
 
     Attributes:
         plan: how each parameter is measured.
-        losses: of shape ``[B]``.
-        aux: auxiliary outputs, with the examples in front.
-        gradients: those of dense parameters, by position, with the examples in front.
-        products: by position of a group in the plan; those of one parameter whose
-            gradients are there are joined in the first.
-        pairs: the plan's pairs of products that are left.
+        losses: the losses, of shape ``[B]``.
+        aux: auxiliary outputs, with the examples as first axis.
+        gradients: the gradients of dense parameters, by position, with the examples as
+            first axis.
+        products: the products by position of a group in the plan. The products of one
+            parameter that have their ``gradient`` are added in the first.
+        pairs: the plan's pairs of products that remain.
     """
 
     plan: Plan
@@ -48,7 +49,7 @@ class Pass(NamedTuple):
 
 
 def _trace(loss: Any, leaves: Leaves, batch: Any) -> tuple[Any, Any]:
-    """Traces the loss of one example: there is no axis of examples to keep track of."""
+    """Trace the loss of one example, so that no equation has an axis of examples."""
     names = tuple(leaves.names)
     example = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batch
@@ -62,7 +63,7 @@ def _trace(loss: Any, leaves: Leaves, batch: Any) -> tuple[Any, Any]:
 
 
 def backward(loss: Any, leaves: Leaves, batch: Any, spmd_axis_name: Any = None) -> Pass:
-    """Runs the loss forward and backward, and keeps what meets at the sites."""
+    """Run the loss forward and backward, and return the factors at its sites."""
     names = tuple(leaves.names)
     values = list(leaves.arrays)
     closed, structure = _trace(loss, leaves, batch)
@@ -145,10 +146,10 @@ def _shapes_of_factors(sites: Sequence[Site], read: Any) -> Any:
 
 
 def ghost(loss: Any, params: Any, batch: Any, spmd_axis_name: Any = None) -> PerExample:
-    """Measures every example's gradient, and sums with weights, without making them.
+    """Measure and sum the examples' gradients, in factored form where possible.
 
     Args:
-        loss: gives from the parameters and one example its loss and an auxiliary tree.
+        loss: maps parameters and one example to its loss and an auxiliary tree.
         params: the parameters.
         batch: a tree whose leaves have the examples along their first axis.
         spmd_axis_name: see `jax.vmap`.
@@ -164,7 +165,8 @@ def ghost(loss: Any, params: Any, batch: Any, spmd_axis_name: Any = None) -> Per
         for leaf, gradient in found.gradients.items():
             weight = after(weights[plan.names[leaf]], last)
             sums[leaf] = last = dense_sum(gradient, weight)
-        # The last sites come first: their arrays were computed last, and go first.
+        # In reverse: the arrays of the last site were computed last, and are freed
+        # first.
         for product in reversed(list(found.products.values())):
             leaf = product.site.view.leaf
             weight = after(weights[plan.names[leaf]], last)
@@ -186,7 +188,7 @@ def ghost(loss: Any, params: Any, batch: Any, spmd_axis_name: Any = None) -> Per
 
 
 def describe(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> str:
-    """Says for each parameter how it is measured, and what is held for that."""
+    """Describe how each parameter is measured, and the memory that this takes."""
     leaves = Leaves.of(params)
     held: dict[int, int] = {}
     forms: dict[int, str] = {}
@@ -203,7 +205,7 @@ def describe(loss: Any, params: Any, batch: Any, always_dense: bool = False) -> 
             leaf = product.site.view.leaf
             form = f"{product.site.kind} {product.form}"
             forms[leaf] = f"{forms[leaf]}, {form}" if leaf in forms else form
-            # Sites share what goes in, and sums what comes back.
+            # Sites share operands, and the terms of a sum share their cotangent.
             for array in product.read:
                 if id(array) not in taken:
                     taken.add(id(array))

@@ -1,4 +1,4 @@
-"""Per-example gradients by vmap: the plain way, for any loss."""
+"""Per-example gradients by vmap, for any loss."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def direct(
     """Compute the gradient of every example, by vmap.
 
     Args:
-        loss: gives from the parameters and one example its loss and an auxiliary tree.
+        loss: maps parameters and one example to its loss and an auxiliary tree.
         params: the parameters.
         batch: a tree whose leaves have the examples along their first axis.
         spmd_axis_name: see `jax.vmap`.
-        transform: what to clip and sum in place of the gradient of an example.
+        transform: maps the gradient of an example to the tree to clip and sum.
     """
     leaves = Leaves.of(params)
 

@@ -19,7 +19,7 @@ from ..core.checks import (
 from ..core.clip import Clip, clip_by
 from ..core.meshes import AxisNames
 from ..granularity import Stacked
-from ..thresholds.averages import Mode
+from ..thresholds.outliers import Mode
 
 
 def autoclip(

@@ -11,8 +11,8 @@ import optax
 
 from .. import guards, rules
 from ..core.blocks import Blocks
-from ..core.checks import require_part
-from ..core.clip import Clip, Clipper, all_valid, require_name
+from ..core.checks import require_name, require_part
+from ..core.clip import Clip, Clipper, all_valid
 from ..core.dtypes import narrow
 from ..core.measure import Measured, first_not_finite
 from ..core.meshes import AxisNames, as_tuple, resharded

@@ -3,7 +3,6 @@
 from .averages import ema as ema
 from .averages import moment_ratio as moment_ratio
 from .averages import streaming_quantile as streaming_quantile
-from .averages import zscore as zscore
 from .base import Context as Context
 from .base import Threshold as Threshold
 from .combine import after as after
@@ -19,6 +18,7 @@ from .given import schedule as schedule
 from .history import Learnt as Learnt
 from .loss import from_loss as from_loss
 from .loss import polyak_cap as polyak_cap
+from .outliers import zscore as zscore
 from .presets import rule_of_thumb as rule_of_thumb
 from .relative import relative_to_learning_rate as relative_to_learning_rate
 from .relative import relative_to_params as relative_to_params

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int
 
-from ..core.checks import require_integer
-from ..core.clip import require_name
+from ..core.checks import require_integer, require_name
 from ..core.meshes import AxisNames
 from .inner import (
     as_transformation,

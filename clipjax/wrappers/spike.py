@@ -9,8 +9,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ..core.checks import require_bool, require_integer, require_number
-from ..core.clip import require_name
+from ..core.checks import (
+    require_bool,
+    require_integer,
+    require_name,
+    require_number,
+)
 from ..core.measure import measure
 from ..core.meshes import AxisNames, mesh_axes
 from ..core.trees import Leaves

@@ -53,7 +53,7 @@ class MLP(nnx.Module):
         normalisation: str = "none",
         rngs: nnx.Rngs,
     ):
-        """Initialises the weights."""
+        """Initialize the weights."""
         widths = [inputs, *[width] * (depth - 1)]
         norm = NORMALISATIONS[normalisation]
         self.hidden = nnx.List(
@@ -64,7 +64,7 @@ class MLP(nnx.Module):
         self.readout = _linear(widths[-1], outputs, init, rngs)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """Maps `(batch, inputs)` to `(batch, outputs)` logits."""
+        """Map `(batch, inputs)` to `(batch, outputs)` logits."""
         hidden = inputs
         for index, layer in enumerate(self.hidden):
             hidden = layer(hidden)

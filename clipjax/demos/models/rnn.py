@@ -30,7 +30,7 @@ def orthogonal_blocks(gain: float) -> nnx.Initializer:
 
 
 def unroll(cell: nnx.RNNCellBase, inputs: jax.Array) -> jax.Array:
-    """Applies a cell along time, from the zero state.
+    """Apply a cell along time, from the zero state.
 
     Maps `(batch, time, features)` to `(batch, time, hidden)`. A plain `lax.scan`:
     `nnx.RNN` also carries the cell's parameters and a random stream through its
@@ -67,7 +67,7 @@ class RNN(nnx.Module):
         gain: float = 1.0,
         rngs: nnx.Rngs,
     ):
-        """Initialises the weights."""
+        """Initialize the weights."""
         self.vocabulary = vocabulary
         widths = [vocabulary, *[hidden] * layers]
         self.cells = nnx.List(
@@ -82,7 +82,7 @@ class RNN(nnx.Module):
         self.readout = nnx.Linear(hidden, vocabulary, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Maps `(batch, time)` tokens to `(batch, time, vocabulary)` logits."""
+        """Map `(batch, time)` tokens to `(batch, time, vocabulary)` logits."""
         hidden = jax.nn.one_hot(tokens, self.vocabulary)
         for cell in self.cells:
             hidden = unroll(cell, hidden)

@@ -11,14 +11,14 @@ class Attention(nnx.Module):
     """Causal multi-head self-attention."""
 
     def __init__(self, width: int, heads: int, *, out_std: float, rngs: nnx.Rngs):
-        """Initialises the weights; `out_std` is that of the last matrix."""
+        """Initialize the weights; `out_std` is that of the last matrix."""
         self.heads = heads
         normal = nnx.initializers.normal
         self.project = nnx.Linear(width, 3 * width, kernel_init=normal(STD), rngs=rngs)
         self.out = nnx.Linear(width, width, kernel_init=normal(out_std), rngs=rngs)
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """Mixes each position of `(batch, time, width)` with the ones before it."""
+        """Mix each position of `(batch, time, width)` with the ones before it."""
         batch, time, width = hidden.shape
         split = self.project(hidden).reshape(batch, time, 3, self.heads, -1)
         query, key, value = (split[:, :, index] for index in range(3))
@@ -30,7 +30,7 @@ class Block(nnx.Module):
     """Pre-layer-norm attention and feed-forward, each on a residual path."""
 
     def __init__(self, width: int, heads: int, *, out_std: float, rngs: nnx.Rngs):
-        """Initialises the weights; `out_std` is that of the matrices onto the path."""
+        """Initialize the weights; `out_std` is that of the matrices onto the path."""
         normal = nnx.initializers.normal
         self.attention_norm = nnx.LayerNorm(width, rngs=rngs)
         self.attention = Attention(width, heads, out_std=out_std, rngs=rngs)
@@ -41,7 +41,7 @@ class Block(nnx.Module):
         )
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
-        """Adds what attention and feed-forward contribute."""
+        """Add what attention and feed-forward contribute."""
         hidden = hidden + self.attention(self.attention_norm(hidden))
         return hidden + self.reduce(jax.nn.gelu(self.expand(self.feed_norm(hidden))))
 
@@ -68,7 +68,7 @@ class Transformer(nnx.Module):
         heads: int = 4,
         rngs: nnx.Rngs,
     ):
-        """Initialises the weights."""
+        """Initialize the weights."""
         normal = nnx.initializers.normal(STD)
         # Each layer adds twice to the residual path: keep its initial variance.
         out_std = STD / (2 * layers) ** 0.5
@@ -81,7 +81,7 @@ class Transformer(nnx.Module):
         self.readout = nnx.Linear(width, vocabulary, kernel_init=normal, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Maps `(batch, time)` tokens to `(batch, time, vocabulary)` logits."""
+        """Map `(batch, time)` tokens to `(batch, time, vocabulary)` logits."""
         positions = self.positions(jnp.arange(tokens.shape[1])[None])
         hidden = self.characters(tokens) + positions
         for block in self.blocks:

@@ -20,7 +20,7 @@ class Task:
 
     Attributes:
         source: one line that says what the data are.
-        build: random key to a freshly initialised model.
+        build: random key to a freshly initialized model.
         train: arrays that `sample` draws from.
         held_out: arrays that training never sees.
         sample: `(key, train)` to one batch of inputs and targets.

@@ -48,7 +48,7 @@ def default_digits() -> tuple[Digits, Digits]:
 
 
 def read_idx(path: pathlib.Path) -> np.ndarray:
-    """Reads one IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
+    """Read one IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
 
     Raises:
         ValueError: if the file cannot be read or is not such a file.

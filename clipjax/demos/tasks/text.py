@@ -21,7 +21,7 @@ def default_text() -> str:
 
 
 def read_text(path: pathlib.Path) -> str:
-    """Reads a UTF-8 text file.
+    """Read a UTF-8 text file.
 
     Raises:
         ValueError: if the file cannot be read or is not UTF-8.
@@ -42,7 +42,7 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def encode(text: str) -> tuple[np.ndarray, int]:
-    """Numbers the distinct characters: `(tokens, size of the vocabulary)`."""
+    """Number the distinct characters: `(tokens, size of the vocabulary)`."""
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     characters, tokens = np.unique(points, return_inverse=True)
     return tokens.astype(np.int32), len(characters)
