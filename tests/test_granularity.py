@@ -100,11 +100,9 @@ def test_units_by_rank():
     ("axes", "summed"),
     [
         (1, 1),
-        ((1, 2), (1, 2)),
         ([-1, 1], (1, 2)),
         (lambda path, leaf: (1, 2), (1, 2)),
-        ({"w": (1, 2)}, (1, 2)),
-        ({"other": 0, "w*": -1}, 2),
+        ({"other": 0, "w*": (2, 1)}, (1, 2)),
     ],
 )
 def test_units_by_given_axes(axes, summed):
