@@ -54,9 +54,25 @@ from .recipes import stable_update_clip as stable_update_clip
 from .recipes import torch_clip_grad_norm as torch_clip_grad_norm
 from .recipes import two_sided_clip as two_sided_clip
 from .recipes import zclip as zclip
+from .spectral import clip_singular_values as clip_singular_values
 from .wrappers.feedback import error_feedback as error_feedback
 from .wrappers.per_worker import per_worker as per_worker
 from .wrappers.reset import periodic_reset as periodic_reset
 from .wrappers.skip import skip_nonfinite as skip_nonfinite
 from .wrappers.spike import skip_on_spike as skip_on_spike
 from .wrappers.unscale import unscale as unscale
+
+__version__ = "0.2.0"
+
+normalize_by_global_norm = normalise_by_global_norm  # Optax's spelling
+
+# Python makes a submodule an attribute of its package once anything imports it.
+_INTERNAL = ("core", "demos", "diagnostics", "per_example", "projection", "wrappers")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, for completion after ``clipjax.``."""
+    is_private = lambda name: name.startswith("_") and not name.endswith("__")  # noqa: E731
+    return sorted(
+        name for name in globals() if name not in _INTERNAL and not is_private(name)
+    )

@@ -7,7 +7,7 @@
 | `leaf` | each leaf, or each layer of a leaf that stacks layers |
 | `unit` | each output unit of each leaf |
 
-Clips of single entries, and of singular values, are transformations of their own: see
+Single entries and singular values are clipped by transformations of their own, see
 `clipjax.clip_entries` and `clipjax.clip_singular_values`.
 """
 
@@ -25,17 +25,24 @@ from .core.meshes import MeshAxes
 from .core.trees import Leaves, Setting, takes_tree
 from .norms import Axes
 
-Labels = Any  # a prefix tree of strings, or a function
+# Each may be a plain value, a function of (path, leaf), or a table from path pattern.
+Stacked = int | Mapping[str, int] | Callable[[str, Any], int] | None
+Axis = int | Sequence[int]
+UnitAxes = Axis | Mapping[str, Axis] | Callable[[str, Any], Axis] | None
+# A prefix tree of strings, whatever its containers, or a function.
+Labels = Any
 
 
 class Granularity:
-    """The protocol between a granularity and the engine; frozen dataclasses.
+    """The protocol between a granularity and the engine.
+
+    Granularities are frozen dataclasses.
 
     Attributes:
         kind: the name in a clip's coordinates.
-        reports_blocks: blocks are few enough to report one by one.
-        labels: the names of the blocks, where the clip's own settings give them.
-        takes_table: a table of thresholds, one per leaf or label, makes sense.
+        reports_blocks: whether blocks are few enough to report each of them.
+        labels: the names of the blocks, where the clip's own settings define them.
+        takes_table: whether a table of thresholds, one per leaf or label, makes sense.
     """
 
     kind: str
@@ -123,7 +130,7 @@ class Group(Granularity):
 
     @property
     def labels(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The labels, if they are known without looking at a tree."""
+        """The labels, if the settings define them without a tree."""
         if self.members or callable(self.labelling):
             return self.members
         return tuple(sorted(set(self.labelling.leaves)))
@@ -132,7 +139,7 @@ class Group(Granularity):
         return list(self.labels) or sorted(set(self._label_of_each(leaves)))
 
     def of(self, leaves, mesh_axes):
-        # Optax initialises a state with a placeholder that has no leaves.
+        # optax.tree_map_params initializes a state from a placeholder without leaves.
         own = self._label_of_each(leaves) if leaves.arrays else []
         names = self.labels or sorted(set(own))
         members = [[i for i, label in enumerate(own) if label == n] for n in names]
@@ -175,7 +182,7 @@ class Group(Granularity):
         return labels
 
     def __repr__(self) -> str:
-        # A labelling is a tree or a function: the labels say more.
+        # Labels tell more than the repr of a tree or a function.
         return f"group({', '.join(self.labels)})" if self.labels else "group"
 
 
@@ -228,7 +235,7 @@ def _stacked_axes(setting: Setting | None, leaves: Leaves) -> list[int]:
 
 
 def _unit_axes(leaves: Leaves, position: int, chosen: Any, stacked: int) -> Axes:
-    """Return the axes that a unit spans, by default by rank as Optax chooses."""
+    """Return the axes that a unit spans, by default the ones that Optax chooses."""
     leaf = leaves.arrays[position]
     if chosen is not None:
         axes = (chosen,) if isinstance(chosen, int) else tuple(chosen)
@@ -253,7 +260,7 @@ def _unit_axes(leaves: Leaves, position: int, chosen: Any, stacked: int) -> Axes
 
 @dataclasses.dataclass(frozen=True)
 class _FrozenTree:
-    """A tree of labels as a value that compares and hashes."""
+    """A tree of labels that can be compared and hashed."""
 
     treedef: Any
     leaves: tuple[Any, ...]
@@ -263,7 +270,7 @@ class _FrozenTree:
 
 
 def _entries(setting: Any) -> list[Any]:
-    """Return the values that a setting may have, as far as they are known."""
+    """Return the values that a setting may have, unless a function computes them."""
     values = setting.values() if isinstance(setting, Mapping) else [setting]
     return [value for value in values if value is not None and not callable(value)]
 
@@ -272,8 +279,8 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _stacked(stacked: Any) -> Setting | None:
-    """Read how many leading axes stack layers."""
+def _stacked(stacked: Stacked) -> Setting | None:
+    """Check the argument ``stacked``, and return it as a setting."""
     for entry in _entries(stacked):
         accepted = (
             "stacked must be a number of leading axes, a function of (path, leaf) or a "
@@ -287,32 +294,32 @@ def _stacked(stacked: Any) -> Setting | None:
 
 
 def whole() -> Whole:
-    """One norm for the whole tree."""
+    """Return the granularity with one norm for the whole tree."""
     return Whole()
 
 
-def leaf(stacked: Any = None) -> Leaf:
-    """One norm per leaf.
+def leaf(stacked: Stacked = None) -> Leaf:
+    """Return the granularity with one norm per leaf.
 
     Args:
         stacked: how many leading axes of a leaf stack separate layers, as ``nnx.scan``
-            and ``nn.scan`` make them: each layer then has its own norm. A number, a
+            and ``nn.scan`` create them: each layer then has its own norm. A number, a
             function of (path, leaf), or a table from path pattern, such as
-            ``{"blocks/*": 1}``, to a number (none elsewhere).
+            ``{"blocks/*": 1}``, to a number (0 elsewhere).
     """
     return Leaf(_stacked(stacked))
 
 
-def group(labels: Labels | Callable[..., Any], members: Sequence[str] = ()) -> Group:
-    """One norm per label.
+def group(labels: Labels, members: Sequence[str] = ()) -> Group:
+    """Return the granularity with one norm per label.
 
     Args:
-        labels: a prefix tree of strings; or a function of (path, leaf) to a string, a
-            path reading ``encoder/0/kernel``; or, as for ``optax.partition``, a
+        labels: a prefix tree of strings; or a function of (path, leaf) to a string,
+            where a path reads ``encoder/0/kernel``; or, as for ``optax.partition``, a
             function of the tree to such a prefix tree.
-        members: all the labels there are; by default those of the prefix tree. Blocks
-            are in the order of sorted labels. With a function and no members the labels
-            are not known to the state, and `clipjax.metrics` numbers the groups.
+        members: all labels; by default those of the prefix tree. Blocks are in the
+            order of the sorted labels. With a function and no members, the state does
+            not hold the labels, and `clipjax.metrics` numbers the groups.
 
     Raises:
         ValueError: in ``init`` and ``update``, a leaf has a label that is no member, or
@@ -327,18 +334,20 @@ def group(labels: Labels | Callable[..., Any], members: Sequence[str] = ()) -> G
                     f"got {label!r}"
                 )
         labels = _FrozenTree(treedef, tuple(every_label))
-    # Sorted, as the state's keys are: JAX sorts the keys of a dictionary.
+    # Sorted like the keys of the state's dictionary, which JAX sorts.
     return Group(labels, tuple(sorted(members)))
 
 
-def unit(axes: Any = None, stacked: Any = None) -> Unit:
-    """One norm per output unit: per column of a dense kernel, per filter.
+def unit(axes: UnitAxes = None, stacked: Stacked = None) -> Unit:
+    """Return the granularity with one norm per output unit.
+
+    A unit is a column of a dense kernel, or a filter of a convolution.
 
     Args:
-        axes: the axes that one unit spans. By default, by rank as Optax does: all for
-            scalars and vectors (axes of size 1 aside), axis 0 at rank 2 and 3, all but
-            the last at rank 4 and 5. Axes, a function of (path, leaf), or a table from
-            path pattern to axes (the default elsewhere).
+        axes: the axes that one unit spans. The default depends on the rank, as in
+            Optax: all axes for scalars and vectors (not counting axes of size 1), axis
+            0 for rank 2 and 3, all but the last for rank 4 and 5. Axes, a function of
+            (path, leaf), or a table from path pattern to axes (the default elsewhere).
         stacked: how many leading axes stack separate layers, given as in `leaf`; the
             default axes are those of one layer. Not used where axes are given.
     """

@@ -1,13 +1,13 @@
 """Guards: what a clip does about NaN and infinity in the gradient.
 
-A guard is the ``nonfinite`` slot of `clipjax.clip_by`. To leave a whole optimizer
-untouched by a bad step, wrap it in `clipjax.skip_nonfinite` instead.
+A guard fills the ``nonfinite`` slot of `clipjax.clip_by`. To keep a bad step away from
+the whole optimizer, wrap it in `clipjax.skip_nonfinite` instead.
 
-| guard | the entries | the rest |
+| guard | NaN and infinite entries become | the other entries become |
 |---|---|---|
 | `propagate` | NaN | NaN in the same block, so that nothing is lost silently |
 | `zero` | 0 | 0 in the whole tree |
-| `drop` | 0 | clipped as if those entries had been 0 |
+| `drop` | 0 | clipped as if the bad entries had been 0 |
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ class Guard:
     """The protocol between a guard and the engine. Guards are frozen dataclasses.
 
     Attributes:
-        admits_all: `admit` returns leaves unchanged.
+        admits_all: whether `admit` returns leaves unchanged.
     """
 
     admits_all: bool = True
 
     def admit(self, leaf: jax.Array) -> jax.Array:
-        """Return what is measured and clipped of a leaf."""
+        """Return the leaf that is measured and clipped."""
         return leaf
 
     def release(self, leaf: jax.Array, step_is_finite: jax.Array) -> jax.Array:
-        """Return what leaves the clip, whether or not the gradient was finite."""
+        """Return the leaf that leaves the clip, given whether the step was finite."""
         del step_is_finite
         return leaf
 

@@ -1,4 +1,4 @@
-"""Reads from any optimizer state what its clips have measured."""
+"""Metrics of the clips in an optimizer state."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def metrics(
 ) -> Numbers:
     """Return the last step's numbers of every clip in an optimizer state.
 
-    It works through ``chain``, ``named_chain``, ``masked``, ``partition``,
-    ``MultiSteps``, ``inject_hyperparams`` and ``apply_if_finite``, on an
-    ``nnx.Optimizer`` and a ``TrainState``, and inside ``jit``. No gradient is read: all
-    is in the state already.
+    It finds clips inside ``chain``, ``named_chain``, ``masked``, ``partition``,
+    ``MultiSteps``, ``inject_hyperparams`` and ``apply_if_finite``, and accepts an
+    ``nnx.Optimizer`` or a ``TrainState``. It works under ``jit``, and reads no
+    gradient, since the state holds all numbers.
 
-    The keys, each a scalar (or batched, if the state is), below the clip's name, which
-    is ``clip`` by default; a second clip of the same name is ``clip_2``:
+    Each value is a scalar (or batched, if the state is). Keys start with the clip's
+    name, ``clip`` by default; a second clip of the same name is ``clip_2``:
 
     | key | value |
     |---|---|
@@ -52,11 +52,11 @@ def metrics(
     | ``clip/grad_norm_raw/<block>`` | the same per leaf or group, and likewise
       ``grad_norm_clipped``, ``clip_ratio``, ``threshold`` |
 
-    A long run of ratios below one half means, for a hard clip before SGD, that the
-    threshold acts as a learning rate. Before the first step ratios are 1 and all other
-    values 0. `clipjax.skip_nonfinite` adds ``skip_nonfinite/skipped_count``,
-    ``…/streak`` and ``…/alarm``, and `clipjax.skip_on_spike` likewise, with
-    ``…/is_spike`` and ``…/accepted`` besides.
+    For a hard clip before SGD, ratios that stay below one half mean that the threshold
+    acts as a learning rate. Before the first step ratios are 1 and all other values 0.
+    `clipjax.skip_nonfinite` adds ``skip_nonfinite/skipped_count``, ``…/streak`` and
+    ``…/alarm``; `clipjax.skip_on_spike` adds the same, and ``…/is_spike`` and
+    ``…/accepted``.
 
     States hold no names of leaves. Blocks are named as follows:
 
@@ -72,8 +72,9 @@ def metrics(
         params: the parameters, or a tree of that structure, as the clip sees them:
             inside ``optax.masked``, with None for the leaves that are masked. A
             ``TrainState`` brings its own, which are used where they fit.
-        blocks: whether to give the numbers of blocks; or how many blocks of each clip,
-            those with the largest norms. Such a number reads the norms from the device.
+        blocks: whether to include the numbers of blocks; or how many blocks of each
+            clip to include, those with the largest norms. A number waits for the
+            device.
         block_names: names of blocks by the name of their clip, such as
             ``{"clip": clip.block_names(params)}``.
 
@@ -82,7 +83,8 @@ def metrics(
 
     Raises:
         TypeError: opt_state is no optimizer state.
-        ValueError: names are more or fewer than blocks; a number of blocks under jit.
+        ValueError: there are more or fewer names than blocks; or ``blocks`` is a number
+            under jit.
 
     Example:
         >>> import clipjax, optax, jax.numpy as jnp
@@ -127,7 +129,7 @@ def metrics(
 def nonfinite_path(opt_state: Any, tree: Any) -> str | None:
     """Return the path of the first leaf that had a NaN or inf, in the latest bad step.
 
-    This reads a number from the device.
+    The function waits for the device.
 
     Args:
         opt_state: an optimizer state with a clip or `clipjax.skip_nonfinite` in it.
@@ -179,7 +181,7 @@ def _name(state: ClipState | SkipState) -> str:
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:
-    """Return a name that is not taken yet, and take it."""
+    """Return a name that is not taken yet, and add it to those taken."""
     prefix = name
     while prefix in taken:
         taken[name] += 1
@@ -258,12 +260,13 @@ def _totals(state: ClipState) -> Numbers:
 
 def _of_blocks(state: ClipState, names: Sequence[str], blocks: bool | int) -> Numbers:
     info = state.clip_info
-    before, after = info.block_norms_before, info.block_norms_after
+    before: Any = info.block_norms_before  # an array, in a clip that reports blocks
+    after: Any = info.block_norms_after
     is_usable = (before > 0) & (before < jnp.inf)
     ratio = jnp.where(is_usable, after / jnp.where(is_usable, before, 1), 1)
     columns = {
         "grad_norm_raw": before,
-        # An infinite block has no length after the clip, as in the report of the tree.
+        # An infinite norm has no length after the clip; report it, as for the tree.
         "grad_norm_clipped": jnp.where(before < jnp.inf, after, before),
         "clip_ratio": ratio,
         "threshold": info.block_thresholds,

@@ -34,26 +34,25 @@ class Norm:
     """The protocol between a norm and the engine. Norms are frozen dataclasses.
 
     Attributes:
-        collective: the reduction over devices, ``jax.lax.psum`` or `pmax`.
-        sums_terms: `terms` are reduced by sums, not by maxima.
-        scales_by_largest: extreme magnitudes are measured relative to the block's
-            largest entry; otherwise at 2^64 or 2^-64, as the sum itself tells.
+        sums_terms: whether `combine` is a sum of `terms`.
+        scales_by_largest: whether extreme magnitudes are measured relative to the
+            block's largest entry; otherwise at 2^64 or 2^-64, which the sum decides.
     """
 
-    collective = staticmethod(jax.lax.psum)
+    collective = staticmethod(jax.lax.psum)  # over devices, or `pmax`
     sums_terms = True
     scales_by_largest = False
 
     def accumulate(self, leaf: jax.Array, axes: Axes) -> jax.Array:
-        """Sum over some axes of a leaf in the accumulation dtype."""
+        """Return the sum over some axes of a leaf, which has the accumulation dtype."""
         raise NotImplementedError
 
     def merge(self, sums: jax.Array) -> jax.Array:
-        """Join the sums of several leaves, stacked along the first axis."""
+        """Return the sum of a block from the sums of its leaves, stacked on axis 0."""
         return jnp.sum(sums, axis=0)
 
     def finish(self, total: jax.Array, size: Any) -> jax.Array:
-        """Turn sums over blocks into norms.
+        """Return norms from sums.
 
         Args:
             total: the sum of one block, or an array of them.
@@ -62,15 +61,15 @@ class Norm:
         raise NotImplementedError
 
     def terms(self, norm: jax.Array, size: Any) -> list[jax.Array]:
-        """Return what is to be reduced over blocks to have the norm of the whole.
+        """Return the terms whose sums over blocks determine the norm of the whole.
 
         Args:
             norm: an array with one norm per block.
             size: the number of entries of a block, one number or one per block.
 
         Returns:
-            Arrays of the norms' shape. The last is infinite where a norm is, and for
-            no norm within the range that is stated for reports.
+            Arrays of the norms' shape. The last is infinite where a norm is, and for no
+            finite norm within the range of results that the norm states.
         """
         raise NotImplementedError
 
@@ -88,7 +87,9 @@ class Norm:
         """
         each = [self.terms(norm, n) for norm, n in zip(norms, sizes, strict=True)]
         reduced = [[jnp.sum(term) for term in terms] for terms in each]
-        totals = [sum(same[1:], same[0]) for same in zip(*reduced, strict=True)]
+        totals: list[Any] = [
+            sum(same[1:], same[0]) for same in zip(*reduced, strict=True)
+        ]
         counts = [
             float(np.sum(size)) * (1 if np.ndim(size) else math.prod(norm.shape))
             for norm, size in zip(norms, sizes, strict=True)
@@ -96,7 +97,7 @@ class Norm:
         return self.of_terms(totals, sum(counts))
 
     def least(self, dtype: Any) -> float:
-        """Return the least sum to which no entry that matters was lost by underflow."""
+        """Return the smallest sum that underflow cannot have changed noticeably."""
         del dtype
         return 0.0
 
@@ -138,14 +139,15 @@ class L2(Norm):
         return _root(total)
 
     def terms(self, norm, size):
-        # Squares at two scales, of which one is in range for results from 4e-34 to 5e33
-        # in float32. A scale from the largest norm would cover all magnitudes, at one
-        # more all-reduce where the norms themselves are sharded.
+        # Squares at two scales: one of them is in range for results from 4e-34 to 5e33
+        # in float32. A scale from the largest norm would cover all magnitudes, but cost
+        # one more all-reduce where the norms themselves are sharded.
         del size
         scale = _two_scales(norm.dtype)
         scaled = [norm * power for power in (scale, 1 / scale)]
         if norm.size == 1:
-            # Through a maximum, since XLA would square the scale of one number by itself.
+            # The maximum keeps XLA from rewriting (norm · power)² as norm² · power² for
+            # a single number: its first factor can leave the range.
             scaled = [jnp.maximum(x, 0) for x in scaled]
         return [jnp.square(x) for x in scaled]
 
@@ -157,7 +159,8 @@ class L2(Norm):
         return jnp.where(enlarged < jnp.inf, enlarged, reduced * scale)
 
     def least(self, dtype):
-        # 2^56 squares that were flushed to zero are still lost in rounding above it.
+        # Above this sum, even 2^56 squares that were flushed to zero would not have
+        # changed it by more than its rounding.
         return float(2.0 ** math.ceil(0.55 * jnp.finfo(dtype).minexp))
 
 
@@ -202,7 +205,7 @@ class Linf(Norm):
 
 @dataclasses.dataclass(frozen=True)
 class Lp(Norm):
-    """The p-norm, for any p from 1 on."""
+    """The p-norm, for any p of at least 1."""
 
     p: float
     scales_by_largest = True
@@ -235,16 +238,17 @@ class Lp(Norm):
 
 
 def _root(total: jax.Array) -> jax.Array:
-    """Take the square root, with derivative 0 and not infinity at 0, where it is 0.
+    """Return the square root, which is 0 at 0 with derivative 0.
 
-    Below the smallest normal number the root is that of this number, 1e-19 in float32.
+    For subnormal numbers it is the root of the smallest normal number, 1e-19 in
+    float32, so that the derivative stays finite.
     """
     tiny = jnp.asarray(jnp.finfo(total.dtype).tiny, total.dtype)
     return jax.lax.sqrt(jax.lax.max(total, tiny)) * jax.lax.sign(total)
 
 
 def _exact_root(total: jax.Array) -> jax.Array:
-    """Take the square root, with derivative 0 at 0, where it is 0."""
+    """Return the square root, exactly 0 at 0, with derivative 0 there."""
     positive = total > 0
     root = jnp.sqrt(jnp.where(positive, total, jnp.ones_like(total)))
     return jnp.where(positive, root, total)
@@ -261,11 +265,11 @@ rms = RMS()
 
 
 def lp(p: float, argument: str = "p") -> Norm:
-    """Make the p-norm ``(Σ |x|^p)^(1/p)``.
+    """Return the p-norm ``(Σ |x|^p)^(1/p)``.
 
     Args:
-        p: a number of at least 1; 1, 2 and ``inf`` give `l1`, `l2` and `linf`.
-        argument: its name, for errors.
+        p: a number of at least 1; for 1, 2 and ``inf``, `l1`, `l2` and `linf`.
+        argument: the argument's name, for errors.
 
     Raises:
         TypeError: p is not a number.

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from .core.checks import Scalar
 from .core.clip import clip_by
 from .thresholds.given import as_threshold
 
 
-def project_onto_ball(tree: Any, radius: Any) -> Any:
+def project_onto_ball(tree: Any, radius: Scalar) -> Any:
     """Return the point of the Euclidean ball around zero that is nearest to a tree.
 
-    This is the hard clip by global norm, for the L2 norm only: scaling by another norm
-    is no projection. It never takes two trees further apart.
+    The projection is the hard clip by global norm. That holds for the L2 norm only:
+    scaling by another norm is not a projection. A projection never increases the
+    distance between two trees.
 
     Args:
-        tree: arrays, as one vector.
+        tree: arrays, taken as one vector.
         radius: a number or array of at least 0, in the tree's units.
 
     Returns:

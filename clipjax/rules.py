@@ -1,11 +1,11 @@
-"""Rules: the length that a block of a given norm gets under a threshold.
+"""Rules: maps from the norm of a block and its threshold to its length after the clip.
 
-| norm | threshold | length, by every rule |
+| norm | threshold | length, for every rule |
 |---|---|---|
 | 0 | any | 0 |
 | any | inf | the norm: not clipped |
 | finite | 0 | 0 |
-| inf | finite | of no consequence: the block becomes NaN, or as the guard has it |
+| inf | finite | not used: the guard decides what the block becomes, NaN by default |
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Rule:
     """The protocol between a rule and the engine. Rules are frozen dataclasses.
 
     Attributes:
-        contractive: never lengthens a block.
-        bounded: the length is at most the threshold.
+        contractive: whether the length is never above the norm.
+        bounded: whether the length is never above the threshold.
     """
 
     contractive: bool = True
@@ -75,7 +75,7 @@ class Hard(Rule):
     def lengths(self, norm, threshold):
         if isinstance(self.epsilon, jax.Array) or self.epsilon:
             return super().lengths(norm, threshold)
-        return jnp.minimum(norm, threshold)  # right at every edge
+        return jnp.minimum(norm, threshold)  # correct in every edge case
 
     def length(self, norm, threshold):
         length = norm * jnp.minimum(1.0, threshold / (norm + self.epsilon))
@@ -109,7 +109,7 @@ class Sqrt(Rule):
     """``n / √(1 + (n / c)²)``, also called pseudo-Huber or relativistic."""
 
     def length(self, norm, threshold):
-        # Symmetric in its arguments, so that the quotient stays at most 1.
+        # The formula is symmetric in both, and this order keeps the quotient at most 1.
         low, high = jnp.minimum(norm, threshold), jnp.maximum(norm, threshold)
         return low / jnp.sqrt(1.0 + jnp.square(low / high))
 
@@ -128,7 +128,7 @@ class Normalise(Rule):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Band(Rule):
-    """``clip(n, lower · c, c)``: also lengthens what is too short."""
+    """``clip(n, lower · c, c)``: also lengthens blocks that are too short."""
 
     lower: float = 0.5
     contractive = False
@@ -142,7 +142,7 @@ class Band(Rule):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Skip(Rule):
-    """``n`` up to the threshold, 0 beyond: drops a block rather than shorten it."""
+    """``n`` up to the threshold, 0 beyond: drops a block instead of shortening it."""
 
     def length(self, norm, threshold):
         return jnp.where(norm <= threshold, norm, jnp.zeros_like(norm))
@@ -171,7 +171,7 @@ skip = Skip()
 
 
 def band(lower: float = 0.5) -> Band:
-    """Make the two-sided rule; see `Band`.
+    """Return the two-sided rule; see `Band`.
 
     Args:
         lower: the lower end as a fraction of the threshold, from 0 to 1.
@@ -184,7 +184,7 @@ def band(lower: float = 0.5) -> Band:
 
 
 def floored(fraction: float) -> Floored:
-    """Make the rule that keeps a fraction of every norm; see `Floored`.
+    """Return the rule that keeps a fraction of every norm; see `Floored`.
 
     Args:
         fraction: from 0, the hard rule, to 1, no clip.

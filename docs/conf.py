@@ -1,15 +1,16 @@
 """Configuration of Sphinx."""
 
 import pathlib
+import re
 import shutil
-import sys
 import tomllib
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.transforms import SphinxTransform
 
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parent
-sys.path.insert(0, str(HERE))
-
-import methods_table  # noqa: E402
 
 project = "clipjax"
 author = "The clipjax authors"
@@ -27,17 +28,17 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"clipjax {release}"
 
+NAME = re.compile(r"(clipjax\.)?[a-zA-Z_]\w+(\.[a-zA-Z_]\w+)*")
 default_role = "py:obj"
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say it in words
 autodoc_preserve_defaults = True
 napoleon_attr_annotations = False
 
-myst_enable_extensions = ["dollarmath", "substitution"]
-myst_substitutions = {
-    "methods_table": methods_table.page_table(),
-    "coordinates_table": methods_table.coordinates_table(),
-}
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+# Links out of the documentation, such as to CONTRIBUTING.md, are right on GitHub.
+suppress_warnings = ["myst.xref_missing"]
 nb_execution_mode = "off"  # committed with outputs, and executed by the tests
 
 
@@ -92,6 +93,31 @@ def translate_tables(app, what, name, thing, options, lines):
     lines[:] = translated
 
 
+class LinkNames(SphinxTransform):
+    """Links names in plain code, such as `zclip` or `clipjax.zclip`, to their entries.
+
+    So the pages need no roles, which GitHub would show as they are.
+    """
+
+    default_priority = 10  # before references are resolved
+
+    def apply(self, **kwargs):
+        del kwargs
+        if self.env.docname == "api":
+            return
+        for literal in list(self.document.findall(nodes.literal)):
+            name = literal.astext().removesuffix("()")
+            if isinstance(literal.parent, nodes.reference) or not NAME.fullmatch(name):
+                continue
+            target = f"clipjax.{name.removeprefix('clipjax.')}"
+            link = addnodes.pending_xref(
+                "", refdomain="py", reftype="obj", reftarget=target, refwarn=False
+            )
+            literal.replace_self(link)
+            link += literal
+
+
 def setup(app):
-    """Connects the translation of tables."""
+    """Connects the translation of tables, and the links of names."""
     app.connect("autodoc-process-docstring", translate_tables)
+    app.add_transform(LinkNames)

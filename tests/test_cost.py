@@ -53,7 +53,7 @@ GATES = {
     "autoclip": Gate(lambda _: clipjax.autoclip(), 20),
     "zclip": Gate(lambda _: clipjax.zclip(), 20),
     "leaf": Gate(lambda _: clipjax.clip_by_leaf_norm(1.0), 30, (2, 5)),
-    "unit": Gate(lambda _: clipjax.clip_by(1.0, granularity=granularity.unit()), 55),
+    "unit": Gate(lambda _: clipjax.clip_by(1.0, granularity=granularity.unit()), 60),
     "AGC": Gate(lambda _: clipjax.adaptive_grad_clip(0.01), 70),
     "entries": Gate(lambda _: without_report(clipjax.clip_by_value, 1.0), 6, (0, 0)),
     "entries, report": Gate(lambda _: clipjax.clip_by_value(1.0), 60, (5, 8)),

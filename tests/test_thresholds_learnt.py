@@ -38,7 +38,7 @@ def run(clip, grads):
         updates, state = update(step, state)
         info = state.clip_info
         # For clips of the whole there is one threshold, and no report of blocks.
-        is_whole = info.block_thresholds == ()
+        is_whole = isinstance(info.block_thresholds, tuple)
         thresholds.append([info.clip_threshold] if is_whole else info.block_thresholds)
         lengths.append(np.linalg.norm(np.asarray(updates, "f8"), axis=-1))
     (memory,) = state.clip_memory.values()

@@ -242,12 +242,9 @@ def test_wrong_arguments_are_refused_by_name(make):
             with pytest.raises((TypeError, ValueError)) as raised:
                 make(**needed | {argument: value})
             message = str(raised.value)
-            assert re.match(rf".*\b{name}\b.* must be ", message), (
-                make,
-                argument,
-                message,
-            )
-            assert message.count(f"got {shown(value)}") == 1, (make, argument, message)
+            place = make.__name__, argument, message
+            assert re.match(rf".*\b{name}\b.* must be ", message), place
+            assert message.count(f"got {shown(value)}") == 1, place
 
 
 def shown(value):

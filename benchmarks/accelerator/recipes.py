@@ -45,6 +45,7 @@ def recipes() -> dict[str, Callable[..., Any]]:
         for name, member in sorted(vars(clipjax).items())
         if inspect.isfunction(member)
         and member.__module__.startswith("clipjax.recipes.")
+        and member.__name__ == name  # an alias is no further recipe
     }
 
 

@@ -31,7 +31,7 @@ WIDTHS = (
 )
 
 
-def memory(way, model) -> int:
+def memory(way, model) -> float:
     """Gives the temporary memory of a step, in bytes."""
     step = way(model.loss, len(model.batch))
     arguments = (model.params, *model.batch)

@@ -1,1 +1,1 @@
-"""The engine: what every clip shares. Everything here is internal to clipjax."""
+"""The engine that all clips share. Everything in here is internal to clipjax."""

@@ -27,13 +27,13 @@ Values = list[Any]
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """The blocks of one tree; a granularity makes them.
+    """The blocks of one tree, as a granularity defines them.
 
     Attributes:
-        leaves: the tree.
+        leaves: the leaves of the tree.
         mesh_axes: the manual mesh axes that each leaf is split over.
-        summed: the axes of each leaf that are summed over.
-        members: for each value, the positions of the leaves that it is measured from.
+        summed: the axes of each leaf that a norm sums over.
+        members: for each value, the positions of the leaves that its norm covers.
     """
 
     leaves: Leaves
@@ -66,7 +66,7 @@ class Blocks:
         return [value] * len(self.members)
 
     def spread(self, values: Values) -> list[Any]:
-        """Return for each leaf the value of its block, which `shaped` broadcasts."""
+        """Return for each leaf the value of its block, to be broadcast by `shaped`."""
         spread: list[Any] = [None] * len(self.leaves.arrays)
         for value, members in zip(values, self.members, strict=True):
             for i in members:
@@ -102,7 +102,7 @@ class Blocks:
 
     @functools.cached_property
     def count(self) -> int:
-        """The number of blocks; inside of shard_map, those of one shard."""
+        """The number of blocks; inside shard_map, of the blocks of one shard."""
         return sum(map(math.prod, self.shapes))
 
     @functools.cached_property
@@ -129,7 +129,7 @@ class Blocks:
         return jnp.concatenate([gathered(value, 0).reshape(-1) for value in values])
 
     def of_vector(self, vector: jax.Array) -> Values:
-        """Return the values that `vector` has lined up."""
+        """Return the values that `vector` concatenated: its inverse."""
         values, start = [], 0
         for shape in self.shapes:
             size = math.prod(shape)

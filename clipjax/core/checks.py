@@ -1,4 +1,4 @@
-"""Checks of arguments, at the time a clip is built.
+"""Checks of arguments at the time a clip is built.
 
 Every function raises a TypeError for a value of the wrong kind and a ValueError for one
 out of range; the message names the argument, the value, and what is accepted. A JAX
@@ -15,6 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# A hyper-parameter: a number that is known, or an array, which may be traced.
+Scalar = float | jax.Array
+
 
 def require_number(
     name: str, value: Any, *, lowest: float = 0.0, infinite: bool = True
@@ -23,7 +26,7 @@ def require_number(
 
     Args:
         name: the argument's name, for the message.
-        value: what was given.
+        value: the argument.
         lowest: the smallest value that is accepted.
         infinite: whether infinity is accepted.
     """
@@ -52,7 +55,7 @@ def require_fraction(name: str, value: Any) -> None:
 
 
 def require_integer(name: str, value: Any, lowest: int, hint: str = "") -> None:
-    """Check a Python integer, such as one that fixes shapes and cannot be traced."""
+    """Check a Python integer: one that fixes shapes, so that it cannot be traced."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(
             f"{name} must be an integer of at least {lowest}, got {value!r}{hint}"
@@ -70,7 +73,7 @@ def require_steps(name: str, value: Any) -> None:
 
 
 def require_limits(floor: Any, cap: Any) -> None:
-    """Check the least and the largest threshold, and their order."""
+    """Check the smallest and the largest threshold, and their order."""
     require_number("floor", floor, infinite=False)
     lowest = 0.0 if isinstance(floor, jax.Array) else float(floor)
     require_number("cap", cap, lowest=lowest)

@@ -1,12 +1,12 @@
-"""A clip of blocks: four parts, and one step that puts them together."""
+"""The clip of blocks: four parts, and the step that combines them."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import numbers
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +28,20 @@ from .shorten import multiplier, shorten
 from .state import ClipState, checked_state, empty_info, keep_if
 from .trees import Leaves
 
-StandIn = Callable[[list[jax.Array], Context], Sequence[jax.Array]]
+
+class StandIn(Protocol):
+    """A function from the leaves to arrays that are measured in their place."""
+
+    def __call__(
+        self, arrays: list[jax.Array], /, context: Context
+    ) -> Sequence[jax.Array]:
+        """Return one array per leaf."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Clipper:
-    """The parts of one clip, and how they work together at a step; see `clip_by`."""
+    """The parts of one clip, and the step that combines them; see `clip_by`."""
 
     threshold: Threshold
     granularity: Granularity
@@ -53,20 +61,22 @@ class Clipper:
     def update(
         self, updates: Any, state: Any = None, params: Any = None, **extra: Any
     ) -> tuple[Any, ClipState]:
-        """Clip a tree: measure its blocks, ask what is allowed, shorten, report."""
+        """Clip a tree: measure its blocks, get thresholds, scale the leaves, report."""
         leaves, blocks, state = self.begin(updates, state, params)
         context = self.context(blocks, state.clip_steps, params, extra)
 
-        # 1. Measure: the updates, or what a recipe says stands for them.
-        stand_in = self.stand_in and functools.partial(self.stand_in, context=context)
+        # 1. Measure the updates, or the arrays that a recipe measures in their place.
+        stand_in = None
+        if self.stand_in is not None:
+            stand_in = functools.partial(self.stand_in, context=context)
         measured = measure(self.norm, blocks, leaves.arrays, self.nonfinite, stand_in)
         norms = measured.norms
 
-        # 2. Allow: a threshold per block, and by the rule a length.
+        # 2. Get a threshold per block, and from the rule a length per block.
         thresholds, memory = self.remembered(state, norms, context)
         lengths = blocks.map(self.rule.lengths, norms, all_valid(thresholds))
 
-        # 3. Shorten: scalar work once per block, then two products per entry.
+        # 3. Scale: scalar arithmetic once per block, then two products per entry.
         multipliers = blocks.spread(blocks.map(multiplier, norms, lengths))
         step = summarize(
             *(self.norm, self.rule, blocks, measured, thresholds, lengths),
@@ -81,7 +91,7 @@ class Clipper:
 
         clipped = list(map(clip, range(len(multipliers)), leaves.arrays, multipliers))
 
-        # 4. Remember, unless there was a NaN, and report.
+        # 4. Update the memory, unless there was a NaN or inf, and the report.
         return leaves.tree(clipped), ClipState(
             jnp.asarray(optax.safe_increment(state.clip_steps)),
             keep_if(step.is_finite, memory, state.clip_memory),
@@ -92,7 +102,7 @@ class Clipper:
     def begin(
         self, updates: Any, state: Any, params: Any
     ) -> tuple[Leaves, Blocks, ClipState]:
-        """Take the updates apart, and check the state."""
+        """Return the leaves of the updates, their blocks, and the checked state."""
         if isinstance(updates, ClipState):
             raise TypeError(
                 "update takes the updates first and the state second, got a ClipState "
@@ -111,7 +121,7 @@ class Clipper:
         """Return the state before the first step."""
         memory: Any = ()
         if self.threshold.remembers:
-            # Below its kind, by which the memory of another threshold is told.
+            # The key tells this threshold's memory from that of another.
             memory = {self.threshold.kind: self.threshold.init(blocks, params)}
         reported = blocks.count if self.granularity.reports_blocks else None
         labels = self.granularity.labels
@@ -119,14 +129,14 @@ class Clipper:
             jnp.zeros((), jnp.int32),
             memory,
             empty_info(blocks.leaves.dtype, reported),
-            # By its kind, a reader knows whether blocks are leaves or groups.
+            # From the kind, clipjax.metrics knows whether blocks are leaves or groups.
             {self.name: {self.granularity.kind: dict.fromkeys(labels, ())}},
         )
 
     def remembered(
         self, state: ClipState, norms: Values, context: Context
     ) -> tuple[Values, Any]:
-        """Ask the threshold, and return its answer and the next memory."""
+        """Return the thresholds of the blocks, and the next memory."""
         kind = self.threshold.kind
         if not self.threshold.remembers:
             return self.threshold.update(norms, (), context)[0], ()
@@ -137,7 +147,7 @@ class Clipper:
     def context(
         self, blocks: Blocks, steps: jax.Array, params: Any, extra: Mapping[str, Any]
     ) -> Context:
-        """Return what the threshold may look at."""
+        """Return what the threshold may look at besides the norms."""
         return Context(
             blocks=blocks,
             norm=self.norm,
@@ -160,7 +170,7 @@ class Clipper:
         return f"clip_by({', '.join(settings)})"
 
     def other_settings(self) -> list[str]:
-        """Return the settings beside the four slots that are not the default."""
+        """Return the settings other than the four slots that are not at the default."""
         defaults = {"nonfinite": guards.propagate, "axis_name": None, "name": "clip"}
         return [
             f"{field}={getattr(self, field)!r}"
@@ -170,7 +180,7 @@ class Clipper:
 
 
 class Clip(optax.GradientTransformationExtraArgs):
-    """A gradient transformation that prints its parts, and compares by them.
+    """A gradient transformation whose repr and equality are those of its parts.
 
     A clip is an ``optax.GradientTransformationExtraArgs``: a pair of pure functions
     ``init`` and ``update``.
@@ -178,7 +188,7 @@ class Clip(optax.GradientTransformationExtraArgs):
 
     @property
     def clipper(self) -> Any:
-        """The parts it is made of."""
+        """The parts of the clip."""
         return self.update.__self__  # type: ignore[attr-defined]
 
     def block_names(self, params: Any) -> list[str]:
@@ -196,7 +206,10 @@ class Clip(optax.GradientTransformationExtraArgs):
 
 
 def all_valid(thresholds: list[Any]) -> list[Any]:
-    """Replace what is negative or NaN by 0, once for blocks that share a threshold."""
+    """Replace a negative threshold or NaN by 0, once per distinct threshold.
+
+    Blocks often share one array; a selection per block would be one equation each.
+    """
     known: dict[int, Any] = {}
     for limit in thresholds:
         if id(limit) not in known:
@@ -234,10 +247,10 @@ def clip_by(
     name: str = "clip",
     stand_in: StandIn | None = None,
 ) -> Clip:
-    r"""Clip blocks of updates to a norm: the engine that recipes are special cases of.
+    r"""Clip blocks of updates to a norm: the engine of which recipes are special cases.
 
-    Each block of entries is measured, and brought from its norm :math:`n` to the
-    length that the rule allows under the threshold :math:`c`, keeping its direction:
+    Each block of entries is measured and scaled, keeping its direction, from its norm
+    :math:`n` to the length that the rule allows under the threshold :math:`c`:
 
     .. math::
         u = \frac{g}{n} \, \ell(n, c), \qquad
@@ -252,7 +265,7 @@ def clip_by(
     | norm ≤ threshold, hard rule | bit-identical |
     | norm > threshold, bounded rule | norm ≤ threshold · (1 + 2 ulps of a leaf's dtype
       + the rounding of a float32 sum) |
-    | squares that overflow or underflow | the right norm, by a second read |
+    | squares that overflow or underflow | the right norm, from a second read |
     | zero gradient | zero |
     | threshold 0 | exact zeros |
     | threshold inf, or None in a table | bit-identical, the norm still reported |
@@ -260,7 +273,7 @@ def clip_by(
     | threshold negative or NaN, traced | zero update, counted in the state |
     | NaN or inf in the gradient | see `guards`; memories frozen, counted |
     | a norm of 2^126 (float32) or more | treated as infinite |
-    | integer, float0, PRNG-key, None leaves | as they came, and not measured |
+    | integer, float0, PRNG-key, None leaves | unchanged, and not measured |
     | sparse or quantized containers | TypeError that names the leaf |
     | another clip's state | ValueError |
     | ``shard_map``, a gradient that is not reduced over workers | ValueError |
@@ -275,7 +288,7 @@ def clip_by(
             ``optax.inject_hyperparams`` and closures decide.
         granularity: which entries share one norm; by default ``whole()``.
         norm: how a block is measured; by default ``l2``.
-        rule: norm and threshold to length; by default ``hard``.
+        rule: a map from norm and threshold to length; by default ``hard``.
         nonfinite: what to do about NaN and inf; by default ``propagate``.
         axis_name: the mesh or pmap axes that leaves are split over. Not needed under
             ``jit``, nor in ``shard_map`` if params are passed to update: leaves are

@@ -1,4 +1,4 @@
-"""Dtypes: where sums are accumulated, how results are rounded, powers of two."""
+"""Dtypes: precision of sums, rounding of results, scaling by powers of two."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def narrow(value: jax.Array, leaf: jax.Array) -> jax.Array:
     """Round a result to a leaf's dtype, keeping the leaf's weak type."""
     value = value.astype(leaf.dtype)
     if jax.typeof(leaf).weak_type:
-        # The way to a weakly typed result in public JAX, of one entry at a time.
+        # Public JAX has no cast to a weak type. full_like keeps the weak type of its
+        # first argument, for a scalar fill value: hence one vmap per axis.
         weaken = jax.lax.full_like
         for _ in range(leaf.ndim):
             weaken = jax.vmap(weaken)
@@ -36,7 +37,8 @@ def narrow(value: jax.Array, leaf: jax.Array) -> jax.Array:
 
 
 def full_like(array: jax.Array, value: float) -> Any:
-    """Return a constant of an array's shape; for scalars it is one of the program."""
+    """Return a constant of an array's shape and dtype."""
+    # A scalar stays a NumPy constant, which takes no equation in the jaxpr.
     if not array.ndim:
         return np.asarray(value, array.dtype)
     return jnp.full_like(array, value)
@@ -59,15 +61,15 @@ def inverse_power(value: jax.Array) -> jax.Array:
 
 
 def scaling_power(peak: jax.Array) -> jax.Array:
-    """Return the power of two that brings what is as large as ``peak`` near one.
+    """Return the power of two by which numbers up to ``peak`` come to at most 4.
 
-    It is 1 for a peak that is zero, infinite or NaN.
+    The power is 1 for a peak that is zero, infinite or NaN.
     """
     return inverse_power(safe_divisor(peak))
 
 
 def safe_divisor(value: jax.Array) -> jax.Array:
-    """Replace what is not positive and finite by one, to divide by it."""
+    """Return the value where it is positive and finite, else 1, to divide by."""
     usable = (value > 0) & (value < jnp.inf)
     return jnp.where(usable, value, jnp.ones_like(value))
 

@@ -51,7 +51,7 @@ class EntryClipper(Clipper):
     def update(
         self, updates: Any, state: Any = None, params: Any = None, **extra: Any
     ) -> tuple[Any, ClipState]:
-        """Clip a tree, and report what that did."""
+        """Clip a tree, and report the result."""
         leaves, blocks, state = self.begin(updates, state, params)
         context = self.context(blocks, state.clip_steps, params, extra)
         given, memory = self.remembered(state, [], context)
@@ -76,7 +76,7 @@ class EntryClipper(Clipper):
         )
 
     def context(self, blocks, steps, params, extra) -> Context:
-        """Return what the threshold may look at; the norm of an entry is its size."""
+        """Return what the threshold may look at; an entry's norm is its magnitude."""
         context = super().context(blocks, steps, params, extra)
         dtype = blocks.leaves.dtype
         measure = lambda arrays: [jnp.abs(widen(leaf, dtype)) for leaf in arrays]  # noqa: E731
@@ -101,7 +101,7 @@ class EntryClipper(Clipper):
             factor = jnp.where(length == size, 1, length / safe_divisor(size))
             return narrow(wide * factor.astype(wide.dtype), leaf)
         if self.rule == rules.hard:
-            # A selection passes NaN on, and keeps subnormal entries, which a minimum
+            # A selection propagates NaN, and keeps subnormal entries, which a minimum
             # flushes to zero on CPUs.
             cut = narrow(jnp.sign(wide) * limit, leaf)
             return jnp.where(jnp.abs(wide) > limit, cut, leaf)
@@ -117,10 +117,11 @@ class EntryClipper(Clipper):
     def _measured(
         self, blocks: Blocks, given: Values, limits: Values
     ) -> tuple[Step, Values]:
-        """Return the report of a step, and the limits as they are known after that.
+        """Return the report of a step, and the limits, scheduled after the report.
 
-        Each of the three sums reads the leaves anew, once the sum before is known:
-        XLA's CPU backend would write down what two sums share, a leaf-sized array.
+        Each of the three sums reads the leaves again, after the previous sum: XLA's CPU
+        backend would otherwise materialize what two sums share, an array as large as
+        the leaf.
         """
         leaves = blocks.leaves
         whole_tree = whole().of(leaves, blocks.mesh_axes)
@@ -142,7 +143,7 @@ class EntryClipper(Clipper):
 
         squares = total(lambda size, length, by: jnp.square(length * by), before)
         after = l2.combine([l2.finish(squares, 1) * jnp.stack(largest)], [1])
-        # Sign and not a comparison, which XLA's CPU backend would write to memory.
+        # By the sign: XLA's CPU backend would materialize the result of a comparison.
         counts = total(
             lambda size, length, by: jnp.sign(jnp.abs(size - length) * by), after
         )
@@ -155,7 +156,10 @@ class EntryClipper(Clipper):
 
 
 def _summary(thresholds: Values, blocks: Blocks) -> tuple[jax.Array, jax.Array]:
-    """Return the threshold to report: with one per entry, the mean of the finite."""
+    """Return the threshold to report, and whether all thresholds are valid.
+
+    Of thresholds that differ from entry to entry, the mean of the finite ones.
+    """
     dtype = blocks.leaves.dtype
     if not any(jnp.ndim(limit) for limit in thresholds):
         return summary_of_thresholds(thresholds, dtype)
@@ -172,10 +176,10 @@ def _summary(thresholds: Values, blocks: Blocks) -> tuple[jax.Array, jax.Array]:
 
 
 def once_known(number: jax.Array, value: Any) -> Any:
-    """Return a value unchanged; XLA cannot know it before a number of at least 0.
+    """Return ``value`` unchanged, scheduled after ``number``, which is at least 0.
 
-    XLA's CPU backend takes barriers away before it orders its work, and a constant that
-    went through one is a constant again.
+    An optimization barrier would not do: XLA's CPU backend removes barriers before it
+    schedules, and then knows again that a constant needs no waiting.
     """
     return jax.tree.map(
         lambda x: jnp.where(number < 0, jnp.zeros_like(x), jnp.asarray(x)), value
@@ -206,19 +210,20 @@ def clip_entries(
     | threshold inf, or None in a table | bit-identical |
     | threshold negative or NaN, known now | ValueError |
     | threshold negative or NaN, traced | zero update, counted in the state |
-    | integer, float0, PRNG-key, None leaves | as they came, and not measured |
+    | integer, float0, PRNG-key, None leaves | unchanged, and not measured |
 
     Args:
         threshold: the allowed magnitude, in the gradient's units: a number, an array,
             an Optax schedule, a prefix tree of numbers or arrays, or a
             `clipjax.thresholds.Threshold` that does not learn from norms.
-        rule: magnitude and threshold to the new magnitude; by default ``hard``.
+        rule: a map from magnitude and threshold to the new magnitude; by default
+            ``hard``.
         nonfinite: ``propagate`` or ``drop``; see `clipjax.guards`. Wrap the optimizer
             in `clipjax.skip_nonfinite` to skip such steps.
-        report: whether to measure the norm before and after the clip and the fraction
-            of clipped entries. That takes some three further reads of the gradient;
-            without it the clip costs what ``optax.clip`` does, and its report stays as
-            it was before the first step.
+        report: whether to measure the norm before and after the clip, and the fraction
+            of clipped entries. That takes about three further reads of the gradient.
+            Without it the clip costs as much as ``optax.clip``, and the report in the
+            state keeps its initial values.
         axis_name: mesh or pmap axes that leaves are split over; see `clipjax.clip_by`.
         name: prefix of the clip's metrics.
 

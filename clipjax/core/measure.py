@@ -1,4 +1,4 @@
-"""Measures every block of a tree: one read, and a second one for extreme magnitudes."""
+"""Norms of the blocks of a tree: one read, and a second for extreme magnitudes."""
 
 from __future__ import annotations
 
@@ -56,15 +56,17 @@ def measure(
 ) -> Measured:
     """Measure each block, and find the first leaf with NaN or infinity.
 
-    Sums of squares are right between 2^-69 and 2^126 in float32. If any block is beyond
-    that, all leaves are read once more, each multiplied by 2^64 or 2^-64.
+    Sums of squares are accurate between 2^-69 and 2^126 in float32. If the sum of any
+    block lies outside, all leaves are read a second time, multiplied by 2^64 or 2^-64.
+    A scale that is safe from the start would need the largest magnitude first, and so
+    another read at every step.
 
     Args:
         norm: how a block is measured.
         blocks: which entries are measured together.
         arrays: one array per leaf.
-        guard: entries that it does not admit are measured as if they were zero.
-        stand_in: maps the arrays to what is measured in their place.
+        guard: entries that it does not admit are measured as zeros.
+        stand_in: maps the arrays to the arrays that are measured in their place.
     """
     dtype = blocks.leaves.dtype
     limits = jnp.finfo(dtype)
@@ -73,14 +75,14 @@ def measure(
 
     def sums(norm: Norm, guard: Guard, scales: Values | None = None) -> Arrays:
         own: Any = [None] * len(arrays)
-        leaves = list(arrays)
+        leaves: Any = list(arrays)
         if scales is not None:
             pairs = map(reread, leaves, blocks.spread(scales))
             leaves, own = zip(*pairs, strict=True) if leaves else ((), ())
         if not guard.admits_all:
             leaves = [guard.admit(leaf) for leaf in leaves]
         if stand_in is not None:
-            leaves = stand_in(leaves)
+            leaves = list(stand_in(leaves))
         found = []
         for i, leaf in enumerate(leaves):
             wide = widen(leaf, dtype)
@@ -105,7 +107,7 @@ def measure(
     first = totals = blocks.join(norm, sums(norm, propagate))
     scales = blocks.map(scale_for, totals, least)
     is_extreme = _any_outside(totals, least, largest)
-    # A block of one leaf tells by its norm whether that leaf is bad.
+    # The norm of a block of one leaf tells whether that leaf is bad.
     tells = guard.admits_all and all(len(m) == 1 for m in blocks.members)
     has_other_scales = norm.scales_by_largest or not guard.admits_all
 
@@ -125,11 +127,11 @@ def measure(
         return blocks.join(norm, found), used if has_other_scales else [], first_bad
 
     def as_it_was() -> tuple[Values, Values, Any]:
-        # -1, of the type that the other branch gives it in shard_map.
+        # -1, computed from is_extreme to have the other branch's type in shard_map.
         first_bad = () if tells else -1 - is_extreme.astype(jnp.int32)
         return totals, scales if has_other_scales else [], first_bad
 
-    # The branches return bare sums, and all scalar work is done once, after them.
+    # The branches return sums only, so that the scalar work is compiled once.
     totals, other_scales, first_bad = branch(is_extreme, measured_again, as_it_was)
     norms = blocks.map(finish, totals, other_scales or scales, blocks.sizes)
     lined_up = None
@@ -144,10 +146,10 @@ def measure(
 
 
 def measure_plainly(norm: Norm, blocks: Blocks, arrays: Arrays) -> Values:
-    """Return the norm of each block of ordinary magnitude, without a second read.
+    """Return the norm of each block, without a second read for extreme magnitudes.
 
-    For parameters: norms below 1e-19 count as 0 and those above 1e19 as infinite in
-    float32, and NaN stays NaN.
+    Meant for parameters. In float32, a norm below 1e-19 comes out as 0 and one above
+    1e19 as inf; NaN stays NaN.
     """
     sums = [
         norm.accumulate(widen(leaf, blocks.leaves.dtype), axes)
@@ -172,7 +174,7 @@ def first_not_finite(arrays: Arrays) -> jax.Array:
     if not arrays:
         return jnp.int32(-1)
     if any(array.ndim for array in arrays):
-        # By `all`: XLA merges a sum of sums into a second read of the leaf.
+        # With `all`: XLA would merge a sum of sums into a second read of the leaf.
         return first_true(~jnp.stack([jnp.all(jnp.isfinite(a)) for a in arrays]))
     return first_true(~jnp.isfinite(jnp.stack(arrays)))
 
@@ -188,9 +190,10 @@ def first_nonfinite_leaf(blocks: Blocks) -> jax.Array:
 
 
 def _any_outside(totals: Values, least: Sequence[float], largest: float) -> jax.Array:
-    """Return whether any sum is NaN or outside of its range.
+    """Return whether any sum is NaN or outside its range.
 
-    Flags are added up, so that on a mesh they join the all-reduce of other sums.
+    Flags are added, and not or-ed: on a mesh XLA then combines their all-reduce with
+    that of the other sums.
     """
     counts = []
     scalars = [i for i, total in enumerate(totals) if not total.ndim]
@@ -216,7 +219,7 @@ def _count_outside(total: jax.Array, least: Any, largest: float) -> jax.Array:
 def branch(
     predicate: Any, on_true: Callable[[], Any], on_false: Callable[[], Any]
 ) -> Any:
-    """Run one of two functions; outside of jit, compile no conditional."""
+    """Call one of two functions: by a conditional under jit, in Python outside it."""
     if isinstance(predicate, Tracer):
         return jax.lax.cond(predicate, on_true, on_false)
     return on_true() if predicate else on_false()

@@ -29,7 +29,7 @@ _WORKERS: contextvars.ContextVar[frozenset[Hashable]] = contextvars.ContextVar(
 
 
 def as_tuple(axis_name: AxisNames) -> tuple[Hashable, ...]:
-    """Read an ``axis_name`` argument: None, one name, or a tuple of names."""
+    """Return an ``axis_name`` argument (None, a name, several names) as a tuple."""
     if axis_name is None:
         return ()
     return axis_name if isinstance(axis_name, tuple) else (axis_name,)
@@ -37,7 +37,7 @@ def as_tuple(axis_name: AxisNames) -> tuple[Hashable, ...]:
 
 @contextlib.contextmanager
 def each_worker(axis_name: AxisNames) -> Iterator[None]:
-    """Allow gradients that differ over these axes: each worker measures its own."""
+    """Allow gradients to differ over these axes: each worker measures its own."""
     token = _WORKERS.set(_WORKERS.get() | set(as_tuple(axis_name)))
     try:
         yield
@@ -46,7 +46,7 @@ def each_worker(axis_name: AxisNames) -> Iterator[None]:
 
 
 def varying_axes(leaf: jax.Array) -> frozenset[Hashable]:
-    """Return the manual mesh axes over which the leaf's type says it differs."""
+    """Return the manual mesh axes over which a leaf varies, according to its type."""
     kind = jax.typeof(leaf)
     manual = getattr(kind, "manual_axis_type", None)
     if manual is not None:
@@ -55,9 +55,9 @@ def varying_axes(leaf: jax.Array) -> frozenset[Hashable]:
 
 
 def types_tell(axis: Hashable) -> bool:
-    """Return whether types know of an axis, as in ``shard_map`` by default.
+    """Return whether types show variation over an axis, as ``shard_map``'s default.
 
-    They do not under ``pmap`` and ``vmap``, nor with ``check_vma=False``.
+    Types do not show it under ``pmap`` and ``vmap``, nor with ``check_vma=False``.
 
     Raises:
         ValueError: there is no such axis.
@@ -77,14 +77,14 @@ def mesh_axes(
 ) -> list[MeshAxes]:
     """Return the manual mesh axes over which each leaf of a gradient is split.
 
-    Without ``axis_name``, those over which its parameter varies. With it, those of the
-    names over which the leaf's type says that it varies; all of them where types do
-    not tell.
+    Without ``axis_name``, these are the axes over which the leaf's parameter varies.
+    With it, they are those named axes over which the leaf varies according to its type,
+    or all named axes where types do not show it.
 
     Raises:
-        ValueError: there is no way to tell; or a leaf differs over further axes, as
-            the gradient of a single worker does, or over fewer than its parameter; or,
-            outside of ``jit``, leaves lie on different devices.
+        ValueError: there is no way to know; or a leaf varies over further axes, as the
+            gradient of a single worker does, or over fewer than its parameter; or,
+            outside ``jit``, leaves lie on different devices.
     """
     workers = _WORKERS.get()
     manual = jax.sharding.get_abstract_mesh().manual_axes
@@ -127,7 +127,7 @@ def mesh_axes(
 
 
 def _require_same_devices(leaves: Leaves) -> None:
-    # Outside of jit, JAX joins no arrays that are committed to different devices.
+    # Outside jit, JAX refuses to combine arrays committed to different devices.
     places = {
         frozenset(leaf.sharding.device_set): position
         for position, leaf in enumerate(leaves.arrays)
@@ -187,10 +187,10 @@ def _is_no_shard(leaf: str, axes: Iterable[Hashable]) -> str:
 
 
 def shared(value: Any, name: str) -> jax.Array:
-    """Return a scalar that is the same on all devices.
+    """Return a scalar that must be the same on all devices.
 
     Raises:
-        ValueError: its type says that it differs, as the loss of one worker does.
+        ValueError: it differs, according to its type, as the loss of one worker does.
     """
     value = jnp.asarray(value)
     axes = _listed(varying_axes(value) - _WORKERS.get())
@@ -219,15 +219,15 @@ def resharded(leaf: jax.Array, spec: Any) -> jax.Array:
 
 
 def shard_count(axes: MeshAxes) -> int:
-    """Return over how many devices a leaf is split."""
+    """Return the number of devices that a leaf is split over."""
     return math.prod(map(jax.lax.axis_size, axes))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def pmax(values: jax.Array, axis_names: Any) -> jax.Array:
-    """Take the largest over devices, with the derivative of ``jnp.max``.
+    """Return the maximum over devices, with the derivative of ``jnp.max``.
 
-    ``jax.lax.pmax`` has none.
+    ``jax.lax.pmax`` has no derivative.
     """
     return jax.lax.pmax(values, axis_names)
 
@@ -254,7 +254,7 @@ def over_devices(
         collective: ``jax.lax.psum`` or `pmax`.
     """
     reduced = list(partials)
-    # A dict keeps the order: every process must issue the same collectives in turn.
+    # Not a set: every process must issue the same collectives in the same order.
     for names in dict.fromkeys(filter(None, axes)):
         members = [i for i, own in enumerate(axes) if own == names]
         flat = jnp.concatenate([partials[i].reshape(-1) for i in members])

@@ -25,7 +25,7 @@ def changed_settings(part: Any, skip: int = 0) -> list[str]:
 
 
 def printed(value: Any) -> str:
-    """Return a setting as it is shown in a clip."""
+    """Return a setting as the repr of a clip shows it."""
     if isinstance(value, tuple):
         return ", ".join(map(repr, value))
     if isinstance(value, jax.Array):

@@ -46,10 +46,10 @@ def summarize(
 
     Args:
         norm: how blocks are measured.
-        rule: from norm and threshold to length.
+        rule: the map from norm and threshold to length.
         blocks: the blocks.
         measured: their norms before the clip.
-        thresholds: their thresholds, as the source gave them.
+        thresholds: their thresholds, not yet made valid.
         lengths: their norms after the clip.
         reports_blocks: whether to report the blocks one by one.
     """
@@ -61,8 +61,8 @@ def summarize(
         changed, bad = (after != before).astype(dtype), (before == jnp.inf)[None]
         old, new = before[None], after[None]
     elif old is not None:
-        # Once, on scalars lined up: one by one it would be most of what there is to
-        # compile.
+        # Once, for all blocks in one array: block by block, these few operations would
+        # take most of the compilation.
         limits = blocks.vector([jnp.asarray(limit, dtype) for limit in thresholds])
         new = rule.lengths(old, valid(limits))
         sizes = [np.asarray(blocks.sizes, dtype)]
@@ -123,7 +123,8 @@ def _reduced(
             norm.of_terms(totals[::2], count),
             norm.of_terms(totals[1::2], count),
         )
-        # The last term is infinite only where a norm is, or is beyond the term's range.
+        # A block is bad where its last term is infinite: for any norm in the term's
+        # range, that means that the norm is.
         return before, after, changed, each[:, -2] == jnp.inf
     before, after = norm.combine(norms, sizes), norm.combine(lengths, sizes)
     bad = jnp.stack([jnp.any(old == jnp.inf) for old in norms])
@@ -140,19 +141,19 @@ def summary_of_thresholds(
     if not any(jnp.ndim(limit) for limit in different):
         limits = jnp.stack([jnp.asarray(limit, dtype) for limit in different])
         return jnp.min(limits), jnp.all(limits >= 0)
-    # A minimum would take an all-reduce of its own where the units are sharded.
+    # The mean, since a minimum over sharded units takes an all-reduce of its own.
     sums = list(map(jnp.sum, different))
     mean = sum(sums[1:], sums[0]) / max(1, sum(map(jnp.size, different)))
     return mean, mean >= 0
 
 
 def next_info(info: ClipInfo, step: Step, steps: jax.Array) -> ClipInfo:
-    """Bring the report up to date, in the dtypes that it had.
+    """Return the report after one more step, in unchanged dtypes.
 
     Args:
-        info: the report so far.
-        step: the step to enter.
-        steps: int32 number of steps before it.
+        info: the report before the step.
+        step: the step.
+        steps: int32 number of earlier steps.
     """
     is_finite, before = step.is_finite, step.norm_before
     after = jnp.where(before < jnp.inf, step.norm_after, before)

@@ -1,4 +1,4 @@
-"""Shortens leaves: scalar work per block, two products per entry, one rounding."""
+"""Scaling of leaves: scalar work per block, two products per entry, one rounding."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .dtypes import full_like, narrow, widen
 
 
 class Multiplier(NamedTuple):
-    """How a block is brought from its norm to its length.
+    """The factors that bring a block from its norm to its length.
 
     The quotient ``length / norm`` can leave the range of float32 where the result does
-    not, so that its two parts are kept; each entry costs two multiplications and no
-    division, and XLA repeats those in the optimizer's loop instead of writing the
-    clipped gradient to memory.
+    not, so that both of its parts are kept. Each entry then costs two multiplications
+    and no division: cheap enough for XLA to repeat them in the optimizer's loop instead
+    of writing the clipped gradient to memory.
 
     Attributes:
         inverse: one over the norm.
@@ -30,9 +30,9 @@ class Multiplier(NamedTuple):
 
 
 def multiplier(norm: jax.Array, length: jax.Array) -> Multiplier:
-    """Return the multiplier of a block from its norm and the length it is to have."""
+    """Return the multiplier that brings a block from a norm to a length."""
     keeps = length == norm
-    # Never 1/0, whose derivative is infinite.
+    # Avoid 1/0, whose derivative is infinite.
     divisor = jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
     length = jax.lax.select(norm < jnp.inf, length, full_like(norm, jnp.nan))
     return Multiplier(1 / divisor, length, keeps)
@@ -47,7 +47,7 @@ def shorten(leaf: jax.Array, by: Multiplier) -> jax.Array:
     """
     wide = widen(leaf, by.length.dtype)
     product = wide * by.inverse.astype(wide.dtype) * by.length.astype(wide.dtype)
-    # A selection, since multiplying by one would flush subnormal entries.
+    # A selection, since a product with 1 would flush subnormal entries to zero.
     product = narrow(product, leaf)
     keeps = by.keeps
     if keeps.ndim:  # jnp.where broadcasts on Explicit meshes, too

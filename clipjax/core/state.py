@@ -187,6 +187,6 @@ def _keys(part: Any) -> str:
     return f"{{{', '.join(names)}}}"
 
 
-def keep_if(flag: jax.Array, new: Any, old: Any) -> Any:
+def keep_if(flag: jax.Array | bool, new: Any, old: Any) -> Any:
     """Return the new tree where a flag is true, else the old one."""
     return jax.tree.map(lambda n, o: jnp.where(flag, n, o), new, old)

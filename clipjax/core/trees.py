@@ -23,10 +23,9 @@ _REFUSED = ("JAXSparse", "QTensor", "QArray")
 
 @dataclasses.dataclass(frozen=True)
 class Leaves:
-    """A tree taken apart into its floating-point and complex leaves.
+    """The floating-point and complex leaves of a tree.
 
-    All others (integers, float0, PRNG keys, strings) are kept aside and come back
-    unchanged from `tree`.
+    `tree` returns all other leaves (integers, float0, PRNG keys, strings) unchanged.
 
     Attributes:
         arrays: the leaves, arrays or ``ShapeDtypeStruct``, in tree order.
@@ -40,7 +39,7 @@ class Leaves:
 
     @classmethod
     def of(cls, tree: Any) -> Leaves:
-        """Take a tree apart.
+        """Return the leaves of a tree.
 
         Raises:
             TypeError: a leaf is a sparse or quantized container, or has the dtype
@@ -54,11 +53,11 @@ class Leaves:
         return leaves
 
     def map(self, function: Callable[..., Any], *others: Sequence[Any]) -> list[Any]:
-        """Apply a function to each leaf, and to the entries of lists beside it."""
+        """Apply a function to each leaf, and to the matching entries of other lists."""
         return [function(*each) for each in zip(self.arrays, *others, strict=True)]
 
     def tree(self, arrays: Sequence[Any]) -> Any:
-        """Put the tree together again, with other arrays in place of the leaves."""
+        """Return the tree with other arrays in place of the leaves."""
         every_leaf = list(self._every_leaf)
         for position, array in zip(self._positions, arrays, strict=True):
             every_leaf[position] = array
@@ -82,7 +81,7 @@ class Leaves:
         for path, node in jax.tree_util.tree_leaves_with_path(
             self._tree, is_leaf=_is_variable
         ):
-            # A variable of nnx is one more node, whose key tells a reader nothing.
+            # A variable of flax.nnx is a node of its own; its key "value" is left out.
             below = jax.tree_util.tree_leaves_with_path(node)
             single = len(below) == 1
             names += [path_name(path if single else path + rest) for rest, _ in below]
@@ -99,7 +98,7 @@ class Leaves:
         return dict(zip(self.names, self.arrays, strict=True))
 
     def tree_by_name(self, arrays: Mapping[str, Any]) -> Any:
-        """Put the tree together again, with other arrays given by name."""
+        """Return the tree with other arrays, given by name, in place of the leaves."""
         return self.tree([arrays[name] for name in self.names])
 
     def aligned(self, tree: Any, what: str) -> list[Any]:
@@ -175,11 +174,12 @@ class Leaves:
 
 
 def zeros_like(tree: Any, dtype: Any = None) -> Any:
-    """Return a tree of zeros of the same structure, with a memory for each parameter.
+    """Return a tree of zeros of the same structure: a memory with one per parameter.
 
     Args:
-        tree: arrays or ``ShapeDtypeStruct``. Leaves that are no numbers give a scalar.
-        dtype: of the zeros; None for that of each leaf.
+        tree: arrays or ``ShapeDtypeStruct``. A leaf that is not numeric becomes a
+            scalar.
+        dtype: the dtype of the zeros; None for the dtype of each leaf.
     """
 
     def zero(leaf: Any) -> jax.Array:
@@ -202,7 +202,7 @@ def is_clippable(leaf: Any) -> bool:
 
 
 def path_name(path: KeyPath) -> str:
-    """Write a path as ``layers/0/kernel``."""
+    """Return a path as text, such as ``layers/0/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -215,7 +215,7 @@ def _is_refused(node: Any) -> bool:
 
 
 def _is_variable(node: Any) -> bool:
-    # By name: flax is an extra, and may not be installed.
+    # By name, since flax is an optional dependency.
     return any(
         kind.__name__ == "Variable" and kind.__module__.startswith("flax.nnx")
         for kind in type(node).__mro__
@@ -239,7 +239,7 @@ class Setting:
 
     @classmethod
     def of(cls, value: Any, default: Any, argument: str) -> Setting:
-        """Read an argument."""
+        """Return the setting that an argument stands for."""
         if isinstance(value, Mapping):
             value = _Table(tuple(value.items()))
         return cls(default if value is None else value, default, argument)
@@ -247,8 +247,8 @@ class Setting:
     def __call__(self, leaves: Leaves) -> list[Any]:
         """Return the setting of each leaf.
 
-        A pattern is shell-style, such as ``"blocks/*/kernel"``; it stands for the leaf
-        of that name and for all leaves below it, and the first that matches counts.
+        A pattern is shell-style, such as ``"blocks/*/kernel"``. It matches the leaf of
+        that name and all leaves below it; the first matching pattern counts.
 
         Raises:
             ValueError: a pattern matches no leaf.
@@ -269,7 +269,7 @@ class Setting:
 
     def _looked_up(self, rows: Sequence[tuple[str, Any]], leaves: Leaves) -> list[Any]:
         for pattern, _ in rows:
-            # A tree without leaves is Optax's placeholder: nothing to compare with.
+            # A tree without leaves is Optax's placeholder, and matches no pattern.
             if leaves.arrays and not any(_matches(n, pattern) for n in leaves.names):
                 raise ValueError(
                     f"{self.argument} has the pattern {pattern!r}, which matches no "

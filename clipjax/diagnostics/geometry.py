@@ -1,4 +1,4 @@
-"""Lengths of leaves, and angles between trees."""
+"""Norms of leaves, and angles between trees."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..norms import Norm, l1, l2, linf
 def leaf_norms(
     tree: Any, norm: Norm = l2, *, axis_name: AxisNames = None
 ) -> dict[str, jax.Array]:
-    """Return the norm of each leaf of a tree, right at any magnitude.
+    """Return the norm of each leaf of a tree, accurate at any magnitude.
 
     Args:
         tree: gradients, updates or parameters.
@@ -44,7 +44,7 @@ def leaf_norms(
 def direction_cosine(
     before: Any, after: Any, *, axis_name: AxisNames = None
 ) -> jax.Array:
-    """Return how far a clip has turned a gradient: 1 if not at all.
+    """Return the cosine between two trees: 1 if a clip kept a gradient's direction.
 
     A clip by the norm of the whole tree gives 1. A clip by value of independent
     Gaussian entries tends to √(2/π) ≈ 0.798 for small thresholds; other distributions
@@ -81,7 +81,7 @@ def direction_cosine(
     blocks = whole().of(leaves, mesh_axes(leaves, axis_name))
 
     def near_one(arrays: list[jax.Array]) -> tuple[list[jax.Array], jax.Array]:
-        """Bring the largest entry near one, so that neither sum overflows."""
+        """Return arrays scaled to a largest entry near one, and their norm."""
         (peak,) = measure_plainly(linf, blocks, arrays)
         power = scaling_power(peak)
         wide = [widen(array, leaves.dtype) for array in arrays]

@@ -1,4 +1,4 @@
-"""How much of a tree a quantizer would keep."""
+"""A report of the information that a quantizer would keep."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class QuantizationReport(NamedTuple):
     """How well a leaf survives a quantizer, by two measures that can disagree.
 
     Attributes:
-        cosine: of the angle between the quantized leaf and the reference, which large
-            entries decide; NaN where either is zero.
-        nonzero_fraction: how many of the reference's entries other than zero are not
-            zero after it, from 0 to 1; every entry counts alike. NaN if there are none.
-        occupied_fraction: how many of the format's finite numbers occur, from 0 to 1.
+        cosine: the cosine of the angle between the quantized leaf and the reference,
+            which depends mostly on large entries; NaN where either is zero.
+        nonzero_fraction: the fraction of the reference's nonzero entries that are
+            nonzero after quantization; all entries count the same. NaN if there are
+            none.
+        occupied_fraction: the fraction of the format's finite numbers that occur.
     """
 
     cosine: Float[Array, ""]
@@ -40,14 +41,14 @@ class QuantizationReport(NamedTuple):
 def quantization_report(
     tree: Any, dtype: Any = jnp.int8, *, reference: Any = None
 ) -> dict[str, QuantizationReport]:
-    r"""Measure what is left of a tree that is quantized leaf by leaf.
+    r"""Measure the effect of quantizing a tree leaf by leaf.
 
     .. math:: q = \operatorname{round}\Bigl(
         x \, \frac{q_\text{max}}{\max \lvert x \rvert} \Bigr)
 
     The quantizer has one scale per leaf, and rounds to the nearest number of the
-    format. A clip before it makes that scale smaller. It reads nothing from the
-    device, and works under ``jit``.
+    format. A clip before it reduces that scale. The function works under ``jit``, and
+    outside it does not wait for the device.
 
     | input | result |
     |---|---|
@@ -56,11 +57,11 @@ def quantization_report(
     | integer, float0, PRNG-key, None leaves | left out |
 
     Args:
-        tree: gradients, updates or parameters: what is quantized, of real leaves.
+        tree: the gradients, updates or parameters to quantize, with real leaves.
         dtype: the format: a signed integer or floating dtype of at most 16 bits.
             Integers are symmetric: int8 has the 255 numbers from -127 to 127.
-        reference: what the result is compared with, a tree of the same structure, such
-            as the gradient before a clip; None for the tree itself.
+        reference: a tree of the same structure to compare the result with, such as the
+            gradient before a clip; None for the tree itself.
 
     Returns:
         A dictionary from the leaf's path to its report, of float32 scalars (float64

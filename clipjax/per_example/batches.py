@@ -1,4 +1,4 @@
-"""Takes a batch in smaller ones, so that less has to be held at a time."""
+"""Microbatches: process a batch in parts, to lower peak memory."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..core.trees import is_clippable
 def in_microbatches(
     chunk: Callable[[Any], tuple[Any, Any]], rows: Any, size: int, limit: int | None
 ) -> tuple[Any, Any]:
-    """Runs a function on some rows at a time: adds up one result, lines up the other.
+    """Apply a function to some rows at a time; add its totals, concatenate its rows.
 
     Args:
-        chunk: gives from rows a total and results by row.
+        chunk: a function from rows to a total, and to results with one row per row.
         rows: a tree with ``size`` rows in every leaf.
         size: the number of rows.
-        limit: how many rows at a time; None for all. What is left over is taken at the
-            end, so that no row is made up.
+        limit: how many rows to take at a time; None for all. The last call takes the
+            remainder, so that no rows of padding are needed.
     """
     if size == 0:
         return _nothing(chunk, rows)
@@ -48,7 +48,7 @@ def in_microbatches(
 
 
 def _plus(total: jax.Array, more: jax.Array) -> jax.Array:
-    """Adds; keys and integers among the parameters stay as they came."""
+    """Add; keys and integers among the parameters stay as they are."""
     return total + more if is_clippable(more) else more
 
 

@@ -1,4 +1,4 @@
-"""Takes the arguments of a loss on a batch apart into single examples."""
+"""The split of a loss function's arguments into parameters and single examples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """How a loss function's arguments are taken apart into single examples."""
+    """Which arguments of a loss are parameters and which hold one example per row.
+
+    Attributes:
+        function: the loss function.
+        argnums: the argument, or arguments, that are differentiated.
+        has_aux: whether the function returns auxiliary output besides the loss.
+        batch_argnums: the arguments with one example per row.
+        keep_batch_dim: whether the function gets a batch of one, not a single example.
+        prng_argnum: the argument that is a PRNG key, split over the examples.
+    """
 
     function: Callable[..., Any]
     argnums: int | tuple[int, ...]
@@ -22,7 +31,7 @@ class Examples:
     prng_argnum: int | None
 
     def params(self, arguments: Sequence[Any]) -> Any:
-        """Gives what is differentiated: one argument, or a tuple of several."""
+        """Return the differentiated argument, or a tuple of several."""
         if isinstance(self.argnums, int):
             params = arguments[self.argnums]
         else:
@@ -30,7 +39,7 @@ class Examples:
         return jax.tree.map(_array_or_none, params)
 
     def batch(self, arguments: Sequence[Any]) -> dict[int, Any]:
-        """Gives the arguments that have an example per row, keys split."""
+        """Return the arguments that have one example per row, with the key split."""
         needed = max(self.batch_argnums)
         if len(arguments) <= needed:
             raise ValueError(
@@ -52,7 +61,7 @@ class Examples:
     def loss(
         self, arguments: Sequence[Any], options: Mapping[str, Any]
     ) -> Callable[[Any, dict[int, Any]], tuple[Any, Any]]:
-        """Makes the loss of one example."""
+        """Return the loss of one example, a function of parameters and example."""
 
         def loss(params: Any, example: dict[int, Any]) -> tuple[Any, Any]:
             filled = list(arguments)
@@ -107,7 +116,7 @@ def take_apart(
     keep_batch_dim: bool,
     prng_argnum: int | None,
 ) -> Examples:
-    """Checks which arguments are which."""
+    """Check the arguments that name arguments, and return the `Examples`."""
     if not callable(function):
         raise TypeError(f"fun must be a function, got {function!r}")
     batched = (batch_argnums,) if isinstance(batch_argnums, int) else batch_argnums

@@ -1,7 +1,7 @@
-"""Per-example gradients in the form of factors: what went into a site, what came back.
+"""Per-example gradients in factored form: the operands and cotangents of a site.
 
-The gradient of one example at a site is ``G = Σ_t l_t r_tᵀ``, with a use t of the
-parameter for each token, say. See `clipjax.per_example.layouts` for the arrays.
+The gradient of one example at a site is ``G = Σ_t l_t r_tᵀ``, where t counts the uses
+of the parameter, such as tokens. `clipjax.per_example.layouts` defines the arrays.
 """
 
 from __future__ import annotations
@@ -29,12 +29,14 @@ class Product:
     """The gradients of the examples at a site, as products.
 
     Attributes:
-        layout: how the site was read; the first one, where several sites are joined.
-        factors: what was read there.
-        read: the arrays that hold the factors.
-        gradient: the gradients G themselves, ``[B, S, n, m]`` in pieces along n, where
-            they are smaller than the factors; zero for examples that are not finite.
-        sizes: with those, ``[B]``, NaN or inf for examples that are not finite.
+        layout: the site's layout; the first site's, where several are joined.
+        factors: the factors.
+        read: the original operands and cotangents, which hold the factors' entries.
+        gradient: the gradients G themselves, ``[B, S, n, m]`` in pieces along n, if
+            computing them is cheaper; zero for examples that are not finite. Otherwise
+            empty.
+        sizes: set together with ``gradient``: ``[B]``, NaN or inf for examples that are
+            not finite.
     """
 
     layout: Layout
@@ -55,7 +57,7 @@ class Product:
 
     @property
     def form(self) -> str:
-        """How the norm is found."""
+        """How the norm is computed, in words, for `describe`."""
         if self.is_lookup:
             return "by equal rows"
         return (
@@ -66,7 +68,7 @@ class Product:
 
     @functools.cached_property
     def uses(self) -> Uses:
-        """The lengths of the factors, use by use."""
+        """The norms of the factors, use by use."""
         left = None if self.is_lookup else self.factors.left
         return uses_of(left, self.factors.right)
 
@@ -80,8 +82,8 @@ class Product:
         """Add another gradient of the same parameter to this one.
 
         Args:
-            other: a product whose gradients are there, as this one's are.
-            swapped: whether it is arranged as this one is, transposed.
+            other: a product that has its ``gradient``, as this one has.
+            swapped: whether its arrangement is the transpose of this one's.
         """
         more = other.gradient
         if swapped:
@@ -107,7 +109,13 @@ class Product:
 def read_factors(
     sites: Sequence[Site], records: Sequence[Any], cotangents: Sequence[jax.Array]
 ) -> Factors:
-    """Sort what was read at sites that are arranged alike, one after the other."""
+    """Return the factors of sites with one arrangement, use after use.
+
+    Args:
+        sites: the sites.
+        records: the other operand of each.
+        cotangents: the cotangent of each.
+    """
     layouts = [layout_of(site) for site in sites]
     if sites[0].kind != "lookup":
         records = list(map(_floating, records, cotangents))
@@ -119,15 +127,15 @@ def read_factors(
 
 
 def makes_gradient(sites: Sequence[Site], factors: Factors) -> bool:
-    """Whether to compute each example's gradient, and keep it instead of its factors.
+    """Return whether to compute each example's gradient, and keep it, not its factors.
 
-    It is computed where it is no larger than its factors, and costs less than their
-    Gram matrices: T² (n + m) products for the two against T n m for the gradient, of
-    which the forms by factors need another T n m for the sum.
+    The gradient is computed where it is no larger than its factors and costs less than
+    their Gram matrices. The two Gram matrices take T² (n + m) products, and the sum
+    then another T n m; the gradient takes T n m.
 
     Args:
-        sites: those of a product.
-        factors: what was read there, or its shapes.
+        sites: the sites of a product.
+        factors: their factors, or the factors' shapes.
     """
     if sites[0].kind == "lookup":
         return False
@@ -147,9 +155,10 @@ def product_of(
     product = Product(layout_of(sites[0]), factors, read)
     if not makes_gradient(sites, factors):
         return product
-    # A weight of zero does not undo NaN. Leaving NaN out here, where the factors are
-    # copied anyway, saves a copy of the gradient. By Cauchy and Schwarz, no entry of
-    # the gradient is beyond the product of the factors' norms.
+    # An example that is not finite gets the weight zero, but zero times NaN is NaN. Its
+    # entries are replaced here, where the factors are copied anyway, which saves a copy
+    # of the gradient. If the squares of the factors are finite, so is the gradient: by
+    # Cauchy-Schwarz no entry is larger than the product of the factors' norms.
     sizes = added(map(_plain_sum_of_squares, read))
     is_finite = jnp.isfinite(sizes)[:, None, None, None]
     right = jnp.where(is_finite, factors.right, 0)
@@ -162,18 +171,18 @@ def product_of(
 def joined(
     products: Sequence[Product], pairs: Mapping[tuple[int, int], bool]
 ) -> tuple[dict[int, Product], dict[tuple[int, int], bool]]:
-    """Add up the gradients of a parameter that are there, so that no pair is left.
+    """Add the gradients of one parameter, where they are computed.
 
-    A pair ⟨G₁, G₂⟩ of gradients that cancel cannot be known from the gradients to more
-    than their rounding; the norm of their sum can.
+    Adding them replaces the cross term 2⟨G₁, G₂⟩, whose error is the rounding of the
+    gradients, larger than the norm itself where they cancel. The norm of their sum has
+    a small relative error there, too.
 
     Args:
-        products: those of all parameters.
-        pairs: by position, the pairs whose entries meet, and whether the second is
-            arranged as the first, transposed.
+        products: the products of all parameters.
+        pairs: the pairs of products with a cross term; see `Plan.pairs`.
 
     Returns:
-        The products by position, and the pairs that are left.
+        The remaining products by position, and the remaining pairs.
     """
     left = dict(enumerate(products))
     for (i, j), swapped in pairs.items():
@@ -199,7 +208,7 @@ def paired(one: Pieces, two: Pieces, axis: int) -> tuple[Pieces, Pieces]:
 
 
 def _floating(record: jax.Array, cotangent: jax.Array) -> jax.Array:
-    """Cast integers, which some products take with floats."""
+    """Cast an operand of integers, which XLA multiplies with floats."""
     is_floating = jnp.issubdtype(record.dtype, jnp.inexact)
     return record if is_floating else record.astype(widened(cotangent).dtype)
 

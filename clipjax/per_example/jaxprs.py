@@ -1,4 +1,4 @@
-"""The one place that touches the inside of jaxprs, through ``jax.extend`` only."""
+"""Access to jaxprs, through ``jax.extend`` alone; no other file looks inside them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ CHECKPOINTS = ("checkpoint", "remat", "remat2")
 
 
 def is_literal(atom: Any) -> bool:
-    """Tells constants in an equation from variables."""
+    """Return whether an input of an equation is a constant."""
     return isinstance(atom, Literal)
 
 
 def is_variable(atom: Any) -> bool:
-    """Tells variables in an equation from constants."""
+    """Return whether an input of an equation is a variable."""
     return not is_literal(atom)
 
 
 def run_equation(parent: Any, equation: Any, values: Sequence[Any]) -> list[Any]:
-    """Runs one equation, as a jaxpr of its own: binding it by hand would be brittle."""
+    """Return the results of one equation.
+
+    The equation runs as a jaxpr of its own: ``jaxpr_as_fun`` is public, while the
+    protocol for binding a primitive with its parameters differs between releases.
+    """
     variables = []
     arguments = []
     for atom, value in zip(equation.invars, values, strict=True):
@@ -46,7 +50,7 @@ def run_equation(parent: Any, equation: Any, values: Sequence[Any]) -> list[Any]
 
 
 def inner_jaxpr(equation: Any) -> tuple[Any, Sequence[Any]]:
-    """Gives the jaxpr that a call, a checkpoint or a scan runs, and its constants."""
+    """Return the jaxpr that a call, a checkpoint or a scan runs, and its constants."""
     jaxpr = equation.params["jaxpr"]
     if isinstance(jaxpr, ClosedJaxpr):
         return jaxpr.jaxpr, jaxpr.consts
@@ -54,7 +58,7 @@ def inner_jaxpr(equation: Any) -> tuple[Any, Sequence[Any]]:
 
 
 def scan_counts(equation: Any) -> tuple[int, int]:
-    """Gives how many inputs of a scan are constants, and how many are carried."""
+    """Return how many inputs of a scan are constants, and how many are carried."""
     settings = equation.params
     if "num_consts" in settings:
         return settings["num_consts"], settings["num_carry"]
@@ -63,16 +67,16 @@ def scan_counts(equation: Any) -> tuple[int, int]:
 
 
 def read_all(atoms: Sequence[Any], environment: dict[Any, Any]) -> list[Any]:
-    """Looks up the values of an equation's inputs."""
+    """Return the values of an equation's inputs."""
     return [atom.val if is_literal(atom) else environment[atom] for atom in atoms]
 
 
 def shape_of(atom: Any) -> tuple[int, ...]:
-    """Gives the shape of a variable."""
+    """Return the shape of a variable."""
     return tuple(atom.aval.shape)
 
 
 def trace(function: Any, *arguments: Any) -> tuple[Any, Any]:
-    """Traces a function to a closed jaxpr, and gives the structure of its result."""
+    """Return a function's closed jaxpr, and the tree structure of its result."""
     closed, shape = jax.make_jaxpr(function, return_shape=True)(*arguments)
     return closed, jax.tree.structure(shape)

@@ -1,9 +1,9 @@
-"""How each kind of site is read as a product of two matrices.
+"""The two factors of a gradient, for each kind of site.
 
-At a site the gradient of one example is, with the parameter arranged as a stack of
-matrices, ``G = leftᵀ right``, with a row per use of the parameter (per token, say). All
-arrays have the example in front: ``left`` is ``[B, S, T, n]`` and ``right``
-``[B, S, T, m]``, for S stacked matrices of shape n × m and T uses.
+At a site, with the parameter arranged as a stack of matrices, the gradient of one
+example is ``G = leftᵀ right``. The factors have one row per use of the parameter, such
+as one per token, and the example as first axis: ``left`` is ``[B, S, T, n]`` and
+``right`` is ``[B, S, T, m]``, for S stacked matrices of shape n × m and T uses.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ GEOMETRY = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
 
 
 class Factors(NamedTuple):
-    """What was read at a site.
+    """The factors of the gradients at a site.
 
     Attributes:
-        left: ``[B, S, T, n]``, cut along the last axis into pieces; for look-ups the
-            rows' positions, ``[B, T]``.
+        left: ``[B, S, T, n]``, in pieces along the last axis; for look-ups the rows'
+            positions, ``[B, T]``.
         right: ``[B, S, T, m]``.
-        record: what went into the site beside the parameter, as it was.
-        cotangent: what came back, as it was.
+        record: the operand other than the parameter, in its original arrangement.
+        cotangent: the cotangent, in its original arrangement.
     """
 
     left: tuple[jax.Array, ...]
@@ -39,7 +39,7 @@ class Factors(NamedTuple):
     cotangent: jax.Array
 
     def joined(self, other: Factors) -> Factors:
-        """Puts the uses of another site, arranged alike, behind these."""
+        """Append the uses of another site with the same arrangement."""
         (left,), (more,) = self.left, other.left
         axis = max(left.ndim - 2, 1)
         left = _concatenate(left, more, axis)
@@ -56,10 +56,17 @@ def _concatenate(one: jax.Array, two: jax.Array, axis: int) -> jax.Array:
 
 
 class Layout:
-    """How a kind of site reads its factors, and writes a sum of gradients."""
+    """How to compute a site's factors, and from them a weighted sum of gradients.
+
+    Attributes:
+        site: the site.
+        stacked: axes of the record that scans over the parameter add to the stack.
+        repeated: axes that other scans add to the uses.
+        own_lengths: the lengths of the scans over the parameter.
+        scans: how many of those there are.
+    """
 
     def __init__(self, site: Site):
-        """Takes the site apart."""
         self.site = site
         depths = range(len(site.lengths))
         own = [depth in site.view.levels for depth in depths]
@@ -69,11 +76,11 @@ class Layout:
         self.scans = len(self.own_lengths)
 
     def read(self, record: Any, cotangent: jax.Array) -> Factors:
-        """Sorts what was read."""
+        """Return the factors, given a site's other operand and its cotangent."""
         raise NotImplementedError
 
     def write(self, factors: Factors, weights: jax.Array) -> jax.Array:
-        """Sums the gradients with weights, arranged as the view."""
+        """Return the weighted sum of the examples' gradients, arranged as the view."""
         (left,) = factors.left
         left, right = (
             jnp.swapaxes(part, 0, 1).reshape(part.shape[1], -1, part.shape[-1])
@@ -83,15 +90,20 @@ class Layout:
         return self.unsort(total)
 
     def unsort(self, total: jax.Array) -> jax.Array:
-        """Brings ``[S, n, m]`` to the axes of the view, with its scans in front."""
+        """Return ``[S, n, m]`` in the axes of the view, those of its scans first."""
         raise NotImplementedError
 
     def arranged(self, array: Any) -> Any:
-        """Brings the view itself to ``[S, n, m]``: which entry is which."""
+        """Return an array arranged as the view as ``[S, n, m]``."""
         raise NotImplementedError
 
     def sort(self, array: jax.Array, *groups: tuple[int, ...]) -> jax.Array:
-        """Brings what was read, example and scans in front, to ``[B, S, T, n]``."""
+        """Return an operand or a cotangent as ``[B, S, T, n]``.
+
+        Args:
+            array: the array, with the axes of examples and of scans first.
+            *groups: the axes after those: of the stack, of the uses, and the rest.
+        """
         scans = len(self.site.lengths)
         batch, free, last = (tuple(1 + scans + i for i in group) for group in groups)
         first = ([0], [*self.stacked, *batch], [*self.repeated, *free], last)
@@ -102,7 +114,6 @@ class Dot(Layout):
     """A matrix product, of any number of axes."""
 
     def __init__(self, site: Site):
-        """Reads the dimension numbers of a ``dot_general``."""
         super().__init__(site)
         contracting, batch = site.equation.params["dimension_numbers"]
         ranks = [len(shape_of(atom)) for atom in site.equation.invars]
@@ -119,7 +130,6 @@ class Dot(Layout):
         self.view = (tuple(batch[mine]), tuple(contracting[mine]), free[mine])
 
     def read(self, record, cotangent):
-        """Sorts both."""
         if self.site.view.place is not None:
             record, cotangent = self._part(record, cotangent, *self.site.view.place)
         left = self.sort(record, *self.other)
@@ -127,7 +137,7 @@ class Dot(Layout):
         return Factors((left,), right, record, cotangent)
 
     def _part(self, record: Any, cotangent: jax.Array, axis: int, start: int):
-        """Takes what belongs to a parameter that is joined to others."""
+        """Return the slices that belong to this one of several joined parameters."""
         stop = start + self.site.view.shape[axis]
         batch, contracted, free = self.view
 
@@ -144,7 +154,6 @@ class Dot(Layout):
         return record, cut(cotangent, self.output[0], position)
 
     def unsort(self, total):
-        """Undoes the order of the view's axes."""
         order = [axis for group in self.view for axis in group]
         shape = [self.site.view.shape[axis] for axis in order]
         total = total.reshape(*self.own_lengths, *shape)
@@ -152,16 +161,18 @@ class Dot(Layout):
         return total.transpose(*range(self.scans), *back)
 
     def arranged(self, array):
-        """Orders the view's axes."""
         groups = [tuple(self.scans + axis for axis in group) for group in self.view]
         return _merge(array, [(*range(self.scans), *groups[0]), *groups[1:]])
 
 
 class Lookup(Layout):
-    """Rows of an array, by position."""
+    """A look-up of rows by position.
+
+    A position out of bounds selects no row; here it is ``rows``, the first that is not
+    there.
+    """
 
     def read(self, record, cotangent):
-        """Turns a position that is out of bounds into one of no row."""
         rows, *rest = self.site.view.shape
         width = math.prod(rest)
         left = record
@@ -178,7 +189,6 @@ class Lookup(Layout):
         return Factors((jnp.where(is_row, left, rows),), right, record, cotangent)
 
     def write(self, factors, weights):
-        """Adds up the rows."""
         right = weighted(factors.right, weights)
         rows = factors.left[0].reshape(-1)
         table = jnp.zeros(self.site.view.shape, right.dtype)
@@ -186,7 +196,6 @@ class Lookup(Layout):
         return table.at[rows].add(right, mode="drop")
 
     def arranged(self, array):
-        """Has a row for each index."""
         return array.reshape(1, array.shape[0], -1)
 
 
@@ -194,7 +203,6 @@ class Convolution(Layout):
     """A convolution, read as a matrix product of the patches under the kernel."""
 
     def __init__(self, site: Site):
-        """Reads the dimension numbers."""
         super().__init__(site)
         self.settings = site.equation.params
         self.numbers = self.settings["dimension_numbers"]
@@ -204,13 +212,13 @@ class Convolution(Layout):
         self.view = (spec[0], *spec[2:], spec[1])
 
     def read(self, record, cotangent):
-        """Takes the patches; groups of channels are stacked matrices."""
+        # Groups of channels are stacked matrices.
         scans, spec = 1 + len(self.site.lengths), self.numbers.out_spec
         sizes = [cotangent.shape[scans + i] for i in spec[2:]]
         right = self._split(cotangent, spec[1])
         right = self.sort(right, (spec[1],), _after(spec, 1), (spec[1] + 1,))
         spec = self.numbers.lhs_spec
-        # Places stand before channels, so that rows of channels are copied whole.
+        # Places come before channels, so that XLA copies whole rows of channels.
         last = (spec[1], spec[1] + 2)
         left = tuple(
             self.sort(
@@ -222,11 +230,11 @@ class Convolution(Layout):
         return Factors(left, right, record, cotangent)
 
     def _patches(self, record: jax.Array, sizes: list[int], width: int):
-        """Gives what lies under each place of the kernel, before the channels.
+        """Yield the input under each place of the kernel, an axis before the channels.
 
-        In pieces of several places, about as wide as what comes back: to read that anew
-        for each piece then costs no more than to make the piece, and few are there at
-        a time.
+        Several places make a piece, about as wide as the cotangent: reading the
+        cotangent again for each piece then costs no more than computing the piece, and
+        only a few pieces are in memory at a time.
         """
         rank = record.ndim
         first = rank - len(self.numbers.lhs_spec)
@@ -251,13 +259,12 @@ class Convolution(Layout):
             yield jnp.stack(places[start : start + count], axis=channel)
 
     def _split(self, array: jax.Array, channel: int) -> jax.Array:
-        """Splits the channels into groups."""
+        """Split the axis of channels into groups and the channels of a group."""
         axis = 1 + len(self.site.lengths) + channel
         shape = array.shape
         return array.reshape(*shape[:axis], self.groups, -1, *shape[axis + 1 :])
 
     def unsort(self, total):
-        """Joins the groups of channels, and puts the kernel's axes in place."""
         inputs = self.site.view.shape[self.numbers.rhs_spec[1]]
         total = total.reshape(*self.own_lengths, self.groups, *self.kernel, inputs, -1)
         total = jnp.moveaxis(total, -1, self.scans + 1)
@@ -268,7 +275,6 @@ class Convolution(Layout):
         return total.transpose(*range(self.scans), *back)
 
     def arranged(self, array):
-        """Splits off the groups of channels, and brings the outputs to the end."""
         order = [*range(self.scans), *(self.scans + axis for axis in self.view)]
         array = array.transpose(order)
         kernel = array.shape[self.scans + 1 :]
@@ -279,7 +285,7 @@ class Convolution(Layout):
         return array.reshape(stack, -1, shape[-1])
 
     def write(self, factors, weights):
-        """Lets the convolution's own transpose sum over the examples."""
+        # The convolution's own transpose sums over the examples.
         site = self.site
         cotangent = finite(factors.cotangent)
         other = weighted(factors.record, weights)
@@ -308,12 +314,12 @@ KINDS = {"dot": Dot, "lookup": Lookup, "convolution": Convolution}
 
 
 def layout_of(site: Site) -> Layout:
-    """Gives the layout of a site's kind."""
+    """Return the layout of a site."""
     return KINDS[site.kind](site)
 
 
 def _after(spec: tuple[int, ...], more: int) -> tuple[int, ...]:
-    """Gives the axes of batch and space, with more axes than one for the channels."""
+    """Return the axes of batch and space, if channels take ``more`` further axes."""
     return tuple(i + more * (i > spec[1]) for i in (spec[0], *spec[2:]))
 
 

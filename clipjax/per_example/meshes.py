@@ -1,4 +1,4 @@
-"""Lets XLA lay per-example work out, also where a mesh is explicit."""
+"""Per-example computations on meshes: XLA chooses shardings, in Explicit mode too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WHOLE = jax.sharding.PartitionSpec()
 def of_arrays(
     function: Callable[..., Any], arguments: Sequence[Any]
 ) -> tuple[Callable[[dict[int, Any]], Any], dict[int, Any]]:
-    """Makes a function of the arrays among some arguments, and gives those."""
+    """Return a function of the arrays among some arguments, and these arrays."""
     leaves, structure = jax.tree.flatten(arguments)
     arrays = {i: leaf for i, leaf in enumerate(leaves) if hasattr(leaf, "dtype")}
 
@@ -29,11 +29,11 @@ def of_arrays(
 def on_any_mesh(
     function: Callable[..., Any], specs: Callable[[], Any]
 ) -> Callable[..., Any]:
-    """Runs a function as in Auto mode, where sums over devices need no words.
+    """Return a function that runs in Auto mode, in which XLA chooses shardings.
 
     Args:
-        function: takes any arguments.
-        specs: tells how the result lies on an explicit mesh.
+        function: a function of any arguments.
+        specs: returns the result's sharding, for an Explicit mesh.
     """
 
     def run(*arguments: Any) -> Any:
@@ -47,7 +47,7 @@ def on_any_mesh(
 
 
 def require_no_mixing(batch: Any) -> None:
-    """Refuses what JAX would sum over devices before it is clipped."""
+    """Refuse a batch whose gradients JAX would sum over devices before the clip."""
     axes = set().union(*map(varying_axes, jax.tree.leaves(batch)))
     if axes:
         raise ValueError(

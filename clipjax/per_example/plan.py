@@ -1,4 +1,4 @@
-"""Decides, once for a loss and its shapes, how each parameter is measured."""
+"""The plan for a loss and its shapes: how each parameter's gradient is measured."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ class Plan:
     """How each parameter is measured.
 
     Attributes:
-        names: the parameters.
-        sites: where those are used that need no gradient per example.
-        groups: positions of sites that are read as one, with the uses of all.
-        dense: why the others do, by position.
-        unused: the positions of those that the loss does not depend on.
-        pairs: for two groups of one parameter whose entries meet, whether the second is
-            arranged as the first, transposed.
+        names: the parameters' names.
+        sites: the sites of the parameters that need no gradient per example.
+        groups: the positions of sites whose factors are concatenated, use by use.
+        dense: the positions of parameters that need a gradient per example, with the
+            reason.
+        unused: the positions of parameters that the loss does not depend on.
+        pairs: the pairs of groups that use the same entries of one parameter, so that
+            the norm has a cross term; true where the second group's arrangement is the
+            transpose of the first's.
     """
 
     names: tuple[str, ...]
@@ -38,7 +40,16 @@ class Plan:
 
 
 def make_plan(jaxpr: Any, names: tuple[str, ...], params: list[jax.Array]) -> Plan:
-    """Follows the parameters through the loss, until nothing more turns out dense."""
+    """Return the plan of a loss.
+
+    The analysis is repeated until it finds no further dense parameter: a parameter that
+    turns out to be dense is not a view, and may make others dense that it meets.
+
+    Args:
+        jaxpr: the loss of one example, parameters first.
+        names: the parameters' names.
+        params: arrays or ``ShapeDtypeStruct``.
+    """
     shapes = [leaf.shape for leaf in params]
     dense = {
         position: "complex"
@@ -68,7 +79,13 @@ def make_plan(jaxpr: Any, names: tuple[str, ...], params: list[jax.Array]) -> Pl
 def _align(
     sites: list[Site], shapes: list[tuple[int, ...]]
 ) -> tuple[tuple[tuple[int, ...], ...], dict[tuple[int, int], bool], dict[int, str]]:
-    """Compares, entry by entry, the arrangements of parameters with several sites."""
+    """Group the sites of each parameter, and find groups that share entries.
+
+    Arrangements are compared by arranging the entries' numbers.
+
+    Returns:
+        The groups, the pairs, and the parameters that are dense after all; see `Plan`.
+    """
     groups, pairs, dense = [], {}, {}
     by_leaf: dict[int, list[int]] = {}
     for position, site in enumerate(sites):
@@ -80,7 +97,8 @@ def _align(
         mine = _alike(sites, positions, shapes[leaf])
         first = len(groups)
         groups += [members for members, _ in mine]
-        # To compare all pairs takes long where layers are slices of one parameter.
+        # First count the uses of each entry: comparing all pairs takes long where a
+        # parameter holds many layers, each a slice of it.
         uses = np.zeros(math.prod(shapes[leaf]), np.int32)
         for _, one in mine:
             uses[one.reshape(-1)] += 1
@@ -102,10 +120,11 @@ def _align(
 def _alike(
     sites: list[Site], positions: list[int], shape: tuple[int, ...]
 ) -> list[tuple[tuple[int, ...], np.ndarray]]:
-    """Groups a parameter's sites of one kind and arrangement, and tells the latter.
+    """Return a parameter's sites, grouped by kind and arrangement, and arrangements.
 
-    Two are left apart: to join what was read takes a copy. Of more there would be too
-    many pairs, as where a recurrent net is unrolled.
+    Concatenate the uses of a parameter only if there are more than two: concatenation
+    copies the factors, but T separate uses have T² / 2 cross terms (an unrolled
+    recurrent net).
     """
     found: list[tuple[list[int], np.ndarray]] = []
     with jax.ensure_compile_time_eval():

@@ -1,8 +1,8 @@
-"""Runs a jaxpr so that its sites can be read: what goes in, and what comes back.
+"""Evaluation of a jaxpr that exposes the operands and cotangents of its sites.
 
-To the product of each site, or the sum in which it ends, a tap is added, an array of
-zeros. The derivative with respect to it is what comes back there. What goes into the
-product is recorded.
+A tap, an array of zeros, is added to the product of each site, or to the last sum that
+the product is a term of. The derivative with respect to the tap is the cotangent there.
+The other operand of the product is recorded and returned.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ Taps = Mapping[Path, Any]
 
 
 class Runner:
-    """Runs jaxprs with the sites that were found in them."""
+    """Evaluates jaxprs with taps at some sites.
+
+    Attributes:
+        sites: the sites by path.
+        parents: the paths of equations that have sites inside.
+    """
 
     def __init__(self, sites: Sequence[Site]):
-        """Notes which equations are sites, and which have sites inside."""
         self.sites = {site.path: site for site in sites}
         self.parents = {
             path[:length] for path in self.sites for length in range(1, len(path))
@@ -42,7 +46,15 @@ class Runner:
         taps: Taps,
         path: Path = (),
     ) -> tuple[list[Any], dict[Path, Any]]:
-        """Gives the results, and the records by site."""
+        """Return the results, and the recorded operands by path of their site.
+
+        Args:
+            jaxpr: the jaxpr.
+            constants: its constants.
+            arguments: its inputs.
+            taps: arrays to add, by path.
+            path: the path of the equation that calls the jaxpr.
+        """
         environment = dict(zip(jaxpr.constvars, constants, strict=True))
         environment |= dict(zip(jaxpr.invars, arguments, strict=True))
         records: dict[Path, Any] = {}
@@ -89,7 +101,7 @@ class Runner:
 
 
 def _scan(equation: Any, body: Any, values: list[Any], taps: list[Any]):
-    """Runs a scan anew, with taps among what it steps through and gives out."""
+    """Evaluate a scan with taps among its inputs, and records among its outputs."""
     settings = equation.params
     first, carried = scan_counts(equation)
     second = first + carried

@@ -1,4 +1,4 @@
-"""The thresholds of examples: one for all, one for each, and by group of parameters."""
+"""Thresholds of per-example clipping: for all examples, for each, and for groups."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def _entries(l2_clip_norm: Any) -> tuple[list[Any], Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """The parameters that are clipped together.
+    """The groups of parameters that are clipped together.
 
     Attributes:
-        members: the names of the parameters, group by group.
-        norms: the groups' thresholds, as they were given.
+        members: the names of the parameters of each group.
+        norms: the threshold of each group, as the user passed it.
     """
 
     members: tuple[tuple[str, ...], ...]
@@ -32,7 +32,7 @@ class Groups:
 
     @classmethod
     def of(cls, l2_clip_norm: Any, leaves: Leaves) -> Groups:
-        """Reads a prefix tree over the parameters."""
+        """Return the groups that a prefix tree of thresholds defines."""
         entries, structure = _entries(l2_clip_norm)
         labels = jax.tree.unflatten(structure, range(len(entries)))
         by_name = dict(
@@ -48,14 +48,14 @@ class Groups:
 
     @staticmethod
     def check(l2_clip_norm: Any) -> None:
-        """Refuses what is no threshold."""
+        """Check every threshold of a prefix tree."""
         for entry in _entries(l2_clip_norm)[0]:
             if entry is not None and not callable(entry):
                 require_number("l2_clip_norm", entry)
 
     @staticmethod
     def bound(l2_clip_norm: Any) -> Any:
-        """Gives the largest norm that all groups of an example can have together."""
+        """Return the bound on an example's norm that the groups' thresholds imply."""
         norms = []
         for entry in _entries(l2_clip_norm)[0]:
             if callable(entry):
@@ -66,7 +66,7 @@ class Groups:
             if entry is None:
                 return math.inf
             is_number = isinstance(entry, int | float)
-            # A negative threshold lets nothing through.
+            # A negative threshold acts as 0.
             norms.append(entry if is_number else jnp.max(jnp.maximum(entry, 0)))
         if all(isinstance(norm, int | float) for norm in norms):
             return math.hypot(*norms)
@@ -74,12 +74,12 @@ class Groups:
 
     @staticmethod
     def bound_of_units(l2_clip_norm: Any) -> float:
-        """Return that norm where each group is divided by its threshold."""
+        """Return that bound if each group is divided by its threshold."""
         entries = _entries(l2_clip_norm)[0]
         return math.sqrt(sum(entry is not None for entry in entries))
 
     def limits(self, batch: Sequence[Any], size: int) -> list[jax.Array]:
-        """Gives every example its threshold, group by group."""
+        """Return the examples' thresholds, one array of shape ``(size,)`` per group."""
         limits = []
         for norm in self.norms:
             if callable(norm):

@@ -1,10 +1,11 @@
-"""Finds where a loss uses its parameters in products whose gradient has a short form.
+"""Analysis of a loss: which parameters have a gradient in factored form, and where.
 
-A variable of the jaxpr is either a view of a parameter, an array with the same entries
-in another arrangement, or anything else. Where a view meets something else in a matrix
-product or a look-up, there is a site: the parameter's gradient is then a product of
-what came in and of what comes back. A parameter that is used in any other way is
-dense: its gradient is made for every example.
+A variable of the jaxpr is a *view* if it holds the entries of a parameter in another
+arrangement (transposed, reshaped, sliced). An equation in which a view meets another
+array, in a matrix product, a convolution or a look-up, is a *site*: there the
+parameter's gradient is a product of the other operand and the cotangent, so that its
+norm follows from the two factors. A parameter that is used in any other way is *dense*:
+its gradient is computed for every example.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ class View:
 
     Attributes:
         leaf: the parameter's position.
-        arrange: gives the array from the parameter, with the axes of the scans that
-            step through it in front.
-        levels: the scans that step through it, by depth.
-        shape: of the array, without those axes.
-        place: where the array is but a part of the variable, joined to others: along
-            which axis, and from where.
+        arrange: a function from the parameter to the array, whose leading axes are
+            those of the scans that step through it.
+        levels: the depths of the scans that step through it.
+        shape: the array's shape, without those leading axes.
+        place: for an array that has been concatenated with others, the axis and the
+            start of its part in the result; otherwise None.
     """
 
     leaf: int
@@ -65,7 +66,7 @@ class View:
     place: tuple[int, int] | None = None
 
     def then(self, step: Callable[[Any], Any], **changes: Any) -> View:
-        """Arranges once more."""
+        """Return the view after one more step of rearrangement."""
         for _ in self.levels:
             step = jax.vmap(step)
         arrange = lambda leaf: step(self.arrange(leaf))  # noqa: E731
@@ -77,17 +78,18 @@ Views = tuple[View, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Site:
-    """An equation in which a view meets something else.
+    """An equation in which a view meets another array.
 
     Attributes:
-        path: positions of the equation and of those around it.
-        tap: that of the sum in which its product ends, or the path itself: what comes
-            back is the same for all terms, and is kept once.
+        path: the positions of the enclosing equations, outermost first, and of this
+            one.
+        tap: the path of the last sum that the product is a term of, or ``path`` itself.
+            All terms of a sum have the same cotangent, which is kept once.
         kind: ``dot``, ``lookup`` or ``convolution``.
         equation: the equation.
         view: the parameter's arrangement there.
-        operand: which input of the equation it is.
-        lengths: how many steps the scans around it take, outermost first.
+        operand: which input of the equation the view is.
+        lengths: the lengths of the scans around the equation, outermost first.
     """
 
     path: Path
@@ -110,20 +112,30 @@ class Site:
 
 
 class Walk:
-    """One pass over a jaxpr, with some parameters taken as views.
+    """One pass over a jaxpr that follows the views of parameters.
 
-    A variable has one view, or one for each of the parameters joined in it, or none.
+    A variable has no view, one view, or one for each parameter concatenated in it.
+
+    Attributes:
+        sites: the sites found so far.
+        dense: for each parameter that turned out to be dense, the reason.
     """
 
     def __init__(self):
-        """Has found nothing yet."""
         self.sites: list[Site] = []
         self.dense: dict[int, str] = {}
 
     def visit(
         self, jaxpr: Any, views: dict[Any, Views], path: Path, lengths: tuple[int, ...]
     ) -> None:
-        """Follows the views through the equations, adding those that they make."""
+        """Follow the views through a jaxpr's equations, and enter what they yield.
+
+        Args:
+            jaxpr: the jaxpr.
+            views: the views of its inputs; those of other variables are added.
+            path: the positions of the equations around it.
+            lengths: the lengths of the scans around it.
+        """
         sums = Sums(jaxpr)
         for position, equation in enumerate(jaxpr.eqns):
             inputs = [_views_of(atom, views) for atom in equation.invars]
@@ -154,7 +166,7 @@ class Walk:
                 self._make_dense(inputs, f"used in {name}")
 
     def finish(self, jaxpr: Any, views: dict[Any, Views], reason: str) -> None:
-        """Makes dense what a jaxpr gives out as it is."""
+        """Mark as dense every parameter that a jaxpr returns unchanged."""
         self._make_dense([_views_of(atom, views) for atom in jaxpr.outvars], reason)
 
     def _make_dense(self, views: list[Views], reason: str) -> None:
@@ -202,7 +214,8 @@ class Walk:
         (variable,) = equation.outvars
         if not jnp.issubdtype(variable.aval.dtype, jnp.floating):
             self._make_dense(inputs, f"cast to {variable.aval.dtype}")
-        # The same entries, that sums are not rounded for: the parameter is wider.
+        # A cast keeps the entries in place. The norm is that of the gradient before it
+        # is rounded to the narrower dtype.
         views[variable] = inputs[0]
 
     def _join(self, equation, inputs, views) -> None:
@@ -256,7 +269,6 @@ class Sums:
     """Where the results of a jaxpr's equations are used."""
 
     def __init__(self, jaxpr: Any):
-        """Looks through all equations."""
         self.equations = jaxpr.eqns
         self.users: dict[Any, list[int | None]] = {}
         for position, equation in enumerate(jaxpr.eqns):
@@ -266,7 +278,12 @@ class Sums:
             self.users.setdefault(atom, []).append(None)
 
     def last(self, position: int) -> int:
-        """Gives the last of the sums that an equation's result goes into, alone."""
+        """Return the last of the sums that an equation's result is a term of.
+
+        Args:
+            position: the equation's position, which is returned if its result is used
+                more than once, or in no sum.
+        """
         while True:
             (result,) = self.equations[position].outvars
             match self.users.get(result):
@@ -283,7 +300,7 @@ class Sums:
 
 
 def site_kind(equation: Any, inputs: list[Views]) -> str | None:
-    """Tells what kind of site an equation is, or None."""
+    """Return the kind of site that an equation is, or None if it is no site."""
     shapes = map(shape_of, (*equation.invars, *equation.outvars))
     is_real = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating)
     if sum(map(bool, inputs)) != 1 or not is_real or any(0 in s for s in shapes):
@@ -302,10 +319,10 @@ def site_kind(equation: Any, inputs: list[Views]) -> str | None:
 
 
 def _is_lookup(equation: Any, view: View) -> bool:
-    """Tells whether whole rows are taken, by one index each.
+    """Return whether an equation selects whole rows, by one index each.
 
-    The other axes may have indices too, as under ``vmap``: where those are clipped, a
-    whole axis fits at one place only.
+    The other axes may have indices too, as under ``vmap``. They have no effect if
+    indices are clipped: a slice as long as its axis fits at one place only.
     """
     settings, axes = equation.params, len(view.shape) - 1
     if not axes or tuple(settings["slice_sizes"]) != (1, *view.shape[1:]):
@@ -325,5 +342,5 @@ def _is_lookup(equation: Any, view: View) -> bool:
 
 
 def is_clipped(equation: Any) -> bool:
-    """Tells whether a look-up takes an index out of bounds for the nearest within."""
+    """Return whether a look-up replaces an index out of bounds by the nearest valid."""
     return "CLIP" in str(equation.params.get("mode", "CLIP"))

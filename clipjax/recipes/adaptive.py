@@ -1,4 +1,4 @@
-"""Clips whose threshold is measured along with the gradient."""
+"""Clips whose threshold is relative to the parameters."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ import jax.numpy as jnp
 import optax
 
 from .. import granularity, norms
-from ..core.checks import require_number
+from ..core.checks import Scalar, require_number
 from ..core.clip import Clip, clip_by
 from ..core.dtypes import narrow, widen
 from ..core.meshes import AxisNames
 from ..core.trees import Leaves
+from ..granularity import Stacked, UnitAxes
 from ..thresholds.relative import TrustRatio, relative_to_params
 from ..wrappers.with_optimizer import clip_after
 from .stand_ins import Gradient, RelativeChange
 
 
 def adaptive_grad_clip(
-    clipping: Any,
-    eps: Any = 1e-3,
-    axis: Any = None,
+    clipping: Scalar,
+    eps: Scalar = 1e-3,
+    axis: UnitAxes = None,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -36,9 +37,9 @@ def adaptive_grad_clip(
 
     Coordinates: ``unit × l2 × hard × relative-to-params``
 
-    A drop-in for ``optax.adaptive_grad_clip``. The parameters are those before the
-    update. The paper leaves the last linear layer unclipped: wrap the clip in
-    ``optax.masked`` for that.
+    A drop-in replacement for ``optax.adaptive_grad_clip``. The parameters are those
+    before the update. The paper leaves the last linear layer unclipped: wrap the clip
+    in ``optax.masked`` for that.
 
     | input | result |
     |---|---|
@@ -51,7 +52,7 @@ def adaptive_grad_clip(
 
     Args:
         clipping: λ, the largest ratio of gradient norm to parameter norm.
-        eps: parameter norms below this count as this, in the parameters' units.
+        eps: the least norm of parameters that is assumed, in the parameters' units.
         axis: the axes that one unit spans; by default by rank, as Optax chooses: all
             for scalars and vectors, 0 at rank 2 and 3, all but the last at rank 4 and
             5. Axes, a function of (path, leaf), or a table from path pattern to axes.
@@ -92,12 +93,12 @@ def adaptive_grad_clip(
 
 
 def larc_clip(
-    learning_rate: Any = None,
-    trust_coefficient: Any = 0.02,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    trust_coefficient: Scalar = 0.02,
     *,
-    weight_decay: Any = None,
-    eps: Any = None,
-    stacked: Any = None,
+    weight_decay: Scalar | None = None,
+    eps: Scalar | None = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
@@ -110,7 +111,8 @@ def larc_clip(
     Coordinates: ``leaf × l2 × hard × trust-ratio``
 
     LARC in its clipping mode: with SGD after it, :math:`\lVert \eta u \rVert \le
-    \tau \lVert w \rVert`. It takes weight decay over from the optimizer.
+    \tau \lVert w \rVert`. The clip applies weight decay itself, in place of the
+    optimizer.
 
     | input | result |
     |---|---|
@@ -165,8 +167,12 @@ def larc_clip(
     return clip_after(_add_decay(decay), clip, lambda g, _: {"gradient": g})
 
 
-def _add_decay(decay: Any) -> optax.GradientTransformation:
-    """Add decayed weights in the gradient's dtype; Optax promotes to that of params."""
+def _add_decay(decay: Scalar) -> optax.GradientTransformation:
+    """Add decayed weights in the gradient's dtype; Optax promotes to the params'."""
+
+    def init(params: Any) -> optax.EmptyState:
+        del params
+        return optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
@@ -183,14 +189,14 @@ def _add_decay(decay: Any) -> optax.GradientTransformation:
         decayed = leaves.map(add, leaves.aligned(params, "params"))
         return leaves.tree(decayed), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformation(init, update)
 
 
 def clippy(
-    lambda_rel: Any = 0.5,
-    lambda_abs: Any = 0.01,
+    lambda_rel: Scalar = 0.5,
+    lambda_abs: Scalar = 0.01,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -201,22 +207,22 @@ def clippy(
 
     Coordinates: ``leaf × linf × hard × constant``
 
-    Δ is the final step: put it last in the chain, after the learning rate. What is
-    measured is the step relative to what is allowed. Public code disagrees on the
-    absolute part by five orders of magnitude: 1e-7 (with 0.1) in the authors' Keras
-    code, under which a single zero weight all but freezes its tensor, 1e-2 (with 0.5)
-    in a PyTorch port, and here.
+    Δ is the final step: put the clip last in the chain, after the learning rate. The
+    norm in the report is the largest ratio of a change to the allowed change. Public
+    implementations disagree on the absolute part by five orders of magnitude. The
+    authors' Keras code has 1e-7 (with 0.1), with which a single zero weight all but
+    freezes its tensor; a PyTorch port has 1e-2 (with 0.5), as has clipjax.
 
     | input | result |
     |---|---|
     | no parameter changes by too much | bit-identical |
-    | λ_abs = 0 and a zero parameter that would change | that leaf stands still |
+    | λ_abs = 0 and a zero parameter that would change | zero update of that leaf |
     | NaN or inf in a leaf | NaN in that leaf only, counted as non-finite |
     | all else | as `clipjax.clip_by` guarantees |
 
     Args:
         lambda_rel: the largest change of a parameter relative to itself.
-        lambda_abs: the change that is always allowed, in the parameters' units.
+        lambda_abs: a change that is always allowed, in the parameters' units.
         stacked: leading axes that stack separate layers; see
             `clipjax.granularity.leaf`.
         axis_name: mesh or pmap axes that leaves are split over; see

@@ -1,15 +1,17 @@
-"""Hard clips with thresholds that are given: the ones that everybody knows."""
+"""The classic clips: hard, with a given threshold."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Literal
 
 from .. import granularity, norms, rules
+from ..core.checks import Scalar
 from ..core.clip import Clip, clip_by
 from ..core.entries import clip_entries
 from ..core.meshes import AxisNames
+from ..granularity import Labels, Stacked
 from ..thresholds.given import ThresholdLike, as_threshold
 
 
@@ -26,9 +28,9 @@ def clip_by_value(
 
     Coordinates: ``entry × hard × constant``
 
-    A drop-in for ``optax.clip``. It may turn the direction of the update, unlike a
-    clip by norm. Complex entries keep their phase. The report takes three further reads
-    of the gradient; ``report=False`` costs what ``optax.clip`` does.
+    A drop-in replacement for ``optax.clip``. Unlike a clip by norm it may change the
+    direction of the update. Complex entries keep their phase. The report takes three
+    further reads of the gradient; ``report=False`` costs as much as ``optax.clip``.
 
     | input | result |
     |---|---|
@@ -78,8 +80,8 @@ def clip_by_global_norm(
 
     Coordinates: ``whole × l2 × hard × constant``
 
-    A drop-in for ``optax.clip_by_global_norm``, and within a few ulps of it on finite
-    float32 gradients, where Optax's own sum of squares is right.
+    A drop-in replacement for ``optax.clip_by_global_norm``, within a few ulps of it on
+    finite float32 gradients whose sum of squares Optax can represent.
 
     | input | result |
     |---|---|
@@ -122,7 +124,7 @@ def clip_by_global_norm(
 def clip_by_leaf_norm(
     max_norm: ThresholdLike,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -181,8 +183,8 @@ def clip_by_leaf_norm(
 
 
 def clip_by_group_norm(
-    labels: Any,
-    max_norms: Mapping[str, Any],
+    labels: Labels,
+    max_norms: Mapping[str, Scalar | None],
     *,
     axis_name: AxisNames = None,
     name: str = "clip",
@@ -252,14 +254,14 @@ def clip_by_block_rms(
 
     Coordinates: ``leaf × rms × hard × constant``
 
-    A drop-in for ``optax.clip_by_block_rms``, and within a few ulps of it on finite
-    float32 gradients, where Optax's own sum of squares is right. In Adafactor it stands
-    after the preconditioner and before the learning rate.
+    A drop-in replacement for ``optax.clip_by_block_rms``, within a few ulps of it on
+    finite float32 gradients whose sum of squares Optax can represent. In Adafactor the
+    clip comes after the preconditioner and before the learning rate.
 
     | input | result |
     |---|---|
     | a leaf's RMS ≤ threshold | that leaf bit-identical |
-    | a leaf without entries | as it came, RMS 0 |
+    | a leaf without entries | unchanged, RMS 0 |
     | NaN or inf in a leaf | NaN in that leaf only, counted as non-finite |
     | all else | as `clipjax.clip_by` guarantees |
 
@@ -299,7 +301,7 @@ def clip_by_block_rms(
 
 def torch_clip_grad_norm(
     max_norm: ThresholdLike,
-    norm_type: float | str | None = None,
+    norm_type: float | Literal["inf"] | None = None,
     *,
     axis_name: AxisNames = None,
     name: str = "clip",
@@ -312,7 +314,7 @@ def torch_clip_grad_norm(
 
     The constant in the denominator makes the result a little shorter than
     ``max_norm``, shrinks gradients whose norm is just below it, and dominates for
-    norms near 1e-6: prefer `clip_by_global_norm` where parity is not the point.
+    norms near 1e-6. Use `clip_by_global_norm` unless you need parity with PyTorch.
 
     | input | result |
     |---|---|
@@ -341,7 +343,7 @@ def torch_clip_grad_norm(
         >>> import clipjax, jax.numpy as jnp
         >>> clip = clipjax.torch_clip_grad_norm(1.0)
         >>> updates, _ = clip.update(jnp.array([3e-7, 4e-7]), None)
-        >>> print(updates)  # the norm is below the threshold: nothing to do
+        >>> print(updates)  # the norm is below the threshold
         [3.e-07 4.e-07]
 
     References:
@@ -349,14 +351,14 @@ def torch_clip_grad_norm(
     """
     return clip_by(
         as_threshold(max_norm, "max_norm"),
-        norm=norms.l2
-        if norm_type is None
-        else norms.lp(_torch_norm_type(norm_type), "norm_type"),
+        norm=_torch_norm(norm_type),
         rule=rules.Hard(epsilon=1e-6),
         axis_name=axis_name,
         name=name,
     )
 
 
-def _torch_norm_type(norm_type: float | str) -> float | str:
-    return math.inf if norm_type == "inf" else norm_type
+def _torch_norm(norm_type: float | Literal["inf"] | None) -> norms.Norm:
+    if norm_type is None:
+        return norms.l2
+    return norms.lp(math.inf if norm_type == "inf" else norm_type, "norm_type")

@@ -1,13 +1,12 @@
-"""Clips that treat every entry by itself, and other departures from the hard rule."""
+"""Clips of single entries, and of the whole tree by a rule that keeps a fraction."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from .. import rules, thresholds
-from ..core.checks import require_fraction
+from ..core.checks import Scalar, require_fraction
 from ..core.clip import Clip, clip_by
 from ..core.entries import clip_entries
 from ..core.meshes import AxisNames
@@ -27,9 +26,9 @@ def cclip(
 
     Coordinates: ``entry × hard × constant``
 
-    `clip_by_value` with a tree of thresholds, under the name of the paper, which shows
-    that it converges under heavy-tailed noise. (The same name is given to *centered*
-    clipping, which is something else.)
+    This is `clip_by_value` with a tree of thresholds, under the name of the paper,
+    which proves convergence under heavy-tailed noise. (*Centered* clipping, a different
+    method, has the same short name.)
 
     | input | result |
     |---|---|
@@ -139,7 +138,7 @@ def delta_clip(
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clip the whole tree, but keeps at least a fraction of any norm (δ-GClip).
+    r"""Clip the whole tree, but keep at least a fraction of any norm (δ-GClip).
 
     .. math:: u = g \min(1, \max(\delta, \gamma / \lVert g \rVert))
 
@@ -189,14 +188,14 @@ def delta_clip(
 
 
 def quantization_clip(
-    dtype: Any = jnp.int8,
-    steps: Any = 4.0,
+    dtype: DTypeLike = jnp.int8,
+    steps: Scalar = 4.0,
     *,
     report: bool = True,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clip outliers that a quantizer to a narrow format would lose the others for.
+    r"""Clip outliers so that a quantizer to a narrow format resolves the other entries.
 
     .. math::
         u_i = g_i \min\Bigl(1, \frac{c_l}{\lvert g_i \rvert}\Bigr), \qquad
@@ -206,13 +205,15 @@ def quantization_clip(
     Coordinates: ``entry × hard × quantization-range``
 
     A quantizer that maps the largest entry of a leaf to the largest number of its
-    format rounds to zero what is smaller than it by a factor of more than 254 for int8,
-    or 458,752 for float8_e4m3fn. This clips only as far as typical entries need it to
-    keep k steps from zero: Gaussian entries not at all, with 8 bits.
+    format rounds smaller entries to zero: those below 1/254 of the largest for int8,
+    and below 1/458,752 for float8_e4m3fn. This clip cuts the largest entries only as
+    far as necessary for typical entries to be k steps away from zero. With 8 bits it
+    leaves Gaussian entries alone.
 
-    It is a choice for the many against the few largest, which carry most of the norm:
-    see both in `clipjax.quantization_report`, before and after. The range is clipjax's
-    own choice; the references give the formats and the quantizer.
+    The clip preserves the many small entries at the expense of the few largest, which
+    carry most of the norm: compare both with `clipjax.quantization_report`, before and
+    after. The range is clipjax's own choice; the references define the formats and the
+    quantizer.
 
     | input | result |
     |---|---|
@@ -226,8 +227,8 @@ def quantization_clip(
     Args:
         dtype: the format to quantize to: a signed integer or floating dtype of at most
             16 bits. The result keeps the gradient's own dtype.
-        steps: k, the smallest positive numbers of the format that the geometric mean
-            of a leaf's entries keeps from zero, above 0.
+        steps: k, the distance of the geometric mean of a leaf's entries from zero, in
+            units of the smallest positive number of the format; above 0.
         report: whether to measure what the clip did; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.

@@ -1,14 +1,15 @@
-"""Clips of the whole tree whose threshold is learnt from the norms seen so far."""
+"""Clips whose threshold is learned from the norms so far."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Literal
 
 import jax
 
 from .. import granularity, thresholds
 from ..core.checks import (
+    Scalar,
     require_bool,
     require_choice,
     require_fraction,
@@ -17,10 +18,12 @@ from ..core.checks import (
 )
 from ..core.clip import Clip, clip_by
 from ..core.meshes import AxisNames
+from ..granularity import Stacked
+from ..thresholds.averages import Mode
 
 
 def autoclip(
-    percentile: Any = 10.0,
+    percentile: Scalar = 10.0,
     window: int | None = None,
     *,
     axis_name: AxisNames = None,
@@ -32,9 +35,9 @@ def autoclip(
 
     Coordinates: ``whole × l2 × hard × quantile``
 
-    Today's norm counts, so that the first step is never clipped. At the default
-    percentile about nine steps in ten are: that is closer to normalising than to
-    guarding against spikes. The paper keeps all norms, clipjax the latest.
+    The current norm counts, so that the first step is never clipped. At the default
+    percentile about nine steps in ten are clipped, which is closer to normalization
+    than to a guard against spikes. The paper keeps all norms, clipjax the latest ones.
 
     | input | result |
     |---|---|
@@ -82,11 +85,11 @@ def autoclip(
 
 
 def quantile_clip(
-    quantile: Any = 0.95,
-    max_norm: Any = None,
+    quantile: Scalar = 0.95,
+    max_norm: Scalar | None = None,
     window: int | None = None,
     *,
-    minimum_history: Any = None,
+    minimum_history: Scalar | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -97,9 +100,10 @@ def quantile_clip(
 
     Coordinates: ``whole × l2 × hard × quantile``
 
-    The capped percentile of large code bases: until the window is full only the cap
-    clips. With ``minimum_history=1``, ``window=100`` and a quantile of 0.1 to 0.2 it is
-    quantile-clipped SGD, which is robust to heavy tails and corrupted samples.
+    Large training code bases use this capped percentile. Until the window is full, only
+    the cap clips. With ``minimum_history=1``, ``window=100`` and a quantile of 0.1 to
+    0.2 it is quantile-clipped SGD, which is robust to heavy tails and corrupted
+    samples.
 
     | input | result |
     |---|---|
@@ -145,14 +149,14 @@ def quantile_clip(
 
 
 def zclip(
-    alpha: Any = 0.97,
-    z_thresh: Any = 2.5,
-    max_grad_norm: Any = 1.0,
-    warmup_steps: Any = 25,
+    alpha: Scalar = 0.97,
+    z_thresh: Scalar = 2.5,
+    max_grad_norm: Scalar = 1.0,
+    warmup_steps: Scalar = 25,
     *,
-    mode: str = "zscore",
-    clip_option: str = "adaptive_scaling",
-    clip_factor: Any = None,
+    mode: Mode = "zscore",
+    clip_option: Literal["adaptive_scaling", "mean"] = "adaptive_scaling",
+    clip_factor: Scalar | None = None,
     skip_update_on_spike: bool = False,
     axis_name: AxisNames = None,
     name: str = "clip",
@@ -164,11 +168,11 @@ def zclip(
 
     Coordinates: ``whole × l2 × hard × zscore``
 
-    Mean and variance are those of the first norms, then exponential averages, which an
-    outlier enters as it is after the clip. As published, the length of an outlier falls
-    from :math:`\mu + z\sigma` towards μ the larger it was: ``percentile`` keeps it. The
-    reference's σ may be zero, so that a constant norm plus rounding is an outlier;
-    here σ is at least a thousandth of μ.
+    Mean and variance are those of the first norms, then exponential averages, to which
+    an outlier contributes its clipped norm. As published, the clipped norm falls from
+    :math:`\mu + z\sigma` towards μ as the outlier grows; with ``percentile`` it is
+    always :math:`\mu + z\sigma`. The reference's σ may be zero, so that a constant norm
+    plus rounding is an outlier; here σ is at least a thousandth of μ.
 
     | input | result |
     |---|---|
@@ -186,8 +190,8 @@ def zclip(
         warmup_steps: how many norms to know first.
         mode: ``zscore``; ``percentile``: to μ + z_thresh·σ; or ``mean``: to μ.
         clip_option: with ``zscore``, ``adaptive_scaling`` as above, or ``mean``: to μ.
-        clip_factor: what an outlier's length is multiplied by; None for 1.
-        skip_update_on_spike: keep outliers out of the statistics altogether.
+        clip_factor: a multiplier of an outlier's length; None for 1.
+        skip_update_on_spike: whether to leave outliers out of the statistics.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -228,9 +232,9 @@ def zclip(
 
 def clip_update_by_history(
     window: int | None = None,
-    sigma: Any = 3.0,
+    sigma: Scalar = 3.0,
     *,
-    minimum_history: Any = None,
+    minimum_history: Scalar | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -240,9 +244,9 @@ def clip_update_by_history(
 
     Coordinates: ``whole × l2 × hard × mean-plus-std``
 
-    Made to stand after the optimizer, where it bounds updates that the momentum drives,
-    too. Raw norms enter the history, so that the threshold cannot collapse; a spike
-    therefore lifts it until the spike leaves the window.
+    Put it after the optimizer, where it also bounds updates that the momentum drives.
+    The history holds raw norms, so that the threshold cannot collapse; a spike
+    therefore raises it until the spike leaves the window.
 
     | input | result |
     |---|---|
@@ -283,11 +287,11 @@ def clip_update_by_history(
 
 
 def norm_growth_limiter(
-    growth: Any = 1.01,
+    growth: Scalar = 1.01,
     *,
-    slowest_decay: Any = None,
-    floor: Any = None,
-    stacked: Any = None,
+    slowest_decay: Scalar | None = None,
+    floor: Scalar | None = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -298,8 +302,8 @@ def norm_growth_limiter(
 
     Coordinates: ``leaf × l2 × hard × relative-to-previous``
 
-    As published r is the norm of the last output, so that a single tiny gradient stops
-    a leaf for hundreds of steps; here r falls by no more than a ratio δ at a time.
+    As published, r is the norm of the last output, so that a single tiny gradient stops
+    a leaf for hundreds of steps. Here r falls by a ratio of at least δ per step.
 
     | input | result |
     |---|---|
@@ -348,8 +352,8 @@ def norm_growth_limiter(
     return clip_by(source, granularity=leaf, axis_name=axis_name, name=name)
 
 
-def _cap(name: str, value: Any) -> Any:
-    """Reads a cap by the name that it has in a recipe; None for none."""
+def _cap(name: str, value: Scalar | None) -> Scalar:
+    """Return a cap, inf for None, after a check under its name in the recipe."""
     value = math.inf if value is None else value
     require_number(name, value)
     return value

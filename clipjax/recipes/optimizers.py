@@ -1,13 +1,11 @@
-"""Clips that need what an optimizer knows: its second moment, or its momentum."""
+"""Clips that use an optimizer's second moment or momentum."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import optax
 
 from .. import granularity, norms, rules
-from ..core.checks import require_fraction, require_number
+from ..core.checks import Scalar, require_fraction, require_number
 from ..core.clip import clip_by
 from ..core.entries import clip_entries
 from ..core.meshes import AxisNames
@@ -24,15 +22,15 @@ from .tensorwise import gradient_stabilizer
 
 
 def stable_update_clip(
-    b1: Any = 0.9,
-    b2: Any = 0.99,
-    eps: Any = 1e-6,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    eps: Scalar = 1e-6,
     threshold: ThresholdLike = 1.0,
     *,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> CompoundClip:
-    r"""Scale by Adam, and shortens what Adam was not prepared for (StableAdamW).
+    r"""Scale by Adam, and shorten steps of outlying gradients (StableAdamW).
 
     .. math:: u_l = \frac{\hat m_l}{\sqrt{\hat v_l} + \epsilon} \Big/ \max\Bigl(1,
         \operatorname{RMS}\Bigl(\frac{g_l}{\sqrt{\max(\hat v_l, \epsilon^2)}}\Bigr)
@@ -40,16 +38,16 @@ def stable_update_clip(
 
     Coordinates: ``leaf × rms × hard × constant``
 
-    Takes the place of ``optax.scale_by_adam``; weight decay and learning rate come
-    after it. What is measured is the raw gradient against the second moment that it has
-    just entered; what is shortened is Adam's step. The moments stay as they are.
+    Use it in place of ``optax.scale_by_adam``; weight decay and learning rate come
+    after it. It measures the raw gradient relative to the second moment that includes
+    it, and shortens Adam's step. The moments are not changed.
 
     | input | result |
     |---|---|
     | ratio ≤ threshold | Adam's step, bit-identical |
     | a spike | the step is shortened as far as the spike exceeds √v̂ |
     | zero gradient | Adam's step |
-    | NaN or inf | as Adam gives, counted; wrap in `clipjax.skip_nonfinite` |
+    | NaN or inf | Adam's result, counted; wrap in `clipjax.skip_nonfinite` |
     | all else | as `clipjax.clip_by` guarantees |
 
     Args:
@@ -97,10 +95,10 @@ def stable_update_clip(
 
 def spam_clip(
     inner: optax.GradientTransformation | None = None,
-    theta: Any = 5000.0,
+    theta: Scalar = 5000.0,
     *,
-    warmup_steps: Any = None,
-    period: Any = None,
+    warmup_steps: Scalar | None = None,
+    period: Scalar | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> CompoundClip:
@@ -111,9 +109,9 @@ def spam_clip(
 
     Coordinates: ``entry × hard × second-moment``
 
-    v is the moment before this step, as the optimizer keeps it: not corrected for its
-    bias. For SPAM's resets wrap Adam in `clipjax.periodic_reset` first, and give the
-    same period here, so that the clip waits until v means something again.
+    v is the moment before this step as the optimizer stores it, without bias
+    correction. For SPAM's resets wrap Adam in `clipjax.periodic_reset` first, and pass
+    the same period here, so that the clip waits until v is an average again.
 
     | input | result |
     |---|---|
@@ -158,15 +156,15 @@ def spam_clip(
 
 
 def stable_spam_clip(
-    gamma1: Any = 0.7,
-    gamma2: Any = 0.9,
-    gamma3: Any = 0.999,
+    gamma1: Scalar = 0.7,
+    gamma2: Scalar = 0.9,
+    gamma3: Scalar = 0.999,
     *,
-    eps: Any = None,
+    eps: Scalar | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Clip outlying entries of each tensor, then fixes its norm (Stable-SPAM).
+    r"""Clip outlying entries of each tensor, then fix its norm (Stable-SPAM).
 
     .. math::
         g'_i = g_i \frac{T_l}{\max_j \lvert g_j \rvert}
@@ -175,11 +173,11 @@ def stable_spam_clip(
 
     Coordinates: ``entry × hard × average-maximum``
 
-    That is the first of two clips; `gradient_stabilizer` is the second. Each average
-    counts its own steps. The reference has one counter for all of them, sets it back at
-    a reset and leaves the averages, so that T is hundreds of times too large after it.
-    The metrics of the two clips are under ``name`` and ``name_norm``. For the resets
-    wrap Adam in `clipjax.periodic_reset`.
+    This is the first of two clips; `gradient_stabilizer` is the second. Each average
+    counts its own steps. The reference has one counter for all, and at a reset sets it
+    back but keeps the averages, so that T is then hundreds of times too large. The
+    metrics of the two clips have the prefixes ``name`` and ``name_norm``. For the
+    resets wrap Adam in `clipjax.periodic_reset`.
 
     | input | result |
     |---|---|
@@ -223,9 +221,9 @@ def stable_spam_clip(
 
 
 def acclip(
-    b1: Any = 0.9,
-    b2: Any = 0.99,
-    alpha: Any = 1.0,
+    b1: Scalar = 0.9,
+    b2: Scalar = 0.99,
+    alpha: Scalar = 1.0,
     eps: float | None = None,
     *,
     axis_name: AxisNames = None,
@@ -239,15 +237,15 @@ def acclip(
 
     Coordinates: ``entry × hard(epsilon=1e-05) × power-average``
 
-    Gives the clipped momentum: a learning rate is all that has to follow. As published,
-    both averages start at zero without a correction. (The public code is of an earlier
-    version, which also divides by the root of a second moment.)
+    The update is the clipped momentum; only a learning rate has to follow. As
+    published, both averages start at zero without bias correction. (The public code is
+    an earlier version, which also divides by the root of a second moment.)
 
     | input | result |
     |---|---|
     | zero gradients | zero |
     | a spike in one entry | the momentum is cut at τ there |
-    | NaN or inf | see `clipjax.guards`; momentum and τ stay as they are |
+    | NaN or inf | see `clipjax.guards`; momentum and τ stay |
     | all else | as `clipjax.clip_by` guarantees |
 
     Args:

@@ -1,4 +1,4 @@
-"""Clips without a kink: every gradient is rescaled, large ones more."""
+"""Clips that rescale every gradient: soft clips and normalization."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from .. import rules
-from ..core.checks import require_number
+from ..core.checks import Scalar, require_number
 from ..core.clip import Clip, clip_by
 from ..core.dtypes import narrow, widen
 from ..core.meshes import AxisNames
@@ -27,10 +27,10 @@ def soft_clip_by_global_norm(
 
     Coordinates: ``whole × l2 × soft × constant``
 
-    Lies within a factor of two of the hard clip,
-    :math:`\tfrac12 \min(1, c/n) \le c/(c+n) \le \min(1, c/n)`, with the half attained
-    at :math:`n = c`. It shrinks every gradient, so that learning rates tuned for the
-    hard clip do not carry over.
+    The factor is within a factor of two of the hard clip's,
+    :math:`\tfrac12 \min(1, c/n) \le c/(c+n) \le \min(1, c/n)`, and half of it at
+    :math:`n = c`. It shrinks every gradient, so that learning rates tuned for the hard
+    clip do not carry over.
 
     | input | result |
     |---|---|
@@ -74,14 +74,15 @@ def soft_clip_by_global_norm(
 def normalise_by_global_norm(
     norm: ThresholdLike = 1.0, *, axis_name: AxisNames = None, name: str = "clip"
 ) -> Clip:
-    r"""Give the whole tree a fixed L2 norm, whatever it had.
+    r"""Scale the whole tree to a fixed L2 norm.
 
     .. math:: u = c \, g / \lVert g \rVert_2
 
     Coordinates: ``whole × l2 × normalise × constant``
 
-    Lengthens small gradients as well: near a minimum the steps do not get shorter by
-    themselves, so that the learning rate has to decay.
+    Small gradients are lengthened as well: near a minimum the steps do not get shorter,
+    so that the learning rate has to decay. ``clipjax.normalize_by_global_norm`` is the
+    same function, in Optax's spelling.
 
     | input | result |
     |---|---|
@@ -93,8 +94,8 @@ def normalise_by_global_norm(
     | all else | as `clipjax.clip_by` guarantees |
 
     Args:
-        norm: the norm to give, in the gradient's units: a number, an array, a schedule
-            or a `clipjax.thresholds.Threshold`.
+        norm: the norm c of the result, in the gradient's units: a number, an array, a
+            schedule or a `clipjax.thresholds.Threshold`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -122,7 +123,7 @@ def normalise_by_global_norm(
 
 
 def scale_by_l0_l1(
-    l0: Any, l1: Any, *, axis_name: AxisNames = None, name: str = "clip"
+    l0: Scalar, l1: Scalar, *, axis_name: AxisNames = None, name: str = "clip"
 ) -> optax.GradientTransformationExtraArgs:
     r"""Take the step that (L0, L1)-smoothness allows: a soft clip and a step size.
 
@@ -134,9 +135,10 @@ def scale_by_l0_l1(
     Coordinates: ``whole × l2 × soft × constant``
 
     For functions whose Hessian satisfies :math:`\lVert \nabla^2 f \rVert \le L_0 + L_1
-    \lVert \nabla f \rVert`. The threshold γ has the units of a gradient and the step
-    1/L0 those of a parameter over a gradient; what does not change with L0 is their
-    product 1/L1, the longest step. Chain ``optax.scale(-1)`` after it to descend.
+    \lVert \nabla f \rVert`. The threshold γ has the units of a gradient, and the step
+    size 1/L0 those of a parameter over a gradient. Their product 1/L1, the length of
+    the longest step, does not depend on L0. Chain ``optax.scale(-1)`` after it to
+    descend.
 
     | input | result |
     |---|---|
@@ -184,7 +186,7 @@ def scale_by_l0_l1(
     return optax.chain(clip, _divide_by(l0))
 
 
-def _divide_by(divisor: Any) -> optax.GradientTransformation:
+def _divide_by(divisor: Scalar) -> optax.GradientTransformation:
     """Divide floating and complex leaves; ``optax.scale`` divides integers as well."""
 
     def init(params: Any) -> optax.EmptyState:

@@ -1,12 +1,11 @@
-"""Clips that see a gradient as a matrix: by its singular values."""
+"""Clips of the singular values of matrices."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from .. import rules
 from ..core.clip import Clip
 from ..core.meshes import AxisNames
+from ..granularity import Stacked
 from ..spectral import SVD, NewtonSchulz, PowerIteration, clip_singular_values
 from ..thresholds.given import ThresholdLike
 
@@ -14,7 +13,7 @@ from ..thresholds.given import ThresholdLike
 def spectral_clip(
     threshold: ThresholdLike = 1.0,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     iterations: int | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
@@ -30,9 +29,10 @@ def spectral_clip(
     ``(…, columns)`` is the matrix ``(rest, columns)``, which for a convolution is
     ``(height · width · in, out)``; a vector has its l2 norm.
 
-    Power iteration finds σ₁ from below, and the result is too long by what is left of
-    the error: of a Gaussian 1024 × 1024 matrix, whose singular values are as close as
-    they come, 3 % after the 16 steps of the default and 0.6 % after 64.
+    Power iteration underestimates σ₁, and the result is too long by the same relative
+    error. For a Gaussian 1024 × 1024 matrix, whose largest singular values are very
+    close to each other, the error is 3 % after the default of 16 steps and 0.6 % after
+    64.
 
     | input | result |
     |---|---|
@@ -48,8 +48,8 @@ def spectral_clip(
         stacked: leading axes that stack separate layers; see
             `clipjax.granularity.leaf`.
         iterations: steps of power iteration, each two products with the leaf; None for
-            16. No number is the default, since ``optax.inject_hyperparams`` would trace
-            it.
+            16. The default is not a number, which ``optax.inject_hyperparams`` would
+            trace.
         axis_name: () inside ``pmap``, where every device holds whole matrices; see
             `clipjax.clip_by`. Matrices that are split cannot be clipped there.
         name: prefix of the clip's metrics.
@@ -85,21 +85,21 @@ def spectral_clip(
 def spectral_clamp(
     threshold: ThresholdLike = 1.0,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Cut the singular values of each matrix off at a threshold.
+    r"""Clip each singular value of each matrix to a threshold.
 
     .. math:: u_l = U \operatorname{diag}(\min(\sigma_i, c_l)) V^\top,
         \qquad g_l = U \operatorname{diag}(\sigma_i) V^\top
 
     Coordinates: ``spectral(svd) × hard × constant``
 
-    The nearest matrix within the spectral ball. What the gradient says in its small
-    singular directions stays, and its large ones keep their direction only. Needs an
-    SVD of each leaf, which is gathered for it where it is split over devices. Matrices
-    are read off the leaves as in `spectral_clip`.
+    The result is the nearest matrix within the spectral ball. Components along small
+    singular directions are unchanged, and large ones are cut. The clip needs an SVD of
+    each leaf; a leaf that is split over devices is gathered for it. Leaves are read as
+    matrices as in `spectral_clip`.
 
     | input | result |
     |---|---|
@@ -153,7 +153,7 @@ def spectral_clamp(
 def spectral_soft_clip(
     threshold: ThresholdLike = 1.0,
     *,
-    stacked: Any = None,
+    stacked: Stacked = None,
     iterations: int | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
@@ -165,8 +165,9 @@ def spectral_soft_clip(
 
     Coordinates: ``spectral(newton-schulz) × sqrt × constant``
 
-    By a Newton-Schulz iteration: products of matrices alone, in float32 at least. No
-    singular value comes out too long, and each too short by a fraction of at most
+    A Newton-Schulz iteration computes the result by matrix products alone, in float32
+    or wider. No singular value comes out too long, and each is too short by a fraction
+    of at most
 
     | B/c | 6 steps | 8 | 10 | 12 | 14 |
     |---|---|---|---|---|---|
@@ -177,16 +178,17 @@ def spectral_soft_clip(
     | 10000 | 1 | 0.8 | 0.2 | 2e-4 | 0 |
 
     where :math:`B = \lVert g g^\top \rVert_F^{1/2}` is at least σ₁ and at most its
-    product with the fourth root of the rank. To this float32 adds an error of about
-    c · (1e-6 + 1e-7 · σ₁/c), as much as an SVD does. The norms in the state are those
-    that `spectral_clip` measures, with its error.
+    product with the fourth root of the rank. Rounding in float32 adds an error of about
+    c · (1e-6 + 1e-7 · σ₁/c), like that of an SVD. The norms in the state are measured
+    as in `spectral_clip`, with the same error.
 
     The reference clips the update of an optimizer, with c = 10, and multiplies it by
     √max(1, rows/columns) afterwards: put the clip between the optimizer's scaling and
-    weight decay. In warm-up it keeps the product of c and the learning rate, as the
-    example does, whose schedule has no decay. Unlike here, it iterates 10 times in
-    bfloat16; bounds the spectra of all slices of a stack by one number; and leaves
-    vectors up to the norm c alone, but shortens those just above it to c/√2.
+    weight decay. During the warm-up it keeps the product of c and the learning rate
+    constant; so does the example, whose schedule has no decay. It differs from this
+    function in three ways: it iterates 10 times in bfloat16; it bounds the spectra of
+    all slices of a stack by one number; and it leaves vectors up to the norm c
+    unchanged, but shortens those just above it to c/√2.
 
     | input | result |
     |---|---|
@@ -205,9 +207,9 @@ def spectral_soft_clip(
         stacked: leading axes that stack separate layers; see
             `clipjax.granularity.leaf`.
         iterations: steps of the iteration, each two products with the leaf and two as
-            large as its smaller side squared; None for 12. No number is the default,
-            since ``optax.inject_hyperparams`` would trace it. For an SVD instead, build
-            the clip from its coordinates with ``singular()``.
+            large as its smaller side squared; None for 12. The default is not a number,
+            which ``optax.inject_hyperparams`` would trace. To use an SVD instead, call
+            `clipjax.clip_singular_values` with ``method=SVD(), rule=rules.sqrt``.
         axis_name: () inside ``pmap``, where every device holds whole matrices; see
             `clipjax.clip_by`. Matrices that are split cannot be clipped there.
         name: prefix of the clip's metrics.

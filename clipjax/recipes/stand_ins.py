@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ..core.checks import Scalar
 from ..core.dtypes import widen
 from ..thresholds.averages import bias_correction
 from ..thresholds.base import Context
@@ -17,18 +17,18 @@ from ..thresholds.base import Context
 class RelativeChange:
     """The updates, each relative to what its parameter may change by."""
 
-    relative: Any
-    absolute: Any
+    relative: Scalar
+    absolute: Scalar
 
     def __call__(self, arrays: list[jax.Array], context: Context) -> list[jax.Array]:
         relative, absolute = context.cast(self.relative), context.cast(self.absolute)
 
         def ratio(update: jax.Array, param: jax.Array) -> jax.Array:
             size, weight = (jnp.abs(widen(x, context.dtype)) for x in (update, param))
-            # What may not change at all is divided by the least number there is.
+            # Where no change is allowed, divide by the smallest normal number.
             least = jnp.finfo(context.dtype).tiny
             allowed = jnp.maximum(relative * weight + absolute, least)
-            # An update of zero is allowed everywhere, and NaN stays NaN.
+            # An update of zero is always allowed, and NaN stays NaN.
             return jnp.where(size > 0, size / allowed, size)
 
         return list(map(ratio, arrays, context.parameters("clippy")))
@@ -36,7 +36,7 @@ class RelativeChange:
 
 @dataclasses.dataclass(frozen=True)
 class Gradient:
-    """The gradient that came as the extra argument ``gradient``."""
+    """The extra argument ``gradient``."""
 
     who: str
 
@@ -50,11 +50,11 @@ class Gradient:
 class Surprise:
     """The gradient, relative to the root of Adam's second moment after this step.
 
-    The gradient and Adam's state come as the extra arguments ``gradient`` and ``adam``.
+    The gradient and Adam's state are the extra arguments ``gradient`` and ``adam``.
     """
 
-    decay: Any
-    epsilon: Any
+    decay: Scalar
+    epsilon: Scalar
 
     def __call__(self, arrays: list[jax.Array], context: Context) -> list[jax.Array]:
         del arrays

@@ -1,4 +1,4 @@
-"""Clips that learn a threshold of its own for each tensor, or each group of them."""
+"""Clips that learn one threshold for each tensor, or for each group of tensors."""
 
 from __future__ import annotations
 
@@ -6,23 +6,26 @@ import math
 import re
 from typing import Any
 
+import optax
+
 from .. import granularity, rules
-from ..core.checks import require_fraction, require_number
+from ..core.checks import Scalar, require_fraction, require_number
 from ..core.clip import Clip, clip_by
 from ..core.meshes import AxisNames
+from ..granularity import Labels, Stacked
 from ..thresholds.averages import moment_ratio
-from ..thresholds.tensorwise import AdaptiveBand, AdaptiveTensorwise
+from ..thresholds.tensorwise import AdaptiveBand, AdaptiveTensorwise, MinimumOf
 
 
 def adagc(
-    lambda_abs: Any = 1.0,
-    lambda_rel: Any = 1.05,
-    beta: Any = 0.98,
-    warmup_steps: Any = 100,
+    lambda_abs: Scalar = 1.0,
+    lambda_rel: Scalar = 1.05,
+    beta: Scalar = 0.98,
+    warmup_steps: Scalar = 100,
     *,
-    minimum_of: str = "raw",
-    floor: Any = None,
-    stacked: Any = None,
+    minimum_of: MinimumOf = "raw",
+    floor: Scalar | None = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -34,9 +37,9 @@ def adagc(
 
     Coordinates: ``leaf × l2 × hard × adaptive-tensorwise``
 
-    During the warm-up the whole tree is clipped to λ_abs, and γ is the least norm that
-    a tensor had. γ then grows by a factor of at most
-    :math:`\beta + (1 - \beta) \lambda_\text{rel}` a step, 1.001 by default: gradients
+    During the warm-up the whole tree is clipped to λ_abs, and γ is a tensor's smallest
+    norm so far. After it, γ grows by a factor of at most
+    :math:`\beta + (1 - \beta) \lambda_\text{rel}` per step, 1.001 by default: gradients
     that grow faster are throttled, by design.
 
     | input | result |
@@ -44,7 +47,7 @@ def adagc(
     | norm ≤ λ_rel · γ | bit-identical |
     | zero gradient of a tensor | zero; its γ stays, so that it is never frozen |
     | a tensor without a norm yet | clipped with the whole tree |
-    | a spike in the warm-up | clipped to λ_abs; the minimum does not mind |
+    | a spike in the warm-up | clipped to λ_abs; does not change the minimum |
     | NaN or inf in a tensor | see `clipjax.guards`; every γ stays |
     | all else | as `clipjax.clip_by` guarantees |
 
@@ -53,7 +56,7 @@ def adagc(
         lambda_rel: the largest ratio of a norm to γ.
         beta: weight of the past in γ, from 0 to 1.
         warmup_steps: the number of steps of the warm-up.
-        minimum_of: which norms γ is the least of in the warm-up: ``raw``, as in the
+        minimum_of: the norms whose minimum is γ in the warm-up: ``raw``, as in the
             authors' code, or ``clipped``, as in some other implementations.
         floor: the least γ, in the gradient's units; None for 0.
         stacked: leading axes that stack separate layers; see
@@ -90,21 +93,21 @@ def adagc(
 
 
 def by_function(path: str, leaf: Any) -> str:
-    """Labels a leaf by its path without the numbers of layers."""
+    """Return a leaf's label: its path, with ``*`` for the numbers of layers."""
     del leaf
     return re.sub(r"\d+", "*", path)
 
 
 def aggc(
-    labels: Any = None,
-    alpha_low: Any = 1.0,
-    alpha_high: Any = 1.0,
-    beta: Any = 0.98,
+    labels: Labels | None = None,
+    alpha_low: optax.ScalarOrSchedule = 1.0,
+    alpha_high: optax.ScalarOrSchedule = 1.0,
+    beta: Scalar = 0.98,
     *,
     raises: bool = False,
-    min_norm: Any = None,
-    max_up_scale: Any = None,
-    max_down_scale: Any = None,
+    min_norm: Scalar | None = None,
+    max_up_scale: Scalar | None = None,
+    max_down_scale: Scalar | None = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
@@ -115,12 +118,11 @@ def aggc(
 
     Coordinates: ``group × l2 × hard × adaptive-band``
 
-    Groups are functions across depth, such as all query projections. With ``raises``,
-    norms below the band are lengthened, too. Where α_high is below 1 the band lies
-    below the average, so that nearly every step is clipped: a lower learning rate, in
-    effect.
-    The reference lets S start at zero, which makes its second step very short; here S
-    starts at the first norm.
+    A group holds the tensors of one function in all layers, such as all query
+    projections. With ``raises``, norms below the band are lengthened, too. Where α_high
+    is below 1 the band lies below the average, so that nearly every step is clipped:
+    in effect, a lower learning rate. In the reference S starts at zero, which makes its
+    second step very short; here S starts at the first norm.
 
     | input | result |
     |---|---|
@@ -132,12 +134,12 @@ def aggc(
 
     Args:
         labels: a prefix tree of strings, or a function of (path, leaf) to a string;
-            None for the path without its numbers. No function is the default, since
-            ``optax.inject_hyperparams`` would take it for a schedule.
+            None for the path without its numbers. The default is not a function, which
+            ``optax.inject_hyperparams`` would take for a schedule.
         alpha_low: the band's lower end as a multiple of S, a number or a schedule.
         alpha_high: the band's upper end.
         beta: weight of the past in S, from 0 to 1.
-        raises: lengthen what is below the band.
+        raises: whether to lengthen norms below the band.
         min_norm: the least lower end, in the gradient's units; None for 0.
         max_up_scale: the largest factor to lengthen by, at least 1; None for no limit.
         max_down_scale: the least factor to shorten by, from 0 to 1; None for no limit.
@@ -172,15 +174,15 @@ def aggc(
 
 
 def gradient_stabilizer(
-    gamma1: Any = 0.7,
-    gamma2: Any = 0.9,
+    gamma1: Scalar = 0.7,
+    gamma2: Scalar = 0.9,
     *,
-    eps: Any = None,
-    stacked: Any = None,
+    eps: Scalar | None = None,
+    stacked: Stacked = None,
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Give each tensor a length near one, from the moments of its norms.
+    r"""Scale each tensor to a norm near one, from the moments of its norms.
 
     .. math:: u = \frac{g}{\lVert g \rVert} \frac{\hat m}{\sqrt{\hat v} + \epsilon},
         \qquad \hat m, \hat v = \text{averages of } \lVert g \rVert
@@ -188,9 +190,9 @@ def gradient_stabilizer(
 
     Coordinates: ``leaf × l2 × normalise × moment-ratio``
 
-    Today's norm counts, and both averages are without bias. Whatever the scale of the
-    gradient, the result is about 1 long: put a scale-invariant optimizer such as Adam
-    after it, or tune the learning rate anew.
+    The current norm counts, and both averages have a bias correction. Whatever the
+    scale of the gradient, the result has a norm near 1: put a scale-invariant optimizer
+    such as Adam after it, or tune the learning rate again.
 
     | input | result |
     |---|---|

@@ -1,4 +1,4 @@
-"""The clip of singular values: a transformation of its own, beside that of blocks."""
+"""The clip of singular values, a transformation of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..core.meshes import AxisNames, as_tuple, resharded
 from ..core.report import next_info, summarize
 from ..core.shorten import multiplier
 from ..core.state import ClipState, keep_if
-from ..granularity import leaf
+from ..granularity import Stacked, leaf
 from ..guards import Guard
 from ..norms import linf
 from ..rules import Rule
@@ -89,7 +89,7 @@ class SpectralClipper(Clipper):
         )
 
     def context(self, blocks, steps, params, extra) -> Context:
-        """Return what the threshold may look at; parameters are measured by σ₁."""
+        """Return what the threshold may look at; norms of parameters are their σ₁."""
 
         def measure(arrays: list[jax.Array]) -> list[jax.Array]:
             found = [self.method.measure(m)[0] for m in as_matrices(arrays, blocks)]
@@ -116,7 +116,7 @@ def clip_singular_values(
     *,
     method: Method = PowerIteration(),  # noqa: B008  a frozen dataclass
     rule: Rule = rules.hard,
-    stacked: Any = None,
+    stacked: Stacked = None,
     nonfinite: Guard = guards.propagate,
     axis_name: AxisNames = None,
     name: str = "clip",
@@ -140,7 +140,8 @@ def clip_singular_values(
             `clipjax.thresholds.Threshold`, which learns from σ₁ of each leaf.
         method: `PowerIteration`, which scales the whole leaf by σ₁; `SVD`; or
             `NewtonSchulz`, for ``rules.sqrt``.
-        rule: singular value and threshold to the new value; by default ``hard``.
+        rule: a map from singular value and threshold to the new singular value; by
+            default ``hard``.
         stacked: how many leading axes of a leaf stack separate layers; see
             `clipjax.granularity.leaf`.
         nonfinite: what to do about NaN and inf; see `clipjax.guards`.

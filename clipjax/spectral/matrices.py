@@ -64,7 +64,7 @@ def largest_singular_value(matrix: jax.Array, iterations: int) -> jax.Array:
         length = jnp.sqrt(jnp.sum(_absolute_square(vector), -2, keepdims=True))
         return vector / safe_divisor(length).astype(vector.dtype)
 
-    # The first step outside gives the carry the type that the loop leaves it with.
+    # The first step is outside the loop, so that the carry has the loop's output type.
     vector = step(None, start.astype(matrix.dtype))
     vector = jax.lax.fori_loop(1, iterations, step, vector)
     vector = jax.lax.stop_gradient(vector)
@@ -85,7 +85,8 @@ def decompose(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the SVD at any magnitude; the values are NaN or inf where an entry is."""
     peak, power = _scale(matrix)
     usable = (peak > 0) & (peak < jnp.inf)
-    # LAPACK must not see NaN, nor a derivative the equal singular values of zero.
+    # LAPACK must not get NaN. And the matrix zero, whose singular values are equal, has
+    # no derivative: decompose one with different singular values in its place.
     columns = matrix.shape[-1]
     other = jnp.eye(matrix.shape[-2], columns) * jnp.arange(1.0, columns + 1)[None]
     scaled = jnp.where(usable, matrix * power, other.astype(matrix.dtype))
@@ -101,22 +102,25 @@ def _gram(matrix: jax.Array) -> jax.Array:
 def soft_clip(
     matrix: jax.Array, length: jax.Array, threshold: jax.Array, iterations: int
 ) -> jax.Array:
-    r"""Bring every singular value σ to ``σ / √(1 + (σ/c)²)`` by products alone.
+    r"""Map every singular value σ to ``σ / √(1 + (σ/c)²)`` by products alone.
 
-    The result is c times the upper part of the polar factor of X stacked on c·I,
-    whose condition number is only the root of that of ``I + XᵀX/c²``: small singular
-    values stay right in float32 where σ₁/c is large. A step maps singular values x in
-    [low, 1] by :math:`\tfrac a2 x (3 - a^2 x^2) \le 1`, with the a that lifts the least
+    The result is c times the upper part of the polar factor of X stacked on c·I. The
+    condition number of that stack is only the square root of the condition number of
+    ``I + XᵀX/c²``, so that small singular values are accurate in float32 where σ₁/c is
+    large. A step maps singular values x in [low, 1] to
+    :math:`\tfrac a2 x (3 - a^2 x^2) \le 1`, with the a that increases the smallest one
     most (Chen, Chow, "A stable scaling of Newton-Schulz for improving the sign function
-    computation of a Hermitian matrix", 2014). A length of 0 gives zeros, and NaN NaN.
+    computation of a Hermitian matrix", 2014). The result is 0 for a length of 0, and
+    NaN for a length of NaN.
     """
-    if matrix.shape[-2] < matrix.shape[-1]:  # take the smaller of the Gram matrices
+    if matrix.shape[-2] < matrix.shape[-1]:  # work with the smaller Gram matrix
         tall = jnp.swapaxes(matrix, -1, -2)
         return jnp.swapaxes(soft_clip(tall, length, threshold, iterations), -1, -2)
     usable = (length > 0) & (threshold < jnp.inf)
     upper = jnp.where(usable, matrix, jnp.zeros_like(matrix))
     power = _scale(upper)[1]
-    # From 2^30 times the peak on nothing is clipped, and until there squares fit.
+    # A threshold above 2^30 times the peak clips nothing; up to there squares are in
+    # range.
     limit = jnp.where(usable, threshold, jnp.ones_like(threshold))
     limit = jnp.minimum(limit, 2.0**30 / jnp.real(power))
     upper, low = upper * power, limit * jnp.real(power)

@@ -21,15 +21,15 @@ from .matrices import (
 
 
 class Method:
-    """How singular values are measured and brought to their lengths."""
+    """The protocol of a method that measures and clips singular values."""
 
     def check(self, rule: Rule) -> None:
         """Refuse a rule that the method cannot apply."""
 
     def measure(self, matrix: jax.Array) -> tuple[jax.Array, Any]:
-        """Return the largest singular value of ``(…, rows, columns)``, and more.
+        """Return the largest singular value of ``(…, rows, columns)``, and extras.
 
-        The value is NaN or inf if an entry is.
+        The singular value is NaN or inf if an entry is. The extras are for `clip`.
         """
         raise NotImplementedError
 
@@ -41,7 +41,7 @@ class Method:
         threshold: jax.Array,
         by: Multiplier,
     ) -> jax.Array:
-        """Return the clipped matrix, given what `measure` found."""
+        """Return the clipped matrix, given the extras that `measure` returned."""
         raise NotImplementedError
 
 
@@ -49,8 +49,8 @@ class Method:
 class PowerIteration(Method):
     """Scale the matrix by σ₁, estimated from below by power iteration.
 
-    The error shrinks with the square of the ratio of the two largest singular values at
-    each of the steps, which are two products with the matrix each.
+    Each step takes two products with the matrix, and multiplies the error by the square
+    of the ratio of the second largest singular value to the largest.
     """
 
     iterations: int = 16
@@ -72,14 +72,14 @@ class PowerIteration(Method):
 
 @dataclasses.dataclass(frozen=True)
 class SVD(Method):
-    """Bring every singular value to its length, and keep the singular vectors.
+    """Map every singular value by the rule, and keep the singular vectors.
 
-    The derivative is not defined where singular values are equal.
+    The derivative is undefined where singular values are equal.
     """
 
     def check(self, rule: Rule) -> None:
-        # A leaf is reported and kept by what becomes of its largest singular value,
-        # which must stay the largest, and be cut before the others are.
+        # Whether a leaf is unchanged, and its reported norm, follow from its largest
+        # singular value: it must be cut first, and stay the largest.
         if not rule.contractive or isinstance(rule, Skip):
             raise ValueError(
                 f"rule={rule!r} does not shorten the largest singular values most: use "
@@ -96,7 +96,7 @@ class SVD(Method):
         if found is None:
             return PowerIteration().clip(matrix, found, rule, threshold, by)
         left, sigma, right = found
-        # NaN and inf are settled by the multiplier of the largest value.
+        # Matrices with NaN or inf are handled below, by the largest value's multiplier.
         finite = jnp.where(jnp.isfinite(sigma), sigma, 0)
         length = rule.lengths(finite, threshold[..., None])[..., None, :]
         clipped = matmul(left * length.astype(left.dtype), right)

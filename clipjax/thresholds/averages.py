@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
-from ..core.checks import require_choice, require_fraction, require_number
+from ..core.checks import Scalar, require_choice, require_fraction, require_number
 from ..core.dtypes import inverse_power
-from .history import Learnt, Memory, complement, reached
+from .history import Learnt, Memory, Remembered, complement, reached
 from .window import LEAST_DEVIATION
 
-MODES = ("zscore", "mean", "percentile")
+Mode = Literal["zscore", "mean", "percentile"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Average(Memory):
-    """A multiple of an exponential average, without a bias towards zero."""
+    """A multiple of an exponential average with bias correction."""
 
-    decay: Any
-    multiplier: Any
+    decay: Scalar
+    multiplier: Scalar
 
     def observe(self, memory, norm, seen):
         return memory + average_weight(self.decay, seen, norm.dtype) * (norm - memory)
@@ -32,14 +32,14 @@ class Average(Memory):
         return jnp.asarray(self.multiplier, memory.dtype) * memory
 
 
-def average_weight(decay: Any, seen: jax.Array, dtype: Any) -> jax.Array:
+def average_weight(decay: Scalar, seen: jax.Array, dtype: Any) -> jax.Array:
     """Return the weight of the next value in a bias-corrected exponential average."""
     rest = bias_correction(decay, seen + 1, dtype)
     fresh = complement(decay, dtype)
     return jnp.where(seen == 0, 1, fresh / jnp.where(rest > 0, rest, 1))
 
 
-def bias_correction(decay: Any, count: jax.Array, dtype: Any) -> jax.Array:
+def bias_correction(decay: Scalar, count: jax.Array, dtype: Any) -> jax.Array:
     """Return ``1 - decay^count`` without cancellation."""
     if isinstance(decay, jax.Array):
         logarithm = jnp.log(decay.astype(dtype))
@@ -59,10 +59,10 @@ def rms_average(root: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Arr
 
 @dataclasses.dataclass(frozen=True)
 class StreamingQuantile(Memory):
-    """A quantile estimate that moves by a constant ratio, up or down."""
+    """A quantile estimate that moves up or down by a constant ratio."""
 
-    q: Any
-    rate: Any
+    q: Scalar
+    rate: Scalar
 
     def observe(self, memory, norm, seen):
         rate, q = (jnp.asarray(x, norm.dtype) for x in (self.rate, self.q))
@@ -78,8 +78,8 @@ class StreamingQuantile(Memory):
 class Moments(NamedTuple):
     """The average of norms, and the root of the average of squares or of the variance.
 
-    Roots are kept, in the norms' units, since squares of norms beyond 1e19 or below
-    1e-19 leave the range of float32.
+    Roots are stored, in the norms' units: squares of norms above 1e19 or below 1e-19
+    leave the range of float32.
     """
 
     norms_mean: jax.Array
@@ -90,12 +90,12 @@ class Moments(NamedTuple):
 class ZScore(Memory):
     """Mean and variance: of all norms during the warm-up, then running averages."""
 
-    z: Any
-    decay: Any
-    warmup: Any
-    mode: str
-    factor: Any
-    epsilon: Any
+    z: Scalar
+    decay: Scalar
+    warmup: Scalar
+    mode: Mode
+    factor: Scalar
+    epsilon: Scalar
 
     def start(self, zeros):
         return Moments(zeros, jnp.zeros_like(zeros))
@@ -137,9 +137,9 @@ class ZScore(Memory):
 class MomentRatio(Memory):
     """The average norm, divided by the root of the average square."""
 
-    mean_decay: Any
-    square_decay: Any
-    epsilon: Any
+    mean_decay: Scalar
+    square_decay: Scalar
+    epsilon: Scalar
 
     def start(self, zeros):
         return Moments(zeros, jnp.zeros_like(zeros))
@@ -157,27 +157,27 @@ class MomentRatio(Memory):
 
 
 def ema(
-    multiplier: Any,
+    multiplier: Scalar,
     *,
-    decay: Any = 0.99,
+    decay: Scalar = 0.99,
     include_current: bool = False,
-    remember: str | None = None,
-    minimum_history: Any = 1,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    remember: Remembered | None = None,
+    minimum_history: Scalar = 1,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
-    """Takes a multiple of the exponential average of the norms.
+    """Return a threshold at a multiple of the exponential average of the norms.
 
-    Fed with clipped norms, a multiplier of at most 1 makes the threshold sink to zero,
-    each clip lowering the next; fed with raw ones, a single spike lifts it for as long
-    as the average remembers. So clipped norms are remembered if the multiplier is above
-    1, and raw ones otherwise.
+    If clipped norms are averaged, a multiplier of at most 1 lowers the threshold to
+    zero, since each clip lowers the next threshold. If raw norms are averaged, a single
+    spike raises the threshold until the average has forgotten it. By default, clipped
+    norms are averaged if the multiplier is above 1, and raw norms otherwise.
 
     Args:
-        multiplier: what the average is multiplied by.
+        multiplier: the multiplier of the average.
         decay: weight of the past in the average, from 0 to 1; the first average is the
             first norm.
-        include_current: whether today's norm counts for today's threshold.
+        include_current: whether the current norm counts for the current threshold.
         remember: which norm is averaged; see `clipjax.thresholds.Learnt`.
         minimum_history: how many norms must be known; before, only the cap clips.
         floor: the least threshold, in the gradient's units.
@@ -214,17 +214,17 @@ def ema(
 
 
 def streaming_quantile(
-    q: Any,
-    rate: Any = 0.05,
+    q: Scalar,
+    rate: Scalar = 0.05,
     *,
-    minimum_history: Any = 1,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    minimum_history: Scalar = 1,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
-    """Follows a quantile of the norms with one number of state per block.
+    """Return a threshold at an estimated quantile, with one number per block.
 
-    The estimate starts at the first norm. A norm above it lifts it by the factor
-    ``exp(rate·q)``, one below lowers it by ``exp(-rate·(1 - q))``.
+    The estimate starts at the first norm. A norm above it multiplies it by
+    ``exp(rate·q)``, and one below by ``exp(-rate·(1 - q))``.
 
     Args:
         q: the quantile, from 0 to 1: 0.9 clips about one step in ten.
@@ -258,33 +258,34 @@ def streaming_quantile(
 
 
 def zscore(
-    z: Any = 2.5,
+    z: Scalar = 2.5,
     *,
-    decay: Any = 0.97,
-    warmup: Any = 25,
-    mode: str = "zscore",
-    factor: Any = 1.0,
-    epsilon: Any = 1e-6,
-    remember: str = "target",
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    decay: Scalar = 0.97,
+    warmup: Scalar = 25,
+    mode: Mode = "zscore",
+    factor: Scalar = 1.0,
+    epsilon: Scalar = 1e-6,
+    remember: Remembered = "target",
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
-    """Clips norms that are outliers among the norms seen so far, by their z-score.
+    """Return a threshold for norms that are outliers by their z-score.
 
     Mean and variance are those of the first ``warmup`` norms, then exponential
-    averages. The deviation counts as at least a thousandth of the mean.
+    averages. The standard deviation is taken as at least a thousandth of the mean.
 
     Args:
         z: the z-score above which a norm is an outlier.
         decay: weight of the past in the averages, from 0 to 1.
         warmup: how many norms to know before clipping; only the cap clips meanwhile.
         mode: the length of an outlier: ``zscore`` (mean + z²·deviation / its z-score,
-            less the larger it is), ``mean``, or ``percentile`` (mean + z·deviation).
-        factor: what that length is multiplied by.
+            which falls with the size of the outlier), ``mean``, or ``percentile``
+            (mean + z·deviation).
+        factor: a multiplier of that length.
         epsilon: added to the deviation in the z-score.
         remember: which norm is averaged; see `clipjax.thresholds.Learnt`.
         floor: the least threshold, in the gradient's units.
-        cap: the largest threshold, for norms that are no outliers as well.
+        cap: the largest threshold, also for norms that are no outliers.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -298,7 +299,7 @@ def zscore(
         require_number(name, value, infinite=False)
     require_number("warmup", warmup, lowest=1, infinite=False)
     require_fraction("decay", decay)
-    require_choice("mode", mode, MODES)
+    require_choice("mode", mode, get_args(Mode))
     memory = ZScore(z, decay, warmup, mode, factor, epsilon)
     return Learnt(
         memory,
@@ -311,11 +312,11 @@ def zscore(
 
 
 def moment_ratio(
-    mean_decay: Any = 0.7, square_decay: Any = 0.9, *, epsilon: Any = 1e-8
+    mean_decay: Scalar = 0.7, square_decay: Scalar = 0.9, *, epsilon: Scalar = 1e-8
 ) -> Learnt:
-    """Gives lengths near 1: the average norm over the root of the average square.
+    """Return lengths near 1: the average norm over the root of the average square.
 
-    To go with ``rules.normalise``; see `clipjax.gradient_stabilizer`. Today's norm
+    Use it with ``rules.normalise``; see `clipjax.gradient_stabilizer`. The current norm
     counts.
 
     Args:

@@ -16,14 +16,15 @@ from ..norms import Norm
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a threshold may look at besides the norms.
+    """The inputs of a threshold other than the norms.
 
     Attributes:
         blocks: the blocks of the updates; ``blocks.leaves`` are the updates' leaves.
         norm: how blocks are measured.
         table: turns a prefix tree of numbers into one value per block.
-        measure: returns the norms of arrays that lie as the updates' leaves do, such as
-            the parameters; see `clipjax.core.measure.measure_plainly` for their range.
+        measure: returns the norms of arrays with the shapes and shardings of the
+            updates' leaves, such as the parameters. In float32, norms from 1e-19 to
+            1e19 are accurate.
         steps: int32 number of updates before this one.
         params: the parameters, or None.
         extra: the extra arguments of the update: ``value``, ``learning_rate``, ….
@@ -43,7 +44,7 @@ class Context:
         return self.blocks.leaves.dtype
 
     def cast(self, value: Any) -> jax.Array:
-        """Return a number, or a traced one, in the dtype of norms."""
+        """Return a number, possibly traced, in the dtype of norms."""
         return jnp.asarray(value).astype(self.dtype)
 
     def whole(self, norms: Values) -> jax.Array:
@@ -53,13 +54,21 @@ class Context:
         return self.norm.combine(norms, self.blocks.sizes)
 
     def parameters(self, who: str) -> list[jax.Array]:
-        """Return the parameters of the updates' leaves, or say who needs them."""
+        """Return the parameters of the updates' leaves.
+
+        Raises:
+            ValueError: update was not given params, which ``who`` needs.
+        """
         if self.params is None and self.blocks.leaves.arrays:
             raise ValueError(f"{who} needs params: call update(updates, state, params)")
         return self.blocks.leaves.aligned(self.params, "params")
 
     def argument(self, name: str, who: str) -> Any:
-        """Return an extra argument, or say who needs it and how to pass it."""
+        """Return an extra argument of the update.
+
+        Raises:
+            ValueError: update was not given the argument, which ``who`` needs.
+        """
         if self.extra.get(name) is None:
             raise ValueError(
                 f"{who} needs {name}: call update(updates, state, params, {name}=...)"
@@ -68,19 +77,19 @@ class Context:
 
 
 class Threshold:
-    """Where a clip's thresholds come from. Thresholds are frozen dataclasses.
+    """The protocol of a threshold. Thresholds are frozen dataclasses.
 
     A threshold without a memory has the state ``()``. The structure, shapes and dtypes
-    of a state do not change from step to step, and its structure depends on nothing but
-    the threshold's own settings. The engine keeps the old state after a step with NaN
-    or infinity, so that a non-finite norm never enters a memory.
+    of a state do not change from step to step, and its structure depends only on the
+    threshold's own settings. The engine keeps the old state after a step with NaN or
+    infinity, so that a non-finite norm never enters a memory.
 
     Attributes:
         kind: the name in a clip's coordinates.
-        remembers: `update` needs the state that `init` made.
-        reads: what `update` looks at: ``"norms"`` of blocks, the ``"entries"`` of
-            leaves, or ``"nothing"`` of the gradient. Clips of single entries have no
-            norms, and clips of blocks no thresholds for entries.
+        remembers: whether `update` needs the state that `init` returned.
+        reads: which part of the gradient `update` uses: ``"norms"`` of blocks,
+            ``"entries"`` of leaves, or ``"nothing"``. A clip of single entries has no
+            norms, and a clip of blocks does not accept thresholds for entries.
     """
 
     kind: str
@@ -92,8 +101,8 @@ class Threshold:
 
         Args:
             blocks: the blocks of the parameters.
-            params: the parameters, for a memory with one entry per parameter. Optax'
-                ``tree_map_params`` passes a placeholder without leaves.
+            params: the parameters, for a memory with one entry per parameter.
+                ``optax.tree_map_params`` passes a placeholder without leaves.
         """
         del blocks, params
         return ()

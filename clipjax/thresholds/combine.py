@@ -1,4 +1,4 @@
-"""Thresholds made of other thresholds."""
+"""Thresholds that combine other thresholds."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .given import ThresholdLike, as_threshold
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Combined(Threshold):
-    """Several thresholds joined block by block."""
+    """Several thresholds, combined block by block."""
 
     sources: tuple[Threshold, ...]
 
     @property
     def remembers(self) -> bool:  # type: ignore[override]
-        """Whether any of the sources does."""
+        """Whether any of the sources has a memory."""
         return any(source.remembers for source in self.sources)
 
     @property
     def reads(self) -> str:  # type: ignore[override]
-        """What the sources look at."""
+        """The part of the gradient that the sources use."""
         found = {source.reads for source in self.sources} - {"nothing"}
         if len(found) > 1:
             raise ValueError(f"{self!r} joins thresholds of blocks and of entries")
@@ -43,9 +43,8 @@ class Combined(Threshold):
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         thresholds, memories = [], []
-        for source, memory in zip(
-            self.sources, state or [()] * len(self.sources), strict=True
-        ):
+        before: Any = state or [()] * len(self.sources)
+        for source, memory in zip(self.sources, before, strict=True):
             kept = memory[source.kind] if source.remembers else ()
             threshold, kept = source.update(norms, kept, context)
             thresholds.append(threshold)
@@ -102,7 +101,7 @@ class After(Combined):
 
 
 def minimum(*sources: ThresholdLike) -> Minimum:
-    """Take the smallest of several thresholds, block by block.
+    """Return the smallest of several thresholds, block by block.
 
     Args:
         *sources: anything that `clipjax.clip_by` accepts as a threshold.
@@ -117,12 +116,12 @@ def minimum(*sources: ThresholdLike) -> Minimum:
 
 
 def maximum(*sources: ThresholdLike) -> Maximum:
-    """Take the largest of several thresholds, block by block; see `minimum`."""
+    """Return the largest of several thresholds, block by block; see `minimum`."""
     return Maximum(_sources("maximum", sources))
 
 
 def scaled(source: ThresholdLike, factor: float) -> Scaled:
-    """Multiply a threshold, for one proportional to a learning rate say.
+    """Return a multiple of a threshold, such as one proportional to a learning rate.
 
     Args:
         source: anything that `clipjax.clip_by` accepts as a threshold.
@@ -142,7 +141,7 @@ def after(
 ) -> After:
     """Use one threshold for the first steps and another afterwards.
 
-    Both sources are asked at every step, so that one that learns is learning while
+    Both sources are updated at every step, so that one with a memory learns also while
     the other is in force.
 
     Args:

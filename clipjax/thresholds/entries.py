@@ -1,4 +1,4 @@
-"""Thresholds for single entries, learnt from all entries of a leaf or from each."""
+"""Thresholds for single entries, learned from all entries of a leaf or from each."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ..core.blocks import Blocks, Values
-from ..core.checks import require_fraction, require_number
+from ..core.checks import Scalar, require_fraction, require_number
 from ..core.dtypes import format_limits, widen
 from ..core.trees import zeros_like
 from ..norms import l1, linf
@@ -32,13 +33,13 @@ class MaximumState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AverageMaximum(Threshold):
-    """Bring a leaf's outliers down together, the largest to the average maximum.
+    """Scale a leaf's outliers so that the largest has the average maximum.
 
-    Entries above the average T of the leaf's maxima keep their proportions: they are
-    multiplied by T / max.
+    Entries above the average T of the leaf's maxima are multiplied by T / max, and so
+    keep their proportions.
     """
 
-    decay: Any
+    decay: Scalar
     kind = "average-maximum"
     remembers = True
     reads = "entries"
@@ -62,8 +63,7 @@ class AverageMaximum(Threshold):
             for size in sizes
         ]
         largest = jnp.stack(context.blocks.over_devices(linf, maxima))
-        # Infinite entries are no outliers to bring down, but for the next clip or the
-        # guard to see.
+        # Infinite entries are left to the next clip or to the guard.
         enters = (largest > 0) & (largest < jnp.inf)
         seen, average = state
         weight = average_weight(self.decay, seen, average.dtype)
@@ -83,13 +83,13 @@ class AverageMaximum(Threshold):
 class SecondMoment(Threshold):
     """``√(θ·v)``, for v the optimizer's average of squares before this step.
 
-    It comes as the extra argument ``second_moment``, a tree like the updates. Entries
-    of which nothing is known yet (v = 0) are not clipped.
+    v is the extra argument ``second_moment``, a tree like the updates. Entries without
+    an average so far (v = 0) are not clipped.
     """
 
-    theta: Any
-    start: Any
-    period: Any
+    theta: Scalar
+    start: Scalar
+    period: Scalar | None
     kind = "second-moment"
     reads = "entries"
 
@@ -101,7 +101,7 @@ class SecondMoment(Threshold):
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         del norms
-        # Wait at the start, and after each reset, until v means something.
+        # At the start and after each reset, v is an average of too few steps.
         step = context.steps + 1
         is_ready = reached(step, self.start)
         if self.period is not None:
@@ -111,7 +111,7 @@ class SecondMoment(Threshold):
         theta = context.cast(self.theta)
 
         def limit(moment: jax.Array) -> jax.Array:
-            # Of complex entries the average of |g|² is kept in a complex array.
+            # For complex entries Optax keeps the average of |g|² in a complex array.
             square = jnp.real(moment).astype(context.dtype)
             is_known = is_ready & (square > 0)
             root = jnp.sqrt(theta * jnp.where(is_known, square, 1))
@@ -125,12 +125,12 @@ class SecondMoment(Threshold):
 class PowerAverage(Threshold):
     """``(average of |g|^α)^(1/α)``, entry by entry.
 
-    The gradient g comes as the extra argument ``gradient``, since what is clipped by
-    this is a momentum. The average starts at zero, as published, without a correction.
+    The gradient g is the extra argument ``gradient``, since this threshold clips a
+    momentum. The average starts at zero without a bias correction, as published.
     """
 
-    decay: Any
-    power: Any
+    decay: Scalar
+    power: Scalar
     kind = "power-average"
     remembers = True
     reads = "entries"
@@ -160,10 +160,10 @@ class PowerAverage(Threshold):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class QuantizationRange(Threshold):
-    """As wide as a format allows, for typical entries to stay so many steps from 0."""
+    """The widest range in which typical entries stay ``steps`` steps away from 0."""
 
-    dtype: Any
-    steps: Any
+    dtype: DTypeLike
+    steps: Scalar
     kind = "quantization-range"
     reads = "entries"
 
@@ -176,9 +176,9 @@ class QuantizationRange(Threshold):
         del norms
         largest, smallest = format_limits(self.dtype)
         steps = context.cast(self.steps)
-        # bfloat16 spans more than float32 can tell.
+        # The span of bfloat16 overflows float32.
         span = min(largest / smallest, float(jnp.finfo(context.dtype).max))
-        # The geometric mean of each leaf, which an outlier hardly moves.
+        # The geometric mean of each leaf, since outliers hardly change it.
         sums = context.blocks.over_devices(l1, list(map(_logarithms, _sizes(context))))
 
         def limit(part: jax.Array) -> jax.Array:
@@ -193,29 +193,31 @@ def _sizes(context: Context) -> list[jax.Array]:
 
 
 def _logarithms(sizes: jax.Array) -> jax.Array:
-    """Sum log |x| over the entries that are neither zero nor infinite, and count."""
-    # XLA takes what is below the smallest normal number for zero.
+    """Return the sum of log |x| over nonzero finite entries, and their number."""
+    # XLA flushes subnormal numbers to zero, so that they count as zeros.
     counts = (sizes >= jnp.finfo(sizes.dtype).tiny) & (sizes < jnp.inf)
     logarithm = jnp.where(counts, jnp.log(jnp.where(counts, sizes, 1)), 0)
     return jnp.stack([jnp.sum(logarithm), jnp.sum(counts, dtype=sizes.dtype)])
 
 
-def quantization_range(dtype: Any = jnp.int8, steps: Any = 4.0) -> QuantizationRange:
-    r"""Give each leaf the widest range in which a format still resolves its bulk.
+def quantization_range(
+    dtype: DTypeLike = jnp.int8, steps: Scalar = 4.0
+) -> QuantizationRange:
+    r"""Return the widest range of each leaf in which a format resolves most entries.
 
     .. math:: c = \frac{m}{k} \cdot \frac{q_\text{max}}{q_\text{min}}, \qquad
         m = \exp \operatorname{mean} \log \lvert x \rvert
 
     A quantizer that maps c to the largest number :math:`q_\text{max}` of the format
-    then puts the geometric mean m of the leaf's entries k times the smallest number
-    above zero, :math:`q_\text{min}`, away from zero. An outlier beyond c would push
-    them closer. Zeros, NaN and infinite entries do not count. It costs one reduction,
-    and no sort. Goes with `clipjax.clip_entries`.
+    then maps the geometric mean m of the leaf's entries to k times the smallest number
+    above zero, :math:`q_\text{min}`. A larger range, for an outlier beyond c, would map
+    them closer to zero. Zeros, NaN and infinite entries do not count. The threshold
+    costs one reduction and no sort. Use it with `clipjax.clip_entries`.
 
     Args:
         dtype: the format: signed integer or floating, of at most 16 bits.
-        steps: k, the steps that typical entries keep from zero, above 0. Of Gaussian
-            entries, 4 leave 95 % to a signed integer that is not zero.
+        steps: k, the number of steps between zero and typical entries, above 0. With 4,
+            95 % of Gaussian entries round to a nonzero signed integer.
 
     Raises:
         TypeError: dtype is no such format, or steps no number.

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax.numpy as jnp
 
 from ..core.checks import (
+    Scalar,
     require_bool,
     require_fraction,
     require_number,
     require_steps,
 )
-from .history import Learnt, Memory
+from .history import Learnt, Memory, Remembered
 from .window import Quantile
 
 
@@ -23,7 +23,7 @@ class Extremum(Memory):
     """A multiple of the largest or smallest norm so far."""
 
     largest: bool
-    factor: Any
+    factor: Scalar
 
     def observe(self, memory, norm, seen):
         pick = jnp.maximum if self.largest else jnp.minimum
@@ -36,10 +36,10 @@ class Extremum(Memory):
 
 @dataclasses.dataclass(frozen=True)
 class Previous(Memory):
-    """A multiple of the previous norm, which does not fall faster than allowed."""
+    """A multiple of the previous norm, whose decrease per step is limited."""
 
-    growth: Any
-    slowest: Any
+    growth: Scalar
+    slowest: Scalar
 
     def observe(self, memory, norm, seen):
         least = jnp.asarray(self.slowest, norm.dtype) * memory
@@ -52,22 +52,22 @@ class Previous(Memory):
 
 def running_extremum(
     largest: bool = True,
-    factor: Any = 1.0,
+    factor: Scalar = 1.0,
     *,
     include_current: bool = False,
-    remember: str = "raw",
-    minimum_history: Any = 1,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    remember: Remembered = "raw",
+    minimum_history: Scalar = 1,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
-    """Takes a multiple of the largest, or of the smallest, norm so far.
+    """Return a threshold at a multiple of the largest, or the smallest, norm so far.
 
-    A single spike lifts the largest norm for good: set a cap, or learn from quantiles.
+    A single spike raises the largest norm permanently: set a cap, or use a quantile.
 
     Args:
         largest: False for the smallest.
-        factor: what the extreme norm is multiplied by.
-        include_current: whether today's norm counts for today's threshold.
+        factor: a multiplier of the extreme norm.
+        include_current: whether the current norm counts for the current threshold.
         remember: which norm is compared; see `clipjax.thresholds.Learnt`.
         minimum_history: how many norms must be known; before, only the cap clips.
         floor: the least threshold, in the gradient's units.
@@ -97,20 +97,21 @@ def running_extremum(
 
 def warmup_statistic(
     steps: int,
-    factor: Any = 1.0,
+    factor: Scalar = 1.0,
     *,
-    quantile: Any = None,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    quantile: Scalar | None = None,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
-    """Takes the largest of the first norms, or a quantile, and then stays.
+    """Return a threshold that is fixed after some steps, from the norms of these.
 
-    A single spike among the first norms makes their largest useless; a quantile, or a
-    cap, does not mind. A quantile keeps all ``steps`` norms in the state.
+    The statistic is the largest of the first norms, or a quantile of them. A single
+    spike among them makes their largest useless; a quantile or a cap withstands it. A
+    quantile keeps all ``steps`` norms in the state.
 
     Args:
         steps: how many norms to observe; only ``cap`` clips meanwhile.
-        factor: what the statistic is multiplied by: by rules of thumb 1 or 1.5 for the
+        factor: a multiplier of the statistic: by rules of thumb 1 or 1.5 for the
             largest norm, 0.5 for the quantile 0.99.
         quantile: from 0 to 1; None for the largest norm.
         floor: the threshold is at least this, in the gradient's units.
@@ -143,18 +144,18 @@ def warmup_statistic(
 
 
 def relative_to_previous(
-    growth: Any = 1.01,
+    growth: Scalar = 1.01,
     *,
-    slowest_decay: Any = 0.5,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    slowest_decay: Scalar = 0.5,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
-    """Lets a norm grow by a ratio from one step to the next, as it was after the clip.
+    """Return a threshold at a multiple of the previous norm after the clip.
 
     Args:
         growth: the largest ratio of one norm to the one before.
-        slowest_decay: the remembered norm falls by no more than this ratio a step, so
-            that a single tiny gradient does not stop the next ones; 0 to let it.
+        slowest_decay: the least ratio of one remembered norm to the one before, so that
+            a single tiny gradient does not stop the next ones; 0 for no limit.
         floor: the least threshold, in the gradient's units.
         cap: the largest threshold, also for the first norm.
 

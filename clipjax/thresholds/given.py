@@ -15,7 +15,8 @@ from ..core.checks import require_number
 from .base import Context, Threshold
 
 Table = Mapping[str, Any] | list[Any] | tuple[Any, ...]
-ThresholdLike = float | jax.Array | Callable[[Any], Any] | Table | Threshold
+Number = float | np.number | np.ndarray | jax.Array
+ThresholdLike = Number | Callable[[Any], Any] | Table | Threshold
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -33,7 +34,7 @@ class Constant(Threshold):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Given(Threshold):
-    """An array, read anew at every update: one number, or one for each block."""
+    """An array, read at every update: one number, or one for each block."""
 
     value: jax.Array = dataclasses.field(compare=False)
     _key: int = dataclasses.field(init=False, repr=False)
@@ -59,11 +60,11 @@ class Given(Threshold):
 class ByBlock(Threshold):
     """A table: one number per group, or a prefix tree with one per leaf.
 
-    None stands for inf. NumPy and Python numbers are part of the program; JAX arrays
-    are read anew at every update.
+    None stands for inf. NumPy and Python numbers are constants of the program; JAX
+    arrays are read at every update.
     """
 
-    value: Table = dataclasses.field(compare=False)
+    value: Any = dataclasses.field(compare=False)
     argument: str = dataclasses.field(default="threshold", compare=False, repr=False)
     _key: Any = dataclasses.field(init=False, repr=False)
     kind = "constant"
@@ -99,11 +100,11 @@ class Schedule(Threshold):
 
 
 def constant(value: ThresholdLike) -> Threshold:
-    """Make a fixed threshold. Plain numbers, arrays and tables need no such call.
+    """Return a fixed threshold. Plain numbers, arrays and tables need no such call.
 
     Args:
-        value: a number of at least 0, an array, or a prefix tree of those. 0 stops
-            everything; None and ``inf`` clip nothing.
+        value: a number of at least 0, an array, or a prefix tree of those. With 0 all
+            updates are 0; None and ``inf`` clip nothing.
 
     Raises:
         TypeError: value is none of those.
@@ -115,12 +116,12 @@ def constant(value: ThresholdLike) -> Threshold:
 
 
 def schedule(function: Callable[[Any], Any]) -> Schedule:
-    """Make a threshold of an Optax schedule. Plain schedules need no such call.
+    """Return a threshold that follows a schedule. Plain schedules need no such call.
 
     Args:
-        function: gives the threshold, in the gradient's units, from the int32 number
-            of updates so far. Where it gives a negative number or NaN, the update is
-            zero and the state says so.
+        function: maps the int32 number of updates so far to the threshold, in the
+            gradient's units. Where it returns a negative number or NaN, the update is
+            zero, and the state counts the step.
     """
     if not callable(function):
         raise TypeError(f"function must be a schedule, got {function!r}")
@@ -128,11 +129,11 @@ def schedule(function: Callable[[Any], Any]) -> Schedule:
 
 
 def as_threshold(value: ThresholdLike | None, argument: str = "threshold") -> Threshold:
-    """Read the ``threshold`` argument of `clipjax.clip_by`.
+    """Return the threshold that an argument stands for, as in `clipjax.clip_by`.
 
     Args:
-        value: what was given; None clips nothing.
-        argument: its name, for errors.
+        value: the argument; None clips nothing.
+        argument: the argument's name, for errors.
 
     Raises:
         TypeError: a bool, a string, or something else that is no threshold.
@@ -175,7 +176,7 @@ def _as_entry(entry: Any, context: Context) -> Any:
 
 
 def _identity(entry: Any) -> Any:
-    """Return a hashable stand-in; arrays on a device are compared by identity."""
+    """Return a hashable key; JAX arrays, which may be traced, compare by identity."""
     if isinstance(entry, np.ndarray):
         return (entry.shape, entry.dtype.str, entry.tobytes())
     return id(entry) if isinstance(entry, jax.Array) else entry

@@ -1,7 +1,7 @@
-"""Thresholds learnt from norms: the switches that all of them share.
+"""Thresholds learned from norms: the settings that all of them share.
 
-What is kept of the norms, and what is made of it, is a `Memory`; when a norm enters it,
-and which, is for `Learnt` to say.
+A `Memory` defines the statistic: what is stored of the norms, and the threshold that
+follows from it. `Learnt` decides when a norm enters the memory, and which norm.
 """
 
 from __future__ import annotations
@@ -9,25 +9,32 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from ..core.blocks import Blocks, Values
-from ..core.checks import require_bool, require_choice, require_limits, require_number
+from ..core.checks import (
+    Scalar,
+    require_bool,
+    require_choice,
+    require_limits,
+    require_number,
+)
 from ..core.printing import changed_settings, printed
 from .base import Context, Threshold
 
-REMEMBERED = ("raw", "clipped", "target", "inliers")
+Remembered = Literal["raw", "clipped", "target", "inliers"]
 
 
 class Memory:
-    """What is kept of the norms of a block, for all blocks alike. Frozen dataclasses.
+    """The protocol of a statistic of the norms of each block.
 
-    Methods take and return arrays of shape ``(blocks,)``, or with leading axes where
-    several norms are kept. All arrays that `start` returns are zero; norms that
-    `observe` lets in are positive and finite.
+    Memories are frozen dataclasses. Their methods take and return arrays of shape
+    ``(blocks,)``, with leading axes where several norms are stored. All arrays that
+    `start` returns are zero. Norms that enter through `observe` are positive and
+    finite.
     """
 
     def start(self, zeros: jax.Array) -> Any:
@@ -35,7 +42,7 @@ class Memory:
         return zeros
 
     def observe(self, memory: Any, norm: jax.Array, seen: jax.Array) -> Any:
-        """Return the memory after one more norm, which comes after ``seen`` others."""
+        """Return the memory after one more norm, given the number of earlier ones."""
         raise NotImplementedError
 
     def threshold(self, memory: Any, norm: jax.Array, seen: jax.Array) -> jax.Array:
@@ -47,8 +54,8 @@ class LearntState(NamedTuple):
     """The state of `Learnt`.
 
     Attributes:
-        norms_seen: int32 number of norms let in, per block, shape ``(blocks,)``.
-        norms_kept: what the `Memory` keeps of them, per block.
+        norms_seen: int32 number of norms that entered, per block, shape ``(blocks,)``.
+        norms_kept: the state of the `Memory`.
     """
 
     norms_seen: jax.Array
@@ -57,23 +64,23 @@ class LearntState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Learnt(Threshold):
-    """A threshold made of the norms seen so far.
+    """A threshold learned from the norms so far.
 
-    NaN and infinity never enter the memory, and neither does a norm of zero, which is
-    no measurement of how large gradients are: otherwise a layer whose gradient was zero
-    once could stay frozen for good.
+    NaN and infinity never enter the memory. Neither does a norm of zero, which says
+    nothing about how large gradients are: if it entered, a layer whose gradient was
+    zero once could stay frozen forever.
 
     Attributes:
-        memory: what is kept, and what is made of it.
+        memory: the statistic of the norms.
         kind: the name in a clip's coordinates.
-        include_current: whether today's norm counts for today's threshold.
-        remember: which norm enters the memory: the ``raw`` one; the ``clipped`` one,
-            not above the threshold; the ``target``, not above the threshold that was
-            learnt, whatever floor and cap make of it; or the raw one of ``inliers``
-            only, which are not above the learnt threshold.
+        include_current: whether the current norm counts for the current threshold.
+        remember: which norm enters the memory: the ``raw`` norm; the ``clipped`` norm,
+            at most the threshold; the ``target``, at most the learned threshold before
+            floor and cap apply; or the raw norm of ``inliers`` only, which are at most
+            the learned threshold.
         minimum_history: how many norms must be known; before, only the cap clips.
-        learning_steps: how many norms to learn from, after which the threshold stays;
-            None to go on learning.
+        learning_steps: how many norms to learn from before the threshold is fixed; None
+            for no end.
         floor: the least threshold.
         cap: the largest threshold.
     """
@@ -81,16 +88,16 @@ class Learnt(Threshold):
     memory: Memory
     kind: str
     include_current: bool = False
-    remember: str = "raw"
-    minimum_history: Any = 1
+    remember: Remembered = "raw"
+    minimum_history: Scalar = 1
     learning_steps: int | None = None
-    floor: Any = 0.0
-    cap: Any = math.inf
+    floor: Scalar = 0.0
+    cap: Scalar = math.inf
     remembers = True
     reads = "norms"
 
     def __post_init__(self):
-        require_choice("remember", self.remember, REMEMBERED)
+        require_choice("remember", self.remember, get_args(Remembered))
         require_bool("include_current", self.include_current)
         require_number("minimum_history", self.minimum_history, infinite=False)
         require_limits(self.floor, self.cap)
@@ -139,19 +146,19 @@ class Learnt(Threshold):
         return f"{self.kind}({', '.join(kept + switches)})"
 
 
-def reached(seen: jax.Array, count: Any) -> jax.Array:
+def reached(seen: jax.Array, count: Scalar) -> jax.Array:
     """Return whether a count, which may be traced as a float, has been reached."""
     return seen >= jnp.asarray(count).astype(seen.dtype)
 
 
-def complement(decay: Any, dtype: Any) -> jax.Array:
-    """Return 1 - decay, for a Python number without the rounding of float32."""
+def complement(decay: Scalar, dtype: Any) -> jax.Array:
+    """Return 1 - decay; for a Python number, subtracted in double precision."""
     if isinstance(decay, jax.Array):
         return 1 - decay.astype(dtype)
     return jnp.asarray(1 - decay, dtype)
 
 
-def limited(threshold: jax.Array, floor: Any, cap: Any) -> jax.Array:
-    """Keep a threshold between its limits, in its own dtype."""
+def limited(threshold: jax.Array, floor: Scalar, cap: Scalar) -> jax.Array:
+    """Return a threshold clipped to its limits, in its own dtype."""
     cast = functools.partial(jnp.asarray, dtype=threshold.dtype)
     return jnp.clip(threshold, cast(floor), cast(cap))

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ..core.blocks import Blocks, Values
-from ..core.checks import require_fraction, require_limits, require_number
+from ..core.checks import Scalar, require_fraction, require_limits, require_number
 from ..core.meshes import shared
 from .averages import average_weight
 from .base import Context, Threshold
@@ -36,24 +37,25 @@ class LossState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class FromLoss(Combined):
-    """A threshold that is relaxed where the loss has stopped falling."""
+    """A threshold that grows while the loss has stopped falling."""
 
-    relaxation: Any
-    tolerance: Any
-    fast_decay: Any
-    slow_decay: Any
-    cap: Any
+    relaxation: Scalar
+    tolerance: Scalar
+    fast_decay: Scalar
+    slow_decay: Scalar
+    cap: Scalar
     kind = "from-loss"
 
     @property
     def remembers(self) -> bool:  # type: ignore[override]
-        """Always: two averages of the loss."""
+        """True: the state always holds two averages of the loss."""
         return True
 
     def init(self, blocks: Blocks, params: Any) -> LossState:
-        averages = [jnp.zeros((), blocks.leaves.dtype) for _ in range(2)]
+        # Two buffers, since a state that holds one buffer twice cannot be donated.
+        fast, slow = (jnp.zeros((), blocks.leaves.dtype) for _ in range(2))
         relaxed = super().init(blocks, params)
-        return LossState(jnp.zeros((), jnp.int32), *averages, relaxed)
+        return LossState(jnp.zeros((), jnp.int32), fast, slow, relaxed)
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         cast = context.cast
@@ -91,13 +93,13 @@ class FromLoss(Combined):
 def from_loss(
     threshold: ThresholdLike,
     *,
-    relaxation: Any = 1.0,
-    tolerance: Any = 0.01,
-    fast_decay: Any = 0.9,
-    slow_decay: Any = 0.99,
-    cap: Any = math.inf,
+    relaxation: Scalar = 1.0,
+    tolerance: Scalar = 0.01,
+    fast_decay: Scalar = 0.9,
+    slow_decay: Scalar = 0.99,
+    cap: Scalar = math.inf,
 ) -> FromLoss:
-    r"""Relax a threshold where the loss has stopped falling. Experimental.
+    r"""Return a threshold that grows while the loss has stopped falling. Experimental.
 
     No published method does this; the form is clipjax's own and may change. With a fast
     and a slow exponential average of the loss,
@@ -106,13 +108,13 @@ def from_loss(
         c = c_0 \bigl(1 + \kappa\, e^{-\max(q, 0) / q_0}\bigr), \qquad
         q = (L_\text{slow} - L_\text{fast}) / |L_\text{slow}|.
 
-    The loss comes as ``update(updates, state, params, value=loss)``. One that is NaN or
-    infinite is left out. Nothing is relaxed before the slow average has as many losses
-    as it remembers, ``1 / (1 - slow_decay)``.
+    Pass the loss as ``update(updates, state, params, value=loss)``. A loss that is NaN
+    or infinite is left out. The threshold is c₀ until the slow average has as many
+    losses as it remembers, ``1 / (1 - slow_decay)``.
 
     Args:
         threshold: :math:`c_0`, anything that `clipjax.clip_by` accepts as a threshold.
-        relaxation: κ, by how much the threshold grows at most, relative to itself.
+        relaxation: κ, the largest growth of the threshold, relative to itself.
         tolerance: q₀, the relative progress that counts as falling, above 0.
         fast_decay: weight of the past in the fast average, from 0 to 1.
         slow_decay: weight of the past in the slow average, from 0 to 1.
@@ -144,10 +146,10 @@ def from_loss(
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class PolyakCap(Threshold):
-    """The norm with which a step of SGD is as long as Polyak's."""
+    """The norm at which a step of SGD is as long as Polyak's step."""
 
-    learning_rate: Any
-    lower_bound: Any
+    learning_rate: optax.ScalarOrSchedule
+    lower_bound: Scalar
     kind = "polyak-cap"
     reads = "norms"
 
@@ -167,14 +169,16 @@ class PolyakCap(Threshold):
         return list(map(limit, norms)), state
 
 
-def polyak_cap(learning_rate: Any, lower_bound: Any = 0.0) -> PolyakCap:
-    r"""Cap the step of SGD at the length of Polyak's, from the loss.
+def polyak_cap(
+    learning_rate: optax.ScalarOrSchedule, lower_bound: Scalar = 0.0
+) -> PolyakCap:
+    r"""Return a threshold that caps the step of SGD at the length of Polyak's step.
 
     .. math:: c = \frac{f - f^*}{\eta \lVert g \rVert}
 
-    so that :math:`\eta \lVert u \rVert \le (f - f^*)/\lVert g \rVert`. The loss f
-    comes as ``update(updates, state, params, value=loss)``; at or below its bound
-    nothing moves.
+    so that :math:`\eta \lVert u \rVert \le (f - f^*)/\lVert g \rVert`. Pass the loss f
+    as ``update(updates, state, params, value=loss)``; at or below its bound the update
+    is zero.
 
     Args:
         learning_rate: η of the SGD that follows, a number above 0 or a schedule.

@@ -1,4 +1,4 @@
-"""Thresholds by rule of thumb: where to start from, not what was measured here."""
+"""Thresholds by rule of thumb: starting points, not results of a measurement."""
 
 RULES_OF_THUMB = {
     "cnn": 5.0,
@@ -12,7 +12,7 @@ RULES_OF_THUMB = {
 
 
 def rule_of_thumb(model: str) -> float:
-    """Gives the global L2 norm that is commonly tried first for a kind of model.
+    """Return the global L2 norm that is commonly tried first for a kind of model.
 
     These numbers are folklore: start from one, look at the norms that
     `clipjax.metrics` reports, and move it.

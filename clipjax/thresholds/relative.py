@@ -1,4 +1,4 @@
-"""Thresholds relative to something else that is measured in the same step."""
+"""Thresholds relative to the parameters or to the learning rate."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ..core.blocks import Values
-from ..core.checks import require_bool, require_number
+from ..core.checks import Scalar, require_bool, require_number
 from .base import Context, Threshold
 from .combine import Combined
 from .given import ThresholdLike, as_threshold
@@ -19,8 +20,8 @@ from .given import ThresholdLike, as_threshold
 class RelativeToParams(Threshold):
     """``ratio · max(‖w‖, floor)``, with the parameters' blocks and norm."""
 
-    ratio: Any
-    floor: Any
+    ratio: Scalar
+    floor: Scalar
     kind = "relative-to-params"
 
     def __post_init__(self):
@@ -34,13 +35,13 @@ class RelativeToParams(Threshold):
         return [ratio * jnp.maximum(weight, floor) for weight in weights], state
 
 
-def relative_to_params(ratio: Any, floor: Any = 1e-3) -> RelativeToParams:
+def relative_to_params(ratio: Scalar, floor: Scalar = 1e-3) -> RelativeToParams:
     """Allow each block a fraction of its parameters' norm.
 
     Args:
         ratio: the fraction, a number or array of at least 0.
-        floor: parameters whose norm is below this count as if it were this, so that
-            zero-initialised ones can move.
+        floor: the least norm of parameters that is assumed, so that zero-initialized
+            ones can move.
 
     Raises:
         TypeError: an argument is not a number.
@@ -61,10 +62,10 @@ def relative_to_params(ratio: Any, floor: Any = 1e-3) -> RelativeToParams:
 class TrustRatio(Threshold):
     """``n · τ‖w‖ / (η (n + ω‖w‖ + ε))``: the factor of LARC, as a length."""
 
-    learning_rate: Any
-    trust: Any
-    decay: Any
-    epsilon: Any
+    learning_rate: optax.ScalarOrSchedule | None
+    trust: Scalar
+    decay: Scalar
+    epsilon: Scalar
     kind = "trust-ratio"
     reads = "norms"
 
@@ -83,7 +84,8 @@ class TrustRatio(Threshold):
         def limit(norm: jax.Array, weight: jax.Array) -> jax.Array:
             divisor = rate * (norm + decay * weight + epsilon)
             usable = (weight > 0) & (divisor > 0)
-            # An infinite norm cancels: the share of it that is allowed is not needed.
+            # A block of infinite norm becomes NaN whatever its threshold; 0 avoids
+            # inf times 0 here.
             norm = jnp.where(norm < jnp.inf, norm, 0)
             allowed = norm * (trust * weight / jnp.where(usable, divisor, 1))
             return jnp.where(usable, allowed, jnp.inf)
@@ -91,26 +93,26 @@ class TrustRatio(Threshold):
         return list(map(limit, norms, weights)), state
 
 
-def require_rate(rate: Any) -> None:
+def require_rate(rate: optax.ScalarOrSchedule | None) -> None:
     """Check a learning rate that is a number."""
     if rate is not None and not callable(rate):
         require_number("learning_rate", rate, infinite=False)
 
 
-def learning_rate_now(rate: Any, context: Context, who: str) -> jax.Array:
+def learning_rate_now(
+    rate: optax.ScalarOrSchedule | None, context: Context, who: str
+) -> jax.Array:
     """Return the learning rate: a number, a schedule's value, or the extra argument."""
     if rate is None:
-        rate = context.argument("learning_rate", who)
-    elif callable(rate):
-        rate = rate(context.steps)
-    return context.cast(rate)
+        return context.cast(context.argument("learning_rate", who))
+    return context.cast(rate(context.steps) if callable(rate) else rate)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class RelativeToLearningRate(Combined):
     """A threshold times or divided by the learning rate."""
 
-    learning_rate: Any
+    learning_rate: optax.ScalarOrSchedule | None
     proportional: bool
     kind = "relative-to-learning-rate"
 
@@ -124,7 +126,10 @@ class RelativeToLearningRate(Combined):
 
 
 def relative_to_learning_rate(
-    step: ThresholdLike, learning_rate: Any = None, *, proportional: bool = False
+    step: ThresholdLike,
+    learning_rate: optax.ScalarOrSchedule | None = None,
+    *,
+    proportional: bool = False,
 ) -> RelativeToLearningRate:
     r"""Couple a threshold with the learning rate η.
 
@@ -134,9 +139,9 @@ def relative_to_learning_rate(
     Args:
         step: s, anything that `clipjax.clip_by` accepts as a threshold: with
             `relative_to_params` a fraction of the parameters' norm, as LARC does.
-        learning_rate: η, a number, an array or a schedule; None to read the extra
+        learning_rate: η, a number, an array or a schedule; None to use the extra
             argument ``learning_rate`` of each update. At 0 nothing is clipped.
-        proportional: multiply rather than divide.
+        proportional: whether to multiply and not divide.
 
     Raises:
         TypeError: an argument is of the wrong kind.

@@ -1,8 +1,8 @@
 """Thresholds from how fast gradients change: the (L0, L1) model of smoothness.
 
-The model says that the smoothness at a point is at most ``L0 + L1·‖g‖`` there. The step
-``1 / (L0 + L1·‖g‖)`` that it asks for is a soft clip at ``γ = L0 / L1`` followed by the
-learning rate ``η = 1 / L0``, so that ``ηγ = 1 / L1``.
+The model bounds the smoothness at a point by ``L0 + L1·‖g‖``. Its step size,
+``1 / (L0 + L1·‖g‖)``, is a soft clip at ``γ = L0 / L1`` followed by the learning rate
+``η = 1 / L0``, so that ``ηγ = 1 / L1``.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import jax
 import jax.numpy as jnp
 
 from ..core.blocks import Blocks, Values
-from ..core.checks import require_fraction, require_limits, require_number
+from ..core.checks import Scalar, require_fraction, require_limits, require_number
 from ..core.trees import zeros_like
 from .base import Context, Threshold
 from .given import Constant
 from .history import limited, reached
 
 
-def from_smoothness(l0: Any, l1: Any) -> Constant:
-    r"""Take the threshold γ = L0/L1 from known constants of smoothness.
+def from_smoothness(l0: float, l1: float) -> Constant:
+    r"""Return the threshold γ = L0/L1 for known constants of smoothness.
 
     Args:
         l0: L0, the smoothness at small gradients: loss per parameter squared, a number
@@ -54,7 +54,7 @@ def from_smoothness(l0: Any, l1: Any) -> Constant:
 
 
 class SmoothnessState(NamedTuple):
-    """The memory of `EstimatedSmoothness`: as large as two copies of the parameters.
+    """The memory of `EstimatedSmoothness`, as large as two copies of the parameters.
 
     Attributes:
         pairs_seen: int32 number of pairs of steps compared, per block; -1 before the
@@ -75,13 +75,13 @@ class SmoothnessState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class EstimatedSmoothness(Threshold):
-    """γ = L0/L1, or the step of the model, by regressing smoothness on the norm."""
+    """γ = L0/L1, or the model's step, from a regression of smoothness on the norm."""
 
-    decay: Any
-    minimum_history: Any
-    floor: Any
-    cap: Any
-    initial_step: Any = None
+    decay: Scalar
+    minimum_history: Scalar
+    floor: Scalar
+    cap: Scalar
+    initial_step: Scalar | None = None
     kind = "estimated-smoothness"
     remembers = True
     reads = "norms"
@@ -109,7 +109,7 @@ class EstimatedSmoothness(Threshold):
         seen = state.pairs_seen
         enters = (seen >= 0) & (moved > 0)
         local = turned / jnp.where(moved > 0, moved, 1)
-        # Between two points the model gives L0 + L1 times the mean of the norms there.
+        # Between two points the model predicts L0 + L1 times the mean of their norms.
         between = (norm + state.previous_norms) / 2
         sample = jnp.stack([between, local, between * between, between * local])
         entered = jnp.maximum(seen + 1, 1).astype(context.dtype)
@@ -134,7 +134,8 @@ class EstimatedSmoothness(Threshold):
         variance = xx - x * x
         slope = (xy - x * y) / jnp.where(variance > 0, variance, 1)
         offset = y - slope * x
-        # A line that falls, or meets zero early, is noise and no model.
+        # A line with a negative slope or a negative offset contradicts the model: the
+        # estimate is noise.
         fits = (variance > 0) & (slope > 0) & (offset > 0)
         known = reached(count, self.minimum_history) & fits
         if self.initial_step is None:
@@ -156,29 +157,29 @@ def _cast_each(arrays: list[jax.Array], like: list[jax.Array]) -> list[jax.Array
 
 def estimated_smoothness(
     *,
-    decay: Any = 0.99,
-    minimum_history: Any = 10,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
-    initial_step: Any = None,
+    decay: Scalar = 0.99,
+    minimum_history: Scalar = 10,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
+    initial_step: Scalar | None = None,
 ) -> EstimatedSmoothness:
-    r"""Estimate γ = L0/L1 on the way, from successive gradients and parameters.
+    r"""Return a threshold that estimates γ = L0/L1 during training.
 
-    The local smoothness :math:`\lVert\Delta g\rVert / \lVert\Delta w\rVert` between
-    two steps is regressed on the gradient norm; the line's offset is L0, its slope L1.
-    The noise of mini-batches counts as smoothness: expect sense from full batches only,
-    or from large ones. The state keeps a copy of the gradients and one of the
-    parameters.
+    The estimate comes from successive gradients and parameters: the local smoothness
+    :math:`\lVert\Delta g\rVert / \lVert\Delta w\rVert` between two steps is regressed
+    on the gradient norm; the line's offset is L0, its slope L1. The noise of
+    mini-batches counts as smoothness, so that estimates are meaningful only for full or
+    large batches. The state keeps a copy of the gradients and one of the parameters.
 
     Args:
         decay: weight of the past in the regression, from 0 to 1.
         minimum_history: how many pairs of steps must be known; before, and where the
-            line falls or meets zero early, only the cap clips.
+            line has a negative slope or offset, only the cap clips.
         floor: the least threshold, in the gradient's units.
         cap: the largest threshold.
-        initial_step: a learning rate; given, the threshold is the length of the whole
-            step, ``n / (L0 + L1·n)``, to go with ``rules.normalise`` and a learning
-            rate of 1. Before anything is known it is ``initial_step · n``.
+        initial_step: a learning rate. If given, the threshold is the length of the
+            whole step, ``n / (L0 + L1·n)``, for use with ``rules.normalise`` and a
+            learning rate of 1. Before the estimate is known it is ``initial_step · n``.
 
     Raises:
         TypeError: an argument is not a number.

@@ -1,15 +1,17 @@
-"""The thresholds of AdaGC and AGGC, which differ between warm-up and later."""
+"""The thresholds of AdaGC and of AGGC, which track one number per block."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ..core.blocks import Blocks, Values
 from ..core.checks import (
+    Scalar,
     require_bool,
     require_choice,
     require_fraction,
@@ -19,7 +21,7 @@ from ..core.checks import (
 from .base import Context, Threshold
 from .history import complement, reached
 
-MINIMA = ("raw", "clipped")
+MinimumOf = Literal["raw", "clipped"]
 
 
 class TrackedState(NamedTuple):
@@ -35,7 +37,7 @@ class TrackedState(NamedTuple):
 
 
 class Tracking(Threshold):
-    """One number per block, which norms of zero leave as it is."""
+    """A threshold that tracks one number per block; norms of zero do not change it."""
 
     remembers = True
     reads = "norms"
@@ -57,14 +59,14 @@ class Tracking(Threshold):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AdaptiveTensorwise(Tracking):
-    """A multiple of an average of clipped norms; at first, one clip for the whole."""
+    """A multiple of an average of clipped norms; in the warm-up, one global norm."""
 
-    absolute: Any
-    relative: Any
-    decay: Any
-    warmup: Any
-    minimum_of: str
-    floor: Any
+    absolute: Scalar
+    relative: Scalar
+    decay: Scalar
+    warmup: Scalar
+    minimum_of: MinimumOf
+    floor: Scalar
     kind = "adaptive-tensorwise"
 
     def __post_init__(self):
@@ -73,14 +75,15 @@ class AdaptiveTensorwise(Tracking):
         require_fraction("beta", self.decay)
         require_number("warmup_steps", self.warmup, infinite=False)
         require_limits(self.floor, float("inf"))
-        require_choice("minimum_of", self.minimum_of, MINIMA)
+        require_choice("minimum_of", self.minimum_of, get_args(MinimumOf))
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         # Algorithm 1 of the paper, for all blocks at once.
         cast, blocks = context.cast, context.blocks
         whole, norm = context.whole(norms), _finite(blocks.vector(norms))
         absolute, (seen, before) = cast(self.absolute), state
-        # norm / whole is a share; absolute / whole could leave the range.
+        # In this order, since absolute / whole could overflow; norm / whole is at most
+        # 1.
         share = norm / jnp.where(whole > 0, whole, 1)
         shared = jnp.where(whole <= absolute, jnp.inf, absolute * share)
         own = cast(self.relative) * jnp.maximum(before, cast(self.floor))
@@ -98,15 +101,15 @@ class AdaptiveTensorwise(Tracking):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AdaptiveBand(Tracking):
-    """The length of a norm brought into a band about the average of such lengths."""
+    """The norm, moved into a band around the average of such lengths."""
 
-    low: Any
-    high: Any
-    decay: Any
+    low: optax.ScalarOrSchedule
+    high: optax.ScalarOrSchedule
+    decay: Scalar
     raises: bool
-    floor: Any
-    largest_raise: Any
-    largest_cut: Any
+    floor: Scalar
+    largest_raise: Scalar
+    largest_cut: Scalar
     kind = "adaptive-band"
 
     def __post_init__(self):
@@ -120,7 +123,7 @@ class AdaptiveBand(Tracking):
         require_bool("raises", self.raises)
 
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
-        # The answer is a length, for the rule that takes the threshold as one.
+        # The threshold is the length itself, for rules.normalise or rules.hard.
         cast, blocks = context.cast, context.blocks
         norm, (seen, before) = _finite(blocks.vector(norms)), state
         low, high = (
@@ -143,5 +146,5 @@ class AdaptiveBand(Tracking):
 
 
 def _finite(norm: jax.Array) -> jax.Array:
-    """Replace an infinite norm, whose block becomes NaN whatever its threshold."""
+    """Replace an infinite norm by 0; its block becomes NaN whatever the threshold."""
     return jnp.where(norm < jnp.inf, norm, 0)

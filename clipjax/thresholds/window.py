@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ..core.checks import require_fraction, require_number, require_steps
+from ..core.checks import Scalar, require_fraction, require_number, require_steps
 from ..core.dtypes import inverse_power
-from .history import Learnt, Memory
+from .history import Learnt, Memory, Remembered
 
 # Norms that hardly vary have no standard deviation to speak of: one of a thousandth of
 # the mean keeps rounding and drift from counting as outliers.
@@ -20,7 +19,7 @@ LEAST_DEVIATION = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Window(Memory):
-    """The latest norms, in a ring along a leading axis."""
+    """The latest norms, in a ring buffer along a leading axis."""
 
     size: int
 
@@ -46,12 +45,12 @@ class Window(Memory):
 class Quantile(Window):
     """A multiple of a quantile, interpolated as NumPy does."""
 
-    q: Any
-    factor: Any
+    q: Scalar
+    factor: Scalar
 
     def threshold(self, memory, norm, seen):
         del norm
-        # Unused slots come last.
+        # Sorting moves unused slots to the end.
         filled = jnp.where(self.is_filled(memory, seen), memory, jnp.inf)
         ordered = jnp.sort(filled, axis=0)
         count = jnp.minimum(seen, self.size)
@@ -71,14 +70,14 @@ class Quantile(Window):
 class MeanPlusStd(Window):
     """The mean, and a number of population standard deviations above it."""
 
-    k: Any
+    k: Scalar
 
     def threshold(self, memory, norm, seen):
         del norm
         is_filled = self.is_filled(memory, seen)
         count = jnp.minimum(seen, self.size).astype(memory.dtype)
         mean = jnp.sum(jnp.where(is_filled, memory, 0), axis=0) / count
-        # Near one, where squares are in range.
+        # Scaled so that the squares neither overflow nor underflow.
         power = inverse_power(mean)
         squares = jnp.square((memory - mean[None]) * power[None])
         squares = jnp.sum(jnp.where(is_filled, squares, 0), axis=0)
@@ -88,27 +87,27 @@ class MeanPlusStd(Window):
 
 
 def quantile(
-    q: Any,
+    q: Scalar,
     window: int = 1000,
     *,
-    factor: Any = 1.0,
+    factor: Scalar = 1.0,
     include_current: bool = False,
-    remember: str = "raw",
-    minimum_history: Any = 1,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    remember: Remembered = "raw",
+    minimum_history: Scalar = 1,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
-    """Takes a quantile of the latest norms, exactly.
+    """Return a threshold at an exact quantile of the latest norms.
 
     The state keeps ``window`` norms per block, and each step sorts them.
 
     Args:
         q: the quantile, from 0 to 1: 0.9 clips about one step in ten.
         window: how many norms to keep.
-        factor: what the quantile is multiplied by.
-        include_current: whether today's norm counts for today's threshold.
+        factor: a multiplier of the quantile.
+        include_current: whether the current norm counts for the current threshold.
         remember: which norm is kept; see `clipjax.thresholds.Learnt`. Clipped norms
-            make the threshold sink: at 0.9 it then clips twice as often.
+            lower the threshold: at 0.9 it then clips twice as often.
         minimum_history: how many norms must be known; before, only the cap clips.
         floor: the least threshold, in the gradient's units.
         cap: the largest threshold.
@@ -139,22 +138,22 @@ def quantile(
 
 def mean_plus_std(
     window: int = 128,
-    k: Any = 3.0,
+    k: Scalar = 3.0,
     *,
     include_current: bool = False,
-    remember: str = "raw",
-    minimum_history: Any = 1,
-    floor: Any = 0.0,
-    cap: Any = math.inf,
+    remember: Remembered = "raw",
+    minimum_history: Scalar = 1,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
 ) -> Learnt:
-    """Takes the mean of the latest norms plus some standard deviations.
+    """Return a threshold at the mean of the latest norms plus standard deviations.
 
-    The deviation is that of the population, and at least a thousandth of the mean.
+    The standard deviation is that of the population, at least a thousandth of the mean.
 
     Args:
         window: how many norms to keep.
         k: the number of standard deviations.
-        include_current: whether today's norm counts for today's threshold.
+        include_current: whether the current norm counts for the current threshold.
         remember: which norm is kept; see `clipjax.thresholds.Learnt`.
         minimum_history: how many norms must be known; before, only the cap clips.
         floor: the least threshold, in the gradient's units.

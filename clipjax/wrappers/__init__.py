@@ -1,1 +1,1 @@
-"""Transformations that go around a clip, or around a whole optimizer."""
+"""Transformations that wrap a clip or a whole optimizer."""

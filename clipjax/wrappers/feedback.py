@@ -1,4 +1,4 @@
-"""A wrapper that adds what a clip has cut off to later gradients."""
+"""Error feedback: a wrapper that adds the part cut off to later gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..core.checks import require_number
+from ..core.checks import Scalar, require_number
 from ..core.clip import clip_by
 from ..core.dtypes import accumulation_dtype, narrow, widen
 from ..core.meshes import AxisNames
@@ -20,10 +20,9 @@ class ErrorFeedbackState(NamedTuple):
     """The state of `error_feedback`.
 
     Attributes:
-        residual: what has been cut off and not yet given back, a tree of the
-            parameters' structure and shapes: float32, or float64 for float64 leaves
-            (or their complex counterparts). For leaves that are not clipped, zeros
-            that stay.
+        residual: the sum of all parts cut off, less those added back, a tree of the
+            parameters' structure and shapes: float32, or float64 for float64 leaves (or
+            their complex counterparts). It stays zero for leaves that are not clipped.
         inner_state: the state of the wrapped clip.
     """
 
@@ -33,27 +32,27 @@ class ErrorFeedbackState(NamedTuple):
 
 def error_feedback(
     clip: optax.GradientTransformation,
-    cap: Any = None,
+    cap: Scalar | None = None,
     *,
     axis_name: AxisNames = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Add what a clip cuts off to the next gradient, so that nothing is lost.
+    r"""Add the part that a clip cuts off to the next gradient.
 
     .. math::
         r_t = g_t + \Delta_t, \qquad
         u_t = \operatorname{clip}(r_t), \qquad
         \Delta_{t+1} = r_t - u_t
 
-    Clipping alone is biased where gradients are skewed. Here, without a cap, all
-    updates so far and the residual :math:`\Delta` add up to all gradients so far, so
-    that the mean update tends to the mean gradient, as long as the residual stays
-    bounded: if gradients are longer than the threshold on average, it grows for ever,
-    and a cap is needed. The clip sees :math:`r` in the residual's precision; rounding
-    the update to the gradient's dtype is fed back too.
+    Clipping alone is biased where the distribution of gradients is skewed. With error
+    feedback and no cap, the sum of all updates plus the residual :math:`\Delta` equals
+    the sum of all gradients. So the mean update tends to the mean gradient, as long as
+    the residual stays bounded: if gradients are longer than the threshold on average,
+    it grows forever, and a cap is needed. The clip gets :math:`r` in the residual's
+    precision, and the rounding of the update to the gradient's dtype is fed back too.
 
-    Put it where the clip would be, in front of the optimizer: the residual is in the
-    gradient's units. Put ``optax.MultiSteps`` around both. It costs one more copy of
-    the parameters in memory.
+    Put the wrapped clip in front of the optimizer: the residual is in the gradient's
+    units. Put ``optax.MultiSteps`` around both. The residual costs one more copy of the
+    parameters in memory.
 
     | input | result |
     |---|---|
@@ -62,7 +61,7 @@ def error_feedback(
     | NaN or inf in any leaf | the clip of the gradient alone; residual bit-identical |
     | finite leaves whose sums overflow | residual bit-identical |
     | bfloat16 or float16 gradients | update in their dtype, residual in float32 |
-    | integer, float0, PRNG-key, None leaves | left to the clip, their residual is 0 |
+    | integer, float0, PRNG-key, None leaves | as the clip returns them; residual 0 |
     | a state that is not this wrapper's, None included | ValueError |
 
     Args:
@@ -118,7 +117,7 @@ def error_feedback(
         total = [_sum(leaf, owed) for leaf, owed in zip(raw, residual, strict=True)]
         is_bad = first_bad_leaf(leaves.tree(total), axis_name, params) >= 0
 
-        # A residual that stays must not be given out, or it would count twice.
+        # On a bad step the residual is kept, and so must not be added as well.
         seen = [
             jnp.where(is_bad, leaf, both) for leaf, both in zip(raw, total, strict=True)
         ]
@@ -162,6 +161,7 @@ def _widest(leaf: jax.Array) -> jax.Array:
 
 
 def _sum(leaf: jax.Array, residual: jax.Array) -> jax.Array:
-    # A selection where there is nothing to add keeps -0.0 and subnormal entries.
+    # Where the residual is 0, select the leaf: adding 0 would change -0.0 to 0.0 and
+    # flush subnormal entries.
     total = leaf + residual.astype(leaf.dtype)
     return jnp.where(residual == 0, leaf, total)

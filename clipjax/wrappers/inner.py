@@ -1,4 +1,4 @@
-"""What all wrappers share: the transformation inside, its state, and bad steps."""
+"""Helpers of all wrappers: the inner transformation, its state, and bad steps."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from ..granularity import whole
 def as_transformation(
     argument: str, value: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Return a transformation; ``optax.MultiSteps``, which contains one, is accepted.
+    """Return an argument as a transformation that accepts extra arguments.
+
+    ``optax.MultiSteps``, which is not a transformation but contains one, is accepted.
 
     Raises:
-        TypeError: it is neither.
+        TypeError: the argument is neither.
     """
     if hasattr(value, "gradient_transformation"):
         value = value.gradient_transformation()
@@ -39,14 +41,14 @@ def checked_own_state(
     who: str,
     inside: tuple[str, ...] = ("inner_state",),
 ) -> Any:
-    """Return a wrapper's state, or say what is wrong with the one given.
+    """Return a wrapper's state, or raise an error that names the difference.
 
     Args:
-        state: what ``update`` was given.
-        fresh: makes the wrapper's state before the first step, from its fields
-            ``inside``.
+        state: the state that was passed to ``update``.
+        fresh: a function from the fields ``inside`` to the wrapper's initial state.
         who: the wrapper's name.
-        inside: the fields that depend on what is wrapped, which checks them itself.
+        inside: the fields that hold the states of inner transformations, which check
+            them themselves.
 
     Raises:
         ValueError: the state is not this wrapper's.
@@ -71,23 +73,23 @@ def first_bad_leaf(tree: Any, axis_name: AxisNames, params: Any = None) -> jax.A
 
 
 def no_update_if(is_bad: jax.Array, updates: Any) -> Any:
-    """Return updates that, if a step is bad, leave the parameters unchanged."""
+    """Return the updates or, on a bad step, ones that leave parameters unchanged."""
 
     def one(update: Any) -> Any:
         if not is_clippable(update):
             return update
-        # Adding +0.0 would turn a parameter of -0.0 into +0.0; adding -0.0 does not.
+        # -0.0, since adding +0.0 would turn a parameter of -0.0 into +0.0.
         return jnp.where(is_bad, jnp.full_like(update, -0.0), update)
 
     return jax.tree.map(one, updates)
 
 
 def state_before_if(is_bad: jax.Array, old: Any, new: Any) -> Any:
-    """Return the old state if a step is bad, else the new one; in the old dtypes."""
+    """Return the old state on a bad step, else the new one, in the old dtypes."""
 
     def one(old: Any, new: Any) -> jax.Array:
         if is_clippable(old):
-            # Some optimizers let a memory drift to the updates' dtype.
+            # Some optimizers return a memory in the updates' dtype.
             new = narrow(jnp.asarray(new), jnp.asarray(old))
         return jnp.where(is_bad, old, new)
 

@@ -26,21 +26,21 @@ def per_worker(
         \qquad\text{rather than}\qquad
         u = \operatorname{clip}\Bigl(\frac1n \sum_{i=1}^n g_i\Bigr)
 
-    The second is what every clip does by itself with gradients that have been averaged,
-    and what one device with the whole batch does. The first bounds what any worker
-    contributes; but it is biased where workers differ, and shorter: clipped to 1, the
-    gradients 10 and -8 average to 0, and their mean clips to 1.
+    Every clip computes the second form from averaged gradients, as does one device with
+    the whole batch. The first form bounds the contribution of each worker, but it is
+    biased where workers differ, and shorter: clipped to 1, the gradients 10 and -8
+    average to 0, whereas their mean clips to 1.
 
     Use it inside ``shard_map``, ``pmap`` or ``vmap`` with an axis name, on gradients
-    that have not been reduced, in the place of the mean. The mean is taken in
-    float32 or wider.
+    that have not been reduced, in place of the mean. The mean is taken in float32 or
+    wider.
 
-    All workers have the same state, which is the mean of what each would have made of
-    it: a threshold that remembers follows the mean over the workers of what it would
-    have remembered, and the reported norm is the mean of the workers' norms. A worker
-    that has NaN or inf, or skips the step, is left out of that, unless all are. Of
-    integers and flags, such as counts, it is the largest. So a state is as large as one
-    worker's, and needs further, small all-reduces, of the kind maximum.
+    All workers keep the same state: the mean over workers of the state that each would
+    have on its own. So the memory of a threshold is the mean of the workers' memories,
+    and the reported norm the mean of their norms. A worker that has NaN or inf, or
+    skips the step, is left out of that mean, unless all are. Integers and flags, such
+    as counts, are combined by their maximum. The state is therefore as large as one
+    worker's, and costs further, small all-reduces.
 
     | input | result |
     |---|---|
@@ -52,9 +52,9 @@ def per_worker(
     | integer, float0, PRNG-key, None leaves | as the clip gives them |
 
     Args:
-        clip: the clip, or any transformation that shortens gradients. If it needs an
-            ``axis_name`` of its own, that names the axes that parameters are split
-            over, not the workers'.
+        clip: the clip, or any transformation that shortens gradients. Its own
+            ``axis_name``, if it needs one, names the axes that parameters are split
+            over, not the workers' axes.
         axis_name: the axis, or axes, whose devices are the workers.
 
     Returns:
@@ -101,7 +101,7 @@ def per_worker(
 
 
 def _require_own(updates: Any, axes: tuple[Any, ...]) -> None:
-    """Refuse gradients that are the same on all workers, where types tell."""
+    """Refuse gradients that are the same on all workers, where types show it."""
     leaves = Leaves.of(updates).arrays
     told = {axis for axis in axes if types_tell(axis)}
     if leaves and told and not any(told & varying_axes(leaf) for leaf in leaves):
@@ -113,7 +113,7 @@ def _require_own(updates: Any, axes: tuple[Any, ...]) -> None:
 
 
 def _wide(leaf: jax.Array) -> jax.Array:
-    """Cast to float32 or wider: in float16 a sum over workers may overflow."""
+    """Cast to float32 or wider, since a sum over workers may overflow float16."""
     is_narrow = jnp.finfo(leaf.dtype).bits < 32
     return leaf.astype(jnp.float32) if is_narrow else leaf
 
@@ -125,7 +125,7 @@ def _mean(axes: tuple[Any, ...], leaf: Any) -> jax.Array:
 
 
 def _shares(axes: tuple[Any, ...], own: Any, before: Any) -> jax.Array:
-    """Return 0 for a worker that left this step out of its memories, else 1."""
+    """Return 0 on a worker whose memories ignored this step, else 1."""
     now, then = (list(map(_left_out, states_in(tree))) for tree in (own, before))
     share = jnp.int32(1)
     for count, earlier in zip(now, then or [0] * len(now), strict=True):
@@ -134,18 +134,19 @@ def _shares(axes: tuple[Any, ...], own: Any, before: Any) -> jax.Array:
 
 
 def _left_out(state: Any) -> jax.Array:
-    """Return the number of steps that a clip or a skip did not remember."""
+    """Return the number of steps that a clip's or a skip wrapper's memory ignored."""
     if isinstance(state, ClipState):
         return state.clip_info.nonfinite_steps
     return state.skipped_count
 
 
 def _shared(axes: tuple[Any, ...], share: jax.Array, own: Any) -> Any:
-    """Join a leaf of the workers' states."""
+    """Combine a leaf of the workers' states."""
     own = jnp.asarray(own)
     if is_clippable(own):
         wide = _wide(own)
-        # The mean of the differences: what is the same on all workers stays as it is.
+        # The mean of differences from the maximum: a value that is the same on all
+        # workers is then not rounded.
         base = jnp.zeros(wide.shape, wide.dtype)
         if not jnp.iscomplexobj(wide):
             base = jax.lax.stop_gradient(jnp.where(jnp.isfinite(wide), wide, -jnp.inf))

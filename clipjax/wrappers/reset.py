@@ -1,4 +1,4 @@
-"""A wrapper that makes an optimizer forget its momentum at regular intervals."""
+"""A wrapper that resets an optimizer's moments at regular intervals."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class PeriodicResetState(NamedTuple):
     """The state of `periodic_reset`.
 
     Attributes:
-        position: int32 place in the period, from 0, at which the latest update was a
-            reset, to ``every - 1``; 0 before the first update.
+        position: int32 position of the latest update in the period, from 0, a reset, to
+            ``every - 1``; 0 before the first update.
         reset_count: int32 number of resets so far.
         inner_state: the state of the wrapped optimizer.
     """
@@ -42,33 +42,34 @@ def periodic_reset(
     select: Callable[[str, Any], bool] | None = None,
     counters: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Take an optimizer's moments back to their start every so many steps.
+    r"""Reset an optimizer's moments to their initial values every so many steps.
 
-    Updates number ``every``, ``2 · every``, … (from 1) work with moments as
-    ``inner.init(params)`` makes them, zero for Adam. After a reset, updates are
+    Updates number ``every``, ``2 · every``, … (from 1) start from the moments of
+    ``inner.init(params)``, which are zero for Adam. After a reset, updates are
     multiplied by a ramp, where :math:`k` counts them from 0 and :math:`N` is
     ``warmup_steps``:
 
     .. math:: 0.01 + 0.99 \, (1 - \cos(\pi k / (N + 1))) / 2, \qquad k < N
 
-    By default these parts of the inner state are reset: floating-point and complex
-    arrays of each tree that mirrors the parameters, such as ``mu`` and ``nu`` of Adam
-    and the trace of SGD, as ``optax.tree_map_params`` finds them. A learning rate and
-    the states of clips stay as they are.
+    By default the reset applies to the floating-point and complex arrays of each tree
+    that mirrors the parameters, such as ``mu`` and ``nu`` of Adam and the trace of SGD,
+    as ``optax.tree_map_params`` finds them. A learning rate and the states of clips are
+    not reset.
 
-    SPAM is ``every=500, warmup_steps=150`` around Adam. It keeps Adam's count: without
-    bias correction, the first update after a reset is some 3.2 times that of a fresh
-    Adam with its usual decays, which the ramp covers; ``counters=True`` makes it fresh.
-    The ramp multiplies all that is inside, so keep weight decay outside, after this
-    wrapper in the chain, and ``optax.MultiSteps`` around it.
+    SPAM is ``every=500, warmup_steps=150`` around Adam. It keeps Adam's count. Hence
+    the bias correction is missing after a reset, and the first update is about 3.2
+    times that of a fresh Adam with the usual decays, which the ramp compensates for;
+    ``counters=True`` resets the count as well. The ramp multiplies the whole update of
+    ``inner``, so keep weight decay outside, after this wrapper in the chain, and
+    ``optax.MultiSteps`` around it.
 
     | input | result |
     |---|---|
     | no reset yet | exactly the updates of ``inner`` |
-    | every 1 | no memory at all |
-    | ramp over | bit-identical to ``inner``'s updates |
+    | every 1 | moments never accumulate |
+    | after the ramp | bit-identical to ``inner``'s updates |
     | bfloat16 updates | multiplied in float32, rounded once |
-    | integer, float0, PRNG-key, None leaves | as they came |
+    | integer, float0, PRNG-key, None leaves | unchanged |
     | a state that is not this wrapper's, None included | ValueError |
 
     Args:
@@ -160,7 +161,7 @@ def periodic_reset(
 
 
 def _moments(inner: optax.GradientTransformation, state: Any) -> Any:
-    """Return for every leaf of a state whether it is a moment of a parameter."""
+    """Return whether each leaf of a state is a moment of a parameter."""
     try:
         picked = optax.tree_map_params(
             inner, is_clippable, state, transform_non_params=lambda leaf: False
@@ -179,7 +180,7 @@ def _moments(inner: optax.GradientTransformation, state: Any) -> Any:
 
 
 def _with_counters(picked: Any, state: Any, params: Any) -> Any:
-    """Pick also the integers that are fields of a state with moments."""
+    """Add the integers that are fields of a state with picked moments."""
     of_params = {path for path, _ in jax.tree_util.tree_leaves_with_path(params)}
     lengths = {len(path) for path in of_params}
     owners = {

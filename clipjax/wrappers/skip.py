@@ -26,8 +26,8 @@ class SkipNonfiniteState(NamedTuple):
     Attributes:
         skip_names: the wrapper's name, a key without leaves.
         skipped_count: int32 number of steps skipped so far.
-        streak: int32 number of steps skipped in a row, up to now.
-        alarm: bool, true from the step on that made the streak too long.
+        streak: int32 number of latest steps that were skipped in a row.
+        alarm: bool, true from the first streak of ``alarm_after`` steps on.
         nonfinite_leaf: int32 position of the first offending leaf in the latest skipped
             step, -1 before; `clipjax.nonfinite_path` gives its path.
         inner_state: the state of the wrapped optimizer.
@@ -50,23 +50,23 @@ def skip_nonfinite(
 ) -> optax.GradientTransformationExtraArgs:
     """Skip every step whose gradient has a NaN or inf, however many come in a row.
 
-    On such a step the update is zero and the inner optimizer's state, its step count
-    included, stays as it was, bit for bit. Wrap the whole chain, so that no momentum
-    or schedule outside of it moves.
+    On such a step the update is zero, and the inner optimizer's state, including its
+    step count, does not change by a bit. Wrap the whole chain, so that no momentum or
+    schedule outside it changes.
 
     | input | result |
     |---|---|
     | finite updates | exactly those of ``inner`` |
     | NaN or inf in any leaf | -0.0 in every leaf, inner state bit-identical |
-    | ``alarm_after`` bad steps in a row | skipped too; ``alarm`` is raised and stays |
+    | ``alarm_after`` bad steps in a row | also skipped; ``alarm`` is set, and stays |
     | float32 parameters, bfloat16 gradients | work |
     | a state that is not this wrapper's, None included | ValueError |
 
     Args:
         inner: the optimizer to protect.
-        alarm_after: length of a streak of bad steps that raises the alarm, at least 1.
+        alarm_after: length of a streak of bad steps that sets the alarm, at least 1.
         axis_name: mesh or pmap axes that leaves are split over, inside ``shard_map``
-            and ``pmap``, so that all devices decide alike.
+            and ``pmap``, so that all devices take the same decision.
         name: prefix of its metrics.
 
     Returns:

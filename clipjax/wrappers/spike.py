@@ -1,4 +1,4 @@
-"""A wrapper that skips steps on which the loss or the gradient's norm jumps up."""
+"""A wrapper that skips steps with a spike in the loss or in the gradient's norm."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ class SkipOnSpikeState(NamedTuple):
     Attributes:
         skip_names: the wrapper's name, a key without leaves.
         skipped_count: int32 number of steps skipped so far.
-        streak: int32 number of steps skipped in a row, up to now.
-        alarm: bool, true from the step on that made the streak too long.
+        streak: int32 number of latest steps that were skipped in a row.
+        alarm: bool, true from the first streak of ``alarm_after`` steps on.
         is_spike: bool, whether the latest step was skipped.
-        accepted: int32 number of steps not skipped. Setting it to 0 forgets the
-            history, so that a new level is learnt.
+        accepted: int32 number of steps not skipped. Set it to 0 to forget the history,
+            so that the wrapper learns a new level.
         history: the latest accepted norms, under ``norm``, and losses, under ``loss``
             if it is watched: ring buffers of shape ``(window,)``, float32, or float64
             where any parameter is.
@@ -70,13 +70,13 @@ def skip_on_spike(
 
     Here :math:`x` is the loss, or the L2 norm of the whole gradient as it comes in, and
     :math:`\bar x` and :math:`s` are mean and sample standard deviation of the latest
-    accepted ones. On such a step the update is zero and the inner optimizer's state,
-    its step count included, stays as it was, bit for bit. What was rejected never
-    enters the history. So a level that is up for good is skipped for ever: watch
-    ``alarm``, and set ``accepted`` in the state to 0 to learn the new level.
+    accepted ones. On such a step the update is zero, and the inner optimizer's state,
+    including its step count, does not change by a bit. Rejected values never enter the
+    history. So if the level rises permanently, all steps are skipped: watch ``alarm``,
+    and set ``accepted`` in the state to 0 to learn the new level.
 
-    Wrap the whole chain, the clip included. A clip inside measures the same norm:
-    XLA finds the common sum under ``jit`` if it comes first in the chain.
+    Wrap the whole chain, including the clip. If the clip is the first in the chain, it
+    measures the same norm, and under ``jit`` XLA computes the common sum once.
 
     | input | result |
     |---|---|
@@ -85,27 +85,28 @@ def skip_on_spike(
     | NaN or inf in either, a norm beyond the dtype | likewise, whatever the history |
     | fewer than ``minimum_history`` steps accepted | finite steps are never skipped |
     | a rise of at most ``tolerance`` · mean | never a spike, however even the history |
-    | growth by 1 % a step | followed, from a standstill too |
+    | growth by 1 % per step | never a spike, even after a constant history |
     | a drop | never a spike |
     | the history is all zeros | finite steps are never skipped |
-    | ``alarm_after`` spikes in a row | skipped too; ``alarm`` is raised and stays |
+    | ``alarm_after`` spikes in a row | also skipped; ``alarm`` is set, and stays |
     | `clipjax.skip_nonfinite` around it, or in it | works; the outer one counts |
     | a state that is not this wrapper's, None included | ValueError |
 
     Args:
         inner: the optimizer to protect.
         window: how many accepted steps are remembered, at least 2.
-        sigma: how many standard deviations above the mean a spike begins.
-        tolerance: how far above the mean it begins at least, as a fraction of the
-            mean's magnitude; 0 for sigma alone.
-        minimum_history: how many steps must have been accepted before any is judged,
-            from 2 to ``window``; by default half the window.
-        loss: whether to watch the loss besides the norm. It is then passed to update,
-            as ``value=loss``.
-        alarm_after: length of a streak of skipped steps that raises the alarm.
+        sigma: the rise above the mean, in standard deviations, from which on a value is
+            a spike.
+        tolerance: the smallest rise of a spike, as a fraction of the mean's magnitude;
+            0 for sigma alone.
+        minimum_history: how many steps must have been accepted before a step can be
+            skipped, from 2 to ``window``; by default half the window.
+        loss: whether to watch the loss besides the norm. Pass it to update, as
+            ``value=loss``.
+        alarm_after: length of a streak of skipped steps that sets the alarm.
         axis_name: mesh or pmap axes that leaves are split over, inside ``shard_map``
-            and ``pmap``, so that all devices decide alike. A loss that differs over
-            them is averaged.
+            and ``pmap``, so that all devices take the same decision. A loss that
+            differs over them is averaged.
         name: prefix of its metrics.
 
     Returns:
@@ -129,9 +130,9 @@ def skip_on_spike(
         True 2
 
     References:
-        OLMo team, `2 OLMo 2 Furious <https://arxiv.org/abs/2501.00656>`_, 2025, whose
-        code, and that of Levanter and MaxText, use the same window and sigma; but let
-        rejected values into the history, and have no tolerance.
+        OLMo team, `2 OLMo 2 Furious <https://arxiv.org/abs/2501.00656>`_, 2025. Their
+        code, and that of Levanter and MaxText, use the same window and sigma, but enter
+        rejected values into the history and have no tolerance.
     """
     inner = as_transformation("inner", inner)
     require_integer("window", window, lowest=2)
@@ -209,7 +210,7 @@ def _is_high(
     sigma: float,
     tolerance: float,
 ) -> jax.Array:
-    """Compare a value with a ring buffer, of which ``accepted`` entries count."""
+    """Return whether a value is a spike over ``accepted`` entries of a ring buffer."""
     counts = jnp.arange(past.size) < accepted
     peak = jnp.max(jnp.where(counts, jnp.abs(past), 0))
     has_scale = peak > 0
@@ -225,7 +226,7 @@ def _is_high(
 
 
 def _loss(value: Any, axis_name: AxisNames) -> jax.Array:
-    """Return the loss, the mean over the axes that it differs over."""
+    """Return the loss, averaged over the axes over which it differs."""
     if value is None:
         raise ValueError(
             "skip_on_spike needs the loss: call update(updates, state, params, "

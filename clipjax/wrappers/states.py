@@ -1,4 +1,4 @@
-"""Finds the states of clips and of skip wrappers in an optimizer state."""
+"""A search for the states of clips and of skip wrappers in an optimizer state."""
 
 from __future__ import annotations
 

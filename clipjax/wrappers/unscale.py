@@ -1,4 +1,4 @@
-"""Undoes loss scaling, ahead of the check for overflow and of the clip."""
+"""Undo loss scaling, before the check for overflow and the clip."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
 
     .. math:: u = g / s, \qquad g = \nabla (s \cdot \text{loss})
 
-    It goes first, so that whatever follows sees the gradient in its true units:
+    Put it first, so that all that follows gets the gradient in its true units:
     ``chain(unscale(), skip_nonfinite(chain(clip, optimizer)))``. The result is in
-    float32, in which what the scale has kept from underflow survives the division.
-    Keep the parameters in float32 as well, or Optax's optimizers change the dtype of
-    their memories at the first step.
+    float32, in which small entries do not underflow in the division. Keep the
+    parameters in float32 as well, or Optax's optimizers change the dtype of their
+    memories at the first step.
 
     | input | result |
     |---|---|
@@ -33,13 +33,13 @@ def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
     | NaN or inf, from an overflow of the scaled gradient | NaN or inf |
     | scale 1 | the same values, in float32 |
     | scale below 1.18e-38, inf in the result's dtype, or NaN; known now | ValueError |
-    | scale not above 0, NaN or inf, traced | NaN in all leaves, for the check to see |
-    | integer, float0, PRNG-key, None leaves | as they came |
+    | scale not above 0, NaN or inf, traced | NaN in all leaves, for the check to find |
+    | integer, float0, PRNG-key, None leaves | unchanged |
 
     Args:
-        loss_scale: the factor s above 0, a number or an array that broadcasts against
-            each leaf, where it does not change. Without it, ``update`` takes it as the
-            extra argument ``loss_scale``.
+        loss_scale: the factor s above 0, if it is constant: a number, or an array that
+            broadcasts against each leaf. Without it, ``update`` expects the extra
+            argument ``loss_scale``.
 
     Returns:
         An ``optax.GradientTransformationExtraArgs`` without a state.
@@ -86,7 +86,7 @@ def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
 
 
 def _require_scale(scale: Any) -> None:
-    # Below the smallest normal number XLA would take it for zero.
+    # XLA flushes subnormal numbers to zero.
     smallest = float(jnp.finfo(jnp.float32).tiny)
     require_number("loss_scale", scale, lowest=smallest, infinite=False)
 
@@ -104,10 +104,11 @@ def _divided(leaf: jax.Array, scale: Any) -> jax.Array:
             "loss_scale must be one number, or broadcast against each leaf, got shape "
             f"{scale.shape} for a leaf of shape {leaf.shape}"
         )
-    # A negative scale would flip the sign, and an infinite one give zeros.
+    # A negative scale would flip the sign, and an infinite one would give zeros.
     scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, jnp.nan)
-    # XLA multiplies by the reciprocal, which is subnormal, and so zero, beyond 2^126.
+    # XLA multiplies by the reciprocal instead of dividing. Above 2^126 the reciprocal
+    # is subnormal and flushed to zero, so that a large scale is divided by 4 first.
     power = jnp.where(scale > 2.0**100, 0.25, 1.0).astype(dtype)
-    power = jax.lax.optimization_barrier(power)  # or it goes into the reciprocal
+    power = jax.lax.optimization_barrier(power)  # keep it out of the reciprocal
     wide = widen(leaf, dtype)
     return wide * power.astype(wide.dtype) / (scale * power).astype(wide.dtype)

@@ -1,4 +1,4 @@
-"""Clips that work together with an optimizer, whose state they read."""
+"""Clips combined with an optimizer, whose state they use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CompoundState(NamedTuple):
 
 
 class CompoundClip(optax.GradientTransformationExtraArgs):
-    """A clip together with an optimizer; it prints the clip."""
+    """A clip combined with an optimizer; its repr is that of the clip."""
 
     @property
     def clipper(self) -> Any:
@@ -75,7 +75,7 @@ class Compound:
     def update(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, CompoundState]:
-        """Run both, in order."""
+        """Apply both, in order."""
         _refuse_eight_bits(updates)
         who = f"{self.clip!r} with an optimizer"
         checked_own_state(state, CompoundState, who, CompoundState._fields)
@@ -86,7 +86,7 @@ class Compound:
             steps, after = self.inner.update(clipped, before, params, **extra)
         else:
             moved, after = self.inner.update(updates, before, params, **extra)
-            # Optimizers average integers as well, which a clip leaves alone.
+            # Optimizers average integers as well; a clip leaves them unchanged.
             moved = jax.tree.map(
                 lambda new, old: new if is_clippable(old) else old, moved, updates
             )
@@ -100,7 +100,7 @@ class Compound:
 
 
 def clip_before(inner: Any, clip: Clip, observe: Observe) -> CompoundClip:
-    """Clip what an optimizer gets, by what its state says before the step."""
+    """Clip an optimizer's input, given its state before the step."""
     inner = as_transformation("inner", inner)
     compound = Compound(clip, inner, observe, clip_first=True)
     return CompoundClip(compound.init, compound.update)
@@ -109,14 +109,14 @@ def clip_before(inner: Any, clip: Clip, observe: Observe) -> CompoundClip:
 def clip_after(
     inner: Any, clip: Clip, observe: Observe, holds: bool = False
 ) -> CompoundClip:
-    """Clip what an optimizer returns, by what its state says after the step."""
+    """Clip an optimizer's output, given its state after the step."""
     inner = optax.with_extra_args_support(inner)
     compound = Compound(clip, inner, observe, clip_first=False, holds=holds)
     return CompoundClip(compound.init, compound.update)
 
 
 def _refuse_eight_bits(tree: Any) -> None:
-    """Refuse leaves in whose dtype an optimizer's averages come out as 0 or NaN."""
+    """Refuse leaves in a dtype too narrow for an optimizer's averages (0 or NaN)."""
     leaves = Leaves.of(tree)
     for position, leaf in enumerate(leaves.arrays):
         if jnp.finfo(leaf.dtype).bits < 16:

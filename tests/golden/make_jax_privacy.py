@@ -133,7 +133,7 @@ def stored(tree):
 
 def main():
     """Asks jax_privacy."""
-    import dp_accounting
+    import dp_accounting  # pyright: ignore[reportMissingImports]
     from jax_privacy import clipping  # pyright: ignore[reportMissingImports]
 
     cases = []
