@@ -7,6 +7,7 @@ import re
 import textwrap
 
 import catalogue
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -147,6 +148,16 @@ def test_numbers_are_printed(make, printed):
     assert repr(make(2.0)) == printed.format(2)
     assert repr(make(3.0)) == printed.format(3)
     assert make(2.0) != make(3.0)
+
+
+def test_a_traced_number_is_printed_as_an_array():
+    def show(number):
+        texts.extend(repr(make(number)) for make in catalogue.REPRESENTATIVES.values())
+        texts.append(repr(clipjax.delta_clip(1.0, number)))
+
+    texts = []
+    jax.eval_shape(show, 0.5)
+    assert all("array" in text for text in texts), texts
 
 
 def test_coordinates_leave_the_numbers_out():
