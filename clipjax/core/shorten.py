@@ -32,8 +32,9 @@ class Multiplier(NamedTuple):
 def multiplier(norm: jax.Array, length: jax.Array) -> Multiplier:
     """Return the multiplier that brings a block from a norm to a length."""
     keeps = length == norm
-    # Avoid 1/0, whose derivative is infinite.
-    divisor = jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
+    # Avoid 1/0. By a selection: the derivative of one over the smallest number is
+    # infinite, too.
+    divisor = jax.lax.select(keeps, full_like(norm, 1.0), norm)
     length = jax.lax.select(norm < jnp.inf, length, full_like(norm, jnp.nan))
     return Multiplier(1 / divisor, length, keeps)
 
