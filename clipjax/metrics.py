@@ -261,13 +261,12 @@ def _totals(state: ClipState) -> Numbers:
 def _of_blocks(state: ClipState, names: Sequence[str], blocks: bool | int) -> Numbers:
     info = state.clip_info
     before: Any = info.block_norms_before  # an array, in a clip that reports blocks
-    after: Any = info.block_norms_after
+    after: Any = info.block_norms_after  # inf where the norm before is
     is_usable = (before > 0) & (before < jnp.inf)
     ratio = jnp.where(is_usable, after / jnp.where(is_usable, before, 1), 1)
     columns = {
         "grad_norm_raw": before,
-        # An infinite norm has no length after the clip; report it, as for the tree.
-        "grad_norm_clipped": jnp.where(before < jnp.inf, after, before),
+        "grad_norm_clipped": after,
         "clip_ratio": ratio,
         "threshold": info.block_thresholds,
     }

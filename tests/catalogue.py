@@ -18,6 +18,18 @@ import clipjax
 from clipjax import granularity, guards, norms, rules, spectral, thresholds
 
 SHAPES = {"dense": {"bias": (2,), "kernel": (3, 2)}, "scale": ()}
+NARROW = (
+    "float16",
+    "bfloat16",
+    "float8_e3m4",
+    "float8_e4m3",
+    "float8_e4m3b11fnuz",
+    "float8_e4m3fn",
+    "float8_e4m3fnuz",
+    "float8_e5m2",
+    "float8_e5m2fnuz",
+    "float4_e2m1fn",
+)
 LEAF_COUNT = 3
 
 

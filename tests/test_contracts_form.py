@@ -9,25 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from catalogue import about
+from catalogue import NARROW, about
 from oracle import assert_same_bits, kinds
 
 # Every clip there is, also those with an optimizer inside.
 EVERY = catalogue.CLIPS | {
     f"compound-{name}": make for name, make in catalogue.COMPOUNDS.items()
 }
-NARROW = (
-    "float16",
-    "bfloat16",
-    "float8_e3m4",
-    "float8_e4m3",
-    "float8_e4m3b11fnuz",
-    "float8_e4m3fn",
-    "float8_e4m3fnuz",
-    "float8_e5m2",
-    "float8_e5m2fnuz",
-    "float4_e2m1fn",
-)
 # Adam itself relies on promotion between the dtypes of moments and counts.
 pytestmark = pytest.mark.usefixtures("standard_promotion_for_optax")
 

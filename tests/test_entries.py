@@ -60,3 +60,11 @@ def test_a_schedule_may_give_integers():
     updates, state = clip.update({"w": jnp.array([2.0, 0.5])}, None)
     np.testing.assert_array_equal(updates["w"], [1.0, 0.5])
     assert float(state.clip_info.clip_threshold) == 1
+
+
+def test_a_threshold_of_zero_stops_subnormal_entries_too():
+    entries = np.array([1e-40, -1e-39, 2.0, -0.0], np.float32)
+    updates, _ = jax.jit(clipjax.clip_by_value(0.0).update)(entries, None)
+    np.testing.assert_array_equal(updates, np.zeros(4))
+    updates, _ = jax.jit(clipjax.clip_by_value(3.0).update)(entries, None)
+    assert_same_bits(updates, jnp.asarray(entries))

@@ -147,3 +147,25 @@ def test_clips_of_units_and_of_entries_report_the_same():
             _, state = clip.update(grads, None)
             assert float(state.clip_info.norm_before) == np.inf
             assert int(state.clip_info.nonfinite_steps) == 1
+
+
+def test_norms_of_leaves_whose_whole_is_beyond_its_report_are_clipped():
+    grads = {"a": jnp.full(3, 1e36), "b": jnp.full(2, -1e36)}
+    for clip in (clipjax.clip_by_leaf_norm(1.0), clipjax.adagc(1.0)):
+        updates, state = jax.jit(clip.update)(grads, clip.init(grads))
+        whole = clip.clipper.threshold.kind == "adaptive-tensorwise"
+        lengths = [norm(updates)] if whole else list(map(norm, updates.values()))
+        np.testing.assert_allclose(lengths, 1, rtol=1e-6)
+        # The report says inf, and the step is none with NaN or inf for that.
+        assert np.isinf(state.clip_info.norm_before)
+        assert int(state.clip_info.nonfinite_steps) == 0
+
+
+def test_a_bad_block_is_reported_as_infinite_and_the_others_as_they_are():
+    grads = {"a": jnp.array([jnp.nan, 1.0]), "b": jnp.array([3.0, 4.0])}
+    clip = clipjax.clip_by_leaf_norm(1.0)
+    updates, state = jax.jit(clip.update)(grads, clip.init(grads))
+    assert np.isnan(updates["a"]).all() and norm(updates["b"]) == pytest.approx(1)
+    np.testing.assert_array_equal(state.clip_info.block_norms_before, [np.inf, 5])
+    np.testing.assert_array_equal(state.clip_info.block_norms_after, [np.inf, 1])
+    assert int(state.clip_info.nonfinite_steps) == 1

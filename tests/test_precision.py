@@ -7,23 +7,12 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+from catalogue import NARROW
 from oracle import assert_same_bits, bits, eps, hard_clip, kinds, norm, wide
 
 import clipjax
 from clipjax import granularity, norms
 
-NARROW = [
-    "float16",
-    "bfloat16",
-    "float8_e3m4",
-    "float8_e4m3",
-    "float8_e4m3b11fnuz",
-    "float8_e4m3fn",
-    "float8_e4m3fnuz",
-    "float8_e5m2",
-    "float8_e5m2fnuz",
-    "float4_e2m1fn",
-]
 BELOW_SIXTEEN_BITS = NARROW[2:]
 # A step of each kind of memory: outliers, zeros, subnormals of the narrow dtypes.
 STEPS = np.random.default_rng(0).standard_normal((3, 2, 3)) * [

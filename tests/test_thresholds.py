@@ -185,7 +185,7 @@ def test_table():
     expected = [1, 1, np.inf, np.inf]
     np.testing.assert_array_equal(state.clip_info.block_thresholds, expected)
     assert float(state.clip_info.clip_threshold) == 1
-    with pytest.raises(ValueError, match="threshold must be a prefix of the tree"):
+    with pytest.raises(ValueError, match="^max_norm must be a prefix of the tree"):
         clipjax.clip_by_leaf_norm({"a": 1.0}).update(grads, None)
 
 

@@ -150,7 +150,7 @@ class Clipper:
         return Context(
             blocks=blocks,
             norm=self.norm,
-            table=lambda tree: self.granularity.table(tree, blocks, "threshold"),
+            table=lambda tree, name: self.granularity.table(tree, blocks, name),
             measure=lambda arrays: measure_plainly(self.norm, blocks, arrays),
             steps=steps,
             params=params,

@@ -102,9 +102,9 @@ class EntryClipper(Clipper):
             return narrow(wide * factor.astype(wide.dtype), leaf)
         if self.rule == rules.hard:
             # A selection propagates NaN, and keeps subnormal entries, which a minimum
-            # flushes to zero on CPUs.
+            # flushes to zero on CPUs. From the limit on, so that 0 stops those, too.
             cut = narrow(jnp.sign(wide) * limit, leaf)
-            return jnp.where(jnp.abs(wide) > limit, cut, leaf)
+            return jnp.where(jnp.abs(wide) >= limit, cut, leaf)
         return narrow(jnp.sign(wide) * self._lengths(jnp.abs(wide), limit), leaf)
 
     def _lengths(self, size: jax.Array, limit: Any) -> jax.Array:

@@ -185,8 +185,9 @@ def first_nonfinite_leaf(blocks: Blocks) -> jax.Array:
         jnp.max((~jnp.isfinite(leaf)).astype(jnp.float32), initial=0)
         for leaf in blocks.leaves.arrays
     ]
-    flags = blocks.over_devices(linf, flags)
-    return first_not_finite([1 / (1 - flag) for flag in flags])
+    if not flags:
+        return jnp.int32(-1)
+    return first_true(jnp.stack(blocks.over_devices(linf, flags)) > 0)
 
 
 def _any_outside(totals: Values, least: Sequence[float], largest: float) -> jax.Array:

@@ -81,7 +81,8 @@ def summarize(
         norm_after=after,
         clip_threshold=least,
         clipped_fraction=changed / max(blocks.count, 1),
-        is_finite=(before < jnp.inf) & (first_bad < 0),
+        # By the blocks: the norm of the whole can be beyond the range of its report.
+        is_finite=(first_bad < 0) & ~jnp.any(bad),
         first_nonfinite_leaf=first_bad,
         threshold_is_valid=is_valid,
     )
@@ -89,9 +90,11 @@ def summarize(
         return step
     if limits is None:
         limits = blocks.vector([jnp.asarray(limit, dtype) for limit in thresholds])
+    old = blocks.vector(norms) if old is None else old
+    new = blocks.vector(lengths) if new is None else new
     return step._replace(
-        block_norms_before=blocks.vector(norms) if old is None else old,
-        block_norms_after=blocks.vector(lengths) if new is None else new,
+        block_norms_before=old,
+        block_norms_after=jnp.where(old < jnp.inf, new, old),
         block_thresholds=limits,
     )
 
@@ -156,7 +159,8 @@ def next_info(info: ClipInfo, step: Step, steps: jax.Array) -> ClipInfo:
         steps: int32 number of earlier steps.
     """
     is_finite, before = step.is_finite, step.norm_before
-    after = jnp.where(before < jnp.inf, step.norm_after, before)
+    is_known = is_finite | (before < jnp.inf)
+    after = jnp.where(is_known, step.norm_after, before)
     usable = (before > 0) & (before < jnp.inf)
     ratio = jnp.where(usable, after / jnp.where(usable, before, 1), 1)
     average = RATIO_DECAY * info.average_clip_ratio + (1 - RATIO_DECAY) * ratio

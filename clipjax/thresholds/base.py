@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ..core.blocks import Blocks, Values
 from ..core.printing import printed
@@ -21,7 +23,8 @@ class Context:
     Attributes:
         blocks: the blocks of the updates; ``blocks.leaves`` are the updates' leaves.
         norm: how blocks are measured.
-        table: turns a prefix tree of numbers into one value per block.
+        table: turns a prefix tree of numbers, and the name of that argument, into one
+            value per block.
         measure: returns the norms of arrays with the shapes and shardings of the
             updates' leaves, such as the parameters. In float32, norms from 1e-19 to
             1e19 are accurate.
@@ -32,7 +35,7 @@ class Context:
 
     blocks: Blocks
     norm: Norm
-    table: Callable[[Any], Values]
+    table: Callable[[Any, str], Values]
     measure: Callable[[list[jax.Array]], Values]
     steps: jax.Array
     params: Any
@@ -47,11 +50,11 @@ class Context:
         """Return a number, possibly traced, in the dtype of norms."""
         return jnp.asarray(value).astype(self.dtype)
 
-    def whole(self, norms: Values) -> jax.Array:
-        """Return the norm of the whole tree from the norms of its blocks."""
-        if not norms:
-            return jnp.zeros((), self.dtype)
-        return self.norm.combine(norms, self.blocks.sizes)
+    def whole(self, norms: jax.Array) -> jax.Array:
+        """Return the norm of the whole tree from those of its blocks, ``(blocks,)``."""
+        counts = list(map(math.prod, self.blocks.shapes))
+        sizes = np.repeat(np.asarray(self.blocks.sizes, norms.dtype), counts)
+        return self.norm.combine([norms], [sizes])
 
     def parameters(self, who: str) -> list[jax.Array]:
         """Return the parameters of the updates' leaves.

@@ -83,7 +83,8 @@ class ByBlock(Threshold):
             self.value,
             is_leaf=_is_none,
         )
-        return [_as_entry(entry, context) for entry in context.table(entries)], state
+        table = context.table(entries, self.argument)
+        return [_as_entry(entry, context) for entry in table], state
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -18,6 +18,7 @@ from ..core.checks import (
     require_limits,
     require_number,
 )
+from ..core.dtypes import scaling_power
 from .base import Context, Threshold
 from .history import complement, reached
 
@@ -80,12 +81,12 @@ class AdaptiveTensorwise(Tracking):
     def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
         # Algorithm 1 of the paper, for all blocks at once.
         cast, blocks = context.cast, context.blocks
-        whole, norm = context.whole(norms), _finite(blocks.vector(norms))
-        absolute, (seen, before) = cast(self.absolute), state
-        # In this order, since absolute / whole could overflow; norm / whole is at most
-        # 1.
-        share = norm / jnp.where(whole > 0, whole, 1)
-        shared = jnp.where(whole <= absolute, jnp.inf, absolute * share)
+        norm, (seen, before) = _finite(blocks.vector(norms)), state
+        # Relative to the largest, since squares of norms can leave the range.
+        power = scaling_power(jnp.max(norm, initial=0))
+        whole, absolute = context.whole(norm * power), cast(self.absolute)
+        share = norm * power / jnp.where(whole > 0, whole, 1)
+        shared = jnp.where(whole <= absolute * power, jnp.inf, absolute * share)
         own = cast(self.relative) * jnp.maximum(before, cast(self.floor))
         is_warming = ~reached(context.steps, self.warmup)
         threshold = jnp.where(is_warming | (seen == 0), shared, own)
