@@ -1,4 +1,4 @@
-"""Counts of what a clip costs: equations, bytes, temporary memory, all-reduces.
+"""Counts of what clips cost: equations, reading, bytes, temporary memory, all-reduces.
 
 Nothing is run here: the numbers are those of jaxprs and of XLA's compiled programs, so
 they do not depend on how busy the machine is. Bytes are given in sizes of the gradient,
@@ -6,12 +6,17 @@ which makes them numbers of reads and writes of it.
 """
 
 import functools
+import itertools
+import pathlib
 import re
+import sys
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+import clipjax
 
 SHAPE = (256, 512)
 LEAVES = 6
@@ -56,6 +61,48 @@ def equations_per_leaf(make_clip, few=200, many=260):
         return equations(jax.make_jaxpr(clip.update)(grads, state, grads).jaxpr)
 
     return (count(many) - count(few)) / (many - few)
+
+
+# Reading
+
+
+class Path(NamedTuple):
+    """What a reader passes who follows one gradient through `update`.
+
+    Attributes:
+        functions: of clipjax that are called, nested ones too.
+        files: that they lie in.
+        changes: how often a call lies in another file than the call before.
+    """
+
+    functions: int
+    files: int
+    changes: int
+
+
+def readers_path(clip):
+    """Trace an update of two leaves, and follow the calls of clipjax's functions."""
+    root = str(pathlib.Path(clipjax.__file__).parent)
+    calls = []
+
+    def follow(frame, event, _):
+        code = frame.f_code
+        # Comprehensions and lambdas are no functions to a reader.
+        is_named = not code.co_name.startswith("<")
+        if event == "call" and is_named and code.co_filename.startswith(root):
+            calls.append((code.co_filename, code.co_qualname))
+
+    grads = structs(2)
+    state = jax.eval_shape(clip.init, grads)
+    before = sys.getprofile()
+    sys.setprofile(follow)
+    try:
+        jax.make_jaxpr(clip.update)(grads, state, grads)
+    finally:
+        sys.setprofile(before)
+    files = [file for file, _ in calls]
+    changes = sum(one != two for one, two in itertools.pairwise(files))
+    return Path(len(set(calls)), len(set(files)), changes)
 
 
 # Bytes and temporary memory

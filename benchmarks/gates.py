@@ -5,7 +5,7 @@
 Counts do not depend on the machine. They are those of the tests in ``test_cost.py``:
 equations per leaf of the jaxpr; reads and writes of the gradient, and temporaries in
 sizes of the gradient, in a step with Adam beyond Adam's own, on XLA's CPU backend. Last
-come the lines and files of the engine.
+come the functions and files that a gradient passes, and the size of the engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import clipjax
 
 from .clips import without_report
-from .costs import cost_beyond_adam, equations_per_leaf, structs
+from .costs import cost_beyond_adam, equations_per_leaf, readers_path, structs
 from .options import Parser, table
 
 # The rooms of the engine in the first edition and in the second.
@@ -66,7 +66,11 @@ def main(arguments: list[str] | None = None) -> int:
     header = ["clip", "equations per leaf"]
     header += [f"{dtype}: reads, temporaries" for dtype in ("float32", "bfloat16")]
     print(table(header, [row(name, clip) for name, clip in clips().items()]))
-    print()
+    path = readers_path(clipjax.clip_by_global_norm(1.0))
+    print(
+        f"\nA gradient passes {path.functions} functions in {path.files} files, with "
+        f"{path.changes} changes of file, in clip_by_global_norm(1.0).update."
+    )
     print(engine_size())
     return 0
 

@@ -17,6 +17,21 @@ import jax  # noqa: E402
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+
+def pytest_configure(config):
+    """Compile what two workers, or the last run and this one, share only once.
+
+    Of the time of a first run, four fifths are compilation. The key of a program is its
+    text, with the versions of JAX and XLA; ``pytest --cache-clear`` starts anew.
+    """
+    jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # A worker may read what another is just writing; it then compiles by itself.
+    half_written = "ignore:Error reading persistent compilation cache entry"
+    config.addinivalue_line("filterwarnings", half_written)
+
+
 hypothesis.settings.register_profile("local", deadline=None, max_examples=40)
 hypothesis.settings.register_profile(
     "ci", deadline=None, max_examples=40, derandomize=True, database=None

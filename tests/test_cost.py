@@ -15,6 +15,7 @@ from benchmarks.costs import (
     cost_alone,
     cost_beyond_adam,
     equations_per_leaf,
+    readers_path,
     structs,
 )
 from clipjax import granularity, guards
@@ -111,6 +112,12 @@ def test_metrics_add_no_pass():
 def test_state_of_the_global_clip_holds_scalars_only():
     state = jax.eval_shape(clipjax.clip_by_global_norm(1.0).init, structs())
     assert max(leaf.size for leaf in jax.tree.leaves(state)) == 1
+
+
+def test_a_reader_follows_one_gradient():
+    path = readers_path(clipjax.clip_by_global_norm(1.0))
+    assert path.functions <= 60
+    assert path.changes <= 75
 
 
 # A new threshold is no new program

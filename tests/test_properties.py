@@ -54,6 +54,14 @@ per_leaf = compiled(granularity=granularity.leaf())
 normalise = compiled(rule=rules.normalise)
 
 
+def rounding(name, grads):
+    """Bound the relative error of a clip in float32.
+
+    Beside the norm, its inverse and the products of both with an entry are rounded.
+    """
+    return (3 + ROUNDINGS[name](flat(grads).size)) * eps(jnp.float32) / 2
+
+
 def dtype_of(tree):
     return jax.tree.leaves(tree)[0].dtype
 
@@ -68,10 +76,8 @@ def test_hard_clip(name, grads, threshold):
     if float(info.norm_before) <= threshold:
         assert_same_bits(updates, grads)
         return
-    # Beside the norm, its inverse and the products of both with an entry are rounded,
-    # and that again to a narrower dtype.
-    roundings = 3 + ROUNDINGS[name](flat(grads).size)
-    relative = roundings * eps(jnp.float32) / 2
+    # An entry of a narrower dtype is rounded once more.
+    relative = rounding(name, grads)
     relative += ulp / 2 if ulp > eps(jnp.float32) else 0
     ratio = norm(updates, power) / float(threshold)
     assert 1 - relative <= ratio <= 1 + relative
@@ -91,7 +97,8 @@ def test_hard_clip(name, grads, threshold):
 def test_a13_sandwich(grads, threshold):
     updates, info = soft(grads, threshold)
     hard = norm(hard_clip(grads, float(threshold)))
-    slack = 1 + 2 * eps(jnp.float32)
+    # The rule rounds three times, too: n·c/(n + c).
+    slack = 1 + rounding("l2", grads) + 1.5 * eps(jnp.float32)
     assert norm(updates) <= hard * slack
     assert hard <= 2 * norm(updates) * slack
     exact = norm(grads) * float(threshold) / (norm(grads) + float(threshold))
@@ -104,7 +111,7 @@ def test_a17_norm_bound_of_a_clip_per_leaf(grads, threshold):
     updates, _ = per_leaf(grads, threshold)
     count = len(jax.tree.leaves(grads))
     bound = float(threshold) * count**0.5
-    assert norm(updates) <= bound * (1 + 2 * eps(jnp.float32))
+    assert norm(updates) <= bound * (1 + rounding("l2", grads))
     for before, after in zip(
         jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True
     ):
@@ -127,19 +134,22 @@ def test_a18_projection_is_non_expansive(seeds, sizes, threshold):
     threshold = np.float32(10.0**threshold)
     near, far = (flat(CLIPS["l2"](tree, threshold)[0]) for tree in (one, other))
     before = np.linalg.norm(flat(one) - flat(other))
-    rounding = 2 * eps(jnp.float32) * float(threshold)
-    assert np.linalg.norm(near - far) <= before + rounding
+    error = rounding("l2", one) * float(threshold)
+    assert np.linalg.norm(near - far) <= before + 2 * error
     # The nearest point of the ball: the residual points away from it.
     residual = flat(one) - near
     largest = np.linalg.norm(residual)
-    assert residual @ (far - near) <= largest * rounding * 2
+    assert residual @ (far - near) <= largest * 2 * error
 
 
 @given(grads=wide_trees, threshold=thresholds)
 def test_clipping_twice_is_clipping_once(grads, threshold):
     once, _ = CLIPS["l2"](grads, threshold)
     twice, _ = CLIPS["l2"](once, threshold)
-    np.testing.assert_allclose(flat(twice), flat(once), rtol=2 * eps(jnp.float32))
+    # The first clip may leave a norm above the threshold by its rounding; the second
+    # shortens it by that, and by a rounding of its own.
+    rtol = 2 * rounding("l2", grads)
+    np.testing.assert_allclose(flat(twice), flat(once), rtol=rtol)
 
 
 @given(grads=wide_trees, threshold=thresholds, exponent=st.integers(-20, 20))

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from ..norms import Axes, Norm
-from .meshes import MeshAxes, gathered, over_devices, shard_count
+from .meshes import MeshAxes, gathered, over_devices
 from .trees import Leaves
 
 Values = list[Any]
@@ -47,15 +47,11 @@ class Blocks:
 
     def join(self, norm: Norm, sums: Sequence[jax.Array]) -> Values:
         """Join the sums of leaves into sums of blocks."""
-
-        def one(members: list[int]) -> jax.Array:
-            if len(members) == 1:
-                return sums[members[0]]
-            if not members:
-                return jnp.zeros((), self.leaves.dtype)
-            return norm.merge(jnp.stack([sums[i] for i in members]))
-
-        return [one(members) for members in self.members]
+        joined = []
+        for members in self.members:
+            own = [sums[i] for i in members] or [jnp.zeros((), self.leaves.dtype)]
+            joined.append(norm.merge(jnp.stack(own)) if len(own) > 1 else own[0])
+        return joined
 
     def map(self, function: Callable[..., Any], *values: Values) -> Values:
         """Apply a function block by block."""
@@ -82,23 +78,14 @@ class Blocks:
             return value
         return jax.lax.expand_dims(value, self.summed[leaf])
 
-    def shape(self, leaf: int) -> tuple[int, ...]:
-        """Return the shape of a leaf."""
-        return self.leaves.arrays[leaf].shape
-
     @functools.cached_property
     def shapes(self) -> list[tuple[int, ...]]:
         """The shape of each value."""
-        return [
-            tuple(
-                n
-                for axis, n in enumerate(self.shape(members[0]))
-                if axis not in self.summed[members[0]]
-            )
-            if members
-            else ()
-            for members in self.members
+        kept = [
+            tuple(n for axis, n in enumerate(leaf.shape) if axis not in summed)
+            for leaf, summed in zip(self.leaves.arrays, self.summed, strict=True)
         ]
+        return [kept[members[0]] if members else () for members in self.members]
 
     @functools.cached_property
     def count(self) -> int:
@@ -109,7 +96,8 @@ class Blocks:
     def sizes(self) -> list[int]:
         """For each value, the number of entries of a block, over all devices."""
         entries = [
-            math.prod(leaf.shape[axis] for axis in axes) * shard_count(names)
+            math.prod(leaf.shape[axis] for axis in axes)
+            * math.prod(map(jax.lax.axis_size, names))
             for leaf, axes, names in zip(
                 self.leaves.arrays, self.summed, self.mesh_axes, strict=True
             )

@@ -196,25 +196,20 @@ def _any_outside(totals: Values, least: Sequence[float], largest: float) -> jax.
     Flags are added, and not or-ed: on a mesh XLA then combines their all-reduce with
     that of the other sums.
     """
-    counts = []
+    arrays: list[tuple[jax.Array, Any]] = [
+        (total, limit) for total, limit in zip(totals, least, strict=True) if total.ndim
+    ]
     scalars = [i for i, total in enumerate(totals) if not total.ndim]
     if scalars:
         stacked = jnp.stack([totals[i] for i in scalars])
-        least_of_each = np.array([least[i] for i in scalars], stacked.dtype)
-        counts.append(_count_outside(stacked, least_of_each, largest))
-    counts += [
-        _count_outside(total, least[i], largest)
-        for i, total in enumerate(totals)
-        if total.ndim
-    ]
+        arrays.append((stacked, [least[i] for i in scalars]))
+    counts = []
+    for total, limit in arrays:
+        low = np.asarray(limit, total.dtype)
+        # NaN is not equal to itself, and so counts.
+        is_outside = jax.lax.clamp(low, total, np.full_like(low, largest)) != total
+        counts.append(jnp.sum(is_outside.astype(total.dtype)))
     return sum(counts[1:], counts[0]) > 0 if counts else jnp.asarray(False)
-
-
-def _count_outside(total: jax.Array, least: Any, largest: float) -> jax.Array:
-    limits = np.asarray(least, total.dtype), np.full_like(least, largest, total.dtype)
-    # NaN is not equal to itself, and so counts.
-    is_outside = jax.lax.clamp(limits[0], total, limits[1]) != total
-    return jnp.sum(is_outside.astype(total.dtype))
 
 
 def branch(

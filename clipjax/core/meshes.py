@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
-import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -216,11 +215,6 @@ def resharded(leaf: jax.Array, spec: Any) -> jax.Array:
     spec = jax.sharding.PartitionSpec(*spec)
     is_so = jax.typeof(leaf).sharding.spec == spec
     return leaf if is_so else jax.sharding.reshard(leaf, spec)
-
-
-def shard_count(axes: MeshAxes) -> int:
-    """Return the number of devices that a leaf is split over."""
-    return math.prod(map(jax.lax.axis_size, axes))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

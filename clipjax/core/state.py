@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -86,31 +87,26 @@ def empty_info(dtype: Any, reported_blocks: int | None) -> ClipInfo:
         reported_blocks: the number of blocks; None for a clip that does not report its
             blocks.
     """
-
     # Every field gets its own buffer: a state with one buffer twice cannot be donated.
-    def number(value: float = 0.0, shape: tuple[int, ...] = ()) -> jax.Array:
-        return jnp.full(shape, value, dtype)
-
-    def steps(value: int = 0) -> jax.Array:
-        return jnp.full((), value, jnp.int32)
-
-    def blocks() -> Any:
-        return () if reported_blocks is None else number(shape=(reported_blocks,))
-
+    number = functools.partial(jnp.full, (), dtype=dtype)
+    steps = functools.partial(jnp.full, (), dtype=jnp.int32)
+    per_block: list[Any] = [(), (), ()]
+    if reported_blocks is not None:
+        per_block = [jnp.zeros(reported_blocks, dtype) for _ in per_block]
     return ClipInfo(
-        norm_before=number(),
-        norm_after=number(),
-        clip_threshold=number(),
+        norm_before=number(0.0),
+        norm_after=number(0.0),
+        clip_threshold=number(0.0),
         clip_ratio=number(1.0),
         average_clip_ratio=number(1.0),
-        clipped_fraction=number(),
-        clipped_steps=steps(),
-        nonfinite_steps=steps(),
+        clipped_fraction=number(0.0),
+        clipped_steps=steps(0),
+        nonfinite_steps=steps(0),
         first_nonfinite_leaf=steps(-1),
-        invalid_threshold_steps=steps(),
-        block_norms_before=blocks(),
-        block_norms_after=blocks(),
-        block_thresholds=blocks(),
+        invalid_threshold_steps=steps(0),
+        block_norms_before=per_block[0],
+        block_norms_after=per_block[1],
+        block_thresholds=per_block[2],
     )
 
 

@@ -45,9 +45,14 @@ class Leaves:
         """
         every_leaf, treedef = jax.tree.flatten(tree, is_leaf=_is_refused)
         positions = [i for i, leaf in enumerate(every_leaf) if is_clippable(leaf)]
-        arrays = [_as_array(every_leaf[i]) for i in positions]
+        arrays = [
+            leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
+            for leaf in (every_leaf[i] for i in positions)
+        ]
         leaves = cls(arrays, tree, every_leaf, treedef, positions)
-        leaves._refuse(every_leaf)
+        refused = [i for i, leaf in enumerate(every_leaf) if _is_refused(leaf)]
+        if refused or any(leaf.dtype == jnp.float8_e8m0fnu for leaf in arrays):
+            raise TypeError(leaves._refusal(refused))
         return leaves
 
     def map(self, function: Callable[..., Any], *others: Sequence[Any]) -> list[Any]:
@@ -63,7 +68,7 @@ class Leaves:
 
     @functools.cached_property
     def dtype(self) -> Any:
-        """The dtype that norms are accumulated in."""
+        """The dtype of norms and sums: float64 if any leaf has it, else float32."""
         return accumulation_dtype(self.arrays)
 
     @functools.cached_property
@@ -147,25 +152,23 @@ class Leaves:
             ) from error
         return [every_entry[i] for i in self._positions]
 
-    def _refuse(self, every_leaf: Sequence[Any]) -> None:
-        bad = [i for i, leaf in enumerate(every_leaf) if _is_refused(leaf)]
+    def _refusal(self, containers: Sequence[int]) -> str:
+        """Return why the tree is refused: for these containers, or for a dtype."""
         narrow = [
             i
             for i, leaf in zip(self._positions, self.arrays, strict=True)
             if leaf.dtype == jnp.float8_e8m0fnu
         ]
-        if not bad and not narrow:
-            return
         paths = jax.tree_util.tree_leaves_with_path(self._tree, is_leaf=_is_refused)
-        name = path_name(paths[(bad + narrow)[0]][0]) or "the update"
-        if bad:
-            kind = type(every_leaf[bad[0]]).__name__
-            raise TypeError(
+        name = path_name(paths[[*containers, *narrow][0]][0]) or "the update"
+        if containers:
+            kind = type(self._every_leaf[containers[0]]).__name__
+            return (
                 f"{name} is a {kind}, whose arrays are not the coordinates of the "
                 "gradient: convert it to a dense array, or leave it out with "
                 "optax.masked"
             )
-        raise TypeError(
+        return (
             f"{name} has dtype float8_e8m0fnu, which has neither a sign nor a zero: "
             "leave such scales out, as with optax.masked, or cast them"
         )
@@ -202,10 +205,6 @@ def is_clippable(leaf: Any) -> bool:
 def path_name(path: KeyPath) -> str:
     """Return a path as text, such as ``layers/0/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _as_array(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
 
 
 def _is_refused(node: Any) -> bool:

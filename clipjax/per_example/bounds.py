@@ -55,7 +55,7 @@ class Bounded(NamedTuple):
 
 
 def of_gradients(gradient: jax.Array) -> Bounded:
-    """Bound the share of examples whose gradients are there, ``[B, ...]``."""
+    """Bound the share of each example from its whole gradient, ``[B, ...]``."""
     square = sum_of_squares(gradient)
     error = gamma(sum_of_squares_roundings(gradient.shape[1:]), square.dtype)
     measured = Measured(square, error * jax.lax.stop_gradient(square))

@@ -64,7 +64,7 @@ def squared_norm(product: Product) -> Measured:
 
 
 def inner(one: Product, two: Product, swapped: bool) -> Measured:
-    """Return ⟨G₁, G₂⟩ of each example, where not both gradients are there.
+    """Return ⟨G₁, G₂⟩ of each example, where at most one of them has been formed.
 
     Args:
         one: a product.
@@ -115,7 +115,7 @@ def by_factors(one: Product, two: Product, swapped: bool = False) -> Measured:
 
 
 def against_gradient(one: Product, two: Product, swapped: bool) -> Measured:
-    """Return ⟨G₁, G₂⟩ = Σ_t l_tᵀ G₂ r_t, where G₂ is there.
+    """Return ⟨G₁, G₂⟩ = Σ_t l_tᵀ G₂ r_t, where G₂ has been formed.
 
     With the products ``p_t = l_tᵀ G₂``, off by ``γ_n ‖l_t‖‖G₂‖``, the error is at most
     ``γ_s Σ|p_tj r_tj| + γ_n R₁ ‖G₂‖``. For a look-up, p_t is a row of G₂,
