@@ -5,10 +5,22 @@ import math
 import jax
 import numpy as np
 import pytest
+from catalogue import about
+from oracle import kinds
 
 from benchmarks.accelerator import __main__ as command
-from benchmarks.accelerator.differences import BARS, difference
-from benchmarks.accelerator.recipes import recipes
+from benchmarks.accelerator.differences import BARS, SMALL_SHAPES, difference, trees
+from benchmarks.accelerator.recipes import build, recipes
+
+# Of blocks, entries and singular values; learnt, with parameters, with an optimizer.
+STRUCTURES = (
+    "adagc",
+    "clip_by_group_norm",
+    "clip_by_value",
+    "larc_clip",
+    "spam_clip",
+    "spectral_clip",
+)
 
 
 def run(*arguments):
@@ -19,12 +31,23 @@ def run(*arguments):
 
 def test_small_report(tmp_path, capsys):
     path = tmp_path / "report.txt"
-    assert run("--small", "--dtypes", "float32", "--out", str(path)) == 0
+    small = ("--small", "--dtypes", "float32", "--recipes", *STRUCTURES)
+    assert run(*small, "--out", str(path)) == 0
     text = path.read_text()
     assert text == capsys.readouterr().out
     assert "Beyond the bar: none." in text
-    assert all(f"\n| {name} |" in text for name in recipes())
+    assert all(f"\n| {name} |" in text for name in STRUCTURES)
     assert all(f"| {row} | float32 |" in text for row in ("Adam", "clipjax global"))
+
+
+def test_every_recipe_can_be_checked():
+    for name in recipes():
+        clip = build(name, SMALL_SHAPES)
+        params, gradients = trees(SMALL_SHAPES, "bfloat16")
+        with about(name), jax.numpy_dtype_promotion("standard"):
+            state = jax.eval_shape(clip.init, params)
+            updates, _ = jax.eval_shape(clip.update, gradients[0], state, params)
+            assert kinds(updates) == kinds(params)
 
 
 def test_wrong_numbers_are_reported(monkeypatch, capsys):

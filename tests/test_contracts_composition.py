@@ -96,10 +96,10 @@ WRAPPERS = {
 
 def test_wrapped_state_keeps_its_form():
     params, grads = catalogue.parameters(), catalogue.gradients()
-    for name, make in catalogue.REPRESENTATIVES.items():
+    for name in ("whole", "leaf", "group", "params", "learnt-leaf", "entries", "svd"):
         for wrapper, wrap in WRAPPERS.items():
             with about(f"{name} {wrapper}"):
-                optimizer = wrap(make(1.0))
+                optimizer = wrap(catalogue.REPRESENTATIVES[name](1.0))
                 state = optimizer.init(params)
                 updates, new = jax.eval_shape(optimizer.update, grads, state, params)
                 assert kinds(new) == kinds(state)
@@ -113,6 +113,7 @@ def test_wrapped_state_keeps_its_form():
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_numbers(wrapper):
     clip = clipjax.clip_by_global_norm(1.0)
+    clipped = jax.jit(clip.update)
     updates, state = updated(WRAPPERS[wrapper](clip))
     grads = catalogue.gradients(0)
     metrics = clipjax.metrics(state)
@@ -123,15 +124,15 @@ def test_wrapped_numbers(wrapper):
     if wrapper == "masked":
         seen = {"dense": {"bias": None, "kernel": grads["dense"]["kernel"]}}
         seen["scale"] = grads["scale"]
-        expected = clip.update(seen, None)[0]
+        expected = clipped(seen, None)[0]
         expected["dense"]["bias"] = grads["dense"]["bias"]
     elif wrapper == "partitioned":
         seen = {"dense": grads["dense"]}
-        expected = clip.update(seen, None)[0] | {"scale": jnp.zeros(())}
+        expected = clipped(seen, None)[0] | {"scale": jnp.zeros(())}
     else:
         seen = grads
-        clipped, _ = catalogue.run("whole", grads, 1.0)
-        expected = jax.tree.map(lambda leaf: -0.1 * leaf, clipped)
+        expected, _ = clipped(grads, None)
+        expected = jax.tree.map(lambda leaf: np.float32(-0.1) * leaf, expected)
     assert_close(updates, expected)
     assert float(metrics["clip/grad_norm_raw"]) == pytest.approx(norm(seen), rel=1e-6)
     assert float(metrics["clip/grad_norm_clipped"]) == pytest.approx(1.0, rel=1e-6)
@@ -261,7 +262,8 @@ def test_train_state(name):
     expected, _ = catalogue.jitted(f"recipe-{name}")(
         grads, catalogue.clip(f"recipe-{name}").init(params), params
     )
-    state = state.apply_gradients(grads=grads)
+    apply = jax.jit(lambda state, grads: state.apply_gradients(grads=grads))
+    state = apply(state, grads)
     moved = jax.tree.map(lambda old, new: old - new, params, state.params)
     assert_close(moved, expected, rtol=1e-5, atol=1e-6)
     assert "clip/grad_norm_raw" in clipjax.metrics(state)

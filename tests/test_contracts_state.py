@@ -175,15 +175,15 @@ def test_the_number_in_the_code_is_the_number_in_force():
         old, new = make(1.0), make(0.5)
         _, state = jax.jit(old.update)(GRAD, old.init(GRAD))
         updates, state = jax.jit(new.update)(GRAD, state)
-        expected, _ = new.update(GRAD, None)
+        expected, _ = jax.jit(new.update)(GRAD, None)
         assert_close(updates, expected)
         assert norm(updates, np.inf) <= 0.5
         assert float(state.clip_info.clip_threshold) == 0.5
     # Also that of a threshold that learns: the history stays, the quantile is another.
     history = clipjax.clip_by(thresholds.quantile(1.0, 4))
-    _, state = history.update(GRAD, history.init(GRAD))
+    _, state = jax.jit(history.update)(GRAD, history.init(GRAD))
     lower = clipjax.clip_by(thresholds.quantile(1.0, 4, factor=0.5))
-    updates, _ = lower.update(GRAD, state)
+    updates, _ = jax.jit(lower.update)(GRAD, state)
     assert norm(updates) == pytest.approx(2.5, rel=1e-6)
 
 

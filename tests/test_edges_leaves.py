@@ -35,12 +35,12 @@ SOME = (
 
 def test_c24_trees_without_an_entry():
     """The form of every recipe's result is traced in `test_contracts_form.py`."""
-    empty = [{}, None, {"empty": jnp.zeros((0, 3))}, (jnp.zeros((3, 0)), {"a": None})]
+    empty = [{}, (jnp.zeros((3, 0)), {"a": None})]
     for name in SOME:
         clip = catalogue.RECIPES[name]()
         for tree in empty:
             with about(f"{name} on {tree}"):
-                updates, state = clip.update(tree, clip.init(tree), tree)
+                updates, state = jax.jit(clip.update)(tree, clip.init(tree), tree)
                 assert_same_bits(updates, tree)
                 info = catalogue.clip_state(state).clip_info
                 assert float(info.norm_before) == float(info.clipped_fraction) == 0
