@@ -24,6 +24,8 @@ def pytest_configure(config):
     Of the time of a first run, four fifths are compilation. The key of a program is its
     text, with the versions of JAX and XLA; ``pytest --cache-clear`` starts anew.
     """
+    if not hasattr(config, "cache"):  # pytest -p no:cacheprovider
+        return
     jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -114,9 +114,10 @@ def test_snippets(pages, pytestconfig):
     """Run in a process that has no conftest, as a reader has none."""
     command = [sys.executable, "-W", "error", DOCS / "run_snippets.py", *pages]
     reader = {name: os.environ[name] for name in os.environ if name != "XLA_FLAGS"}
-    # As for the tests themselves, see conftest.py.
-    reader["JAX_COMPILATION_CACHE_DIR"] = str(pytestconfig.cache.mkdir(pages[-1].stem))
-    reader["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    if hasattr(pytestconfig, "cache"):  # as for the tests themselves, see conftest.py
+        compiled = pytestconfig.cache.mkdir(pages[-1].stem)
+        reader["JAX_COMPILATION_CACHE_DIR"] = str(compiled)
+        reader["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=reader)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -33,6 +33,11 @@ CLIPS = {
 }
 
 
+# Measures what Adam computes, which is written down: in the gradient's place, but for two
+# of three leaves.
+MEASURES_A_STEP = "stable update"
+
+
 @pytest.fixture(scope="module")
 def tpus():
     with pytest.MonkeyPatch.context() as patch:
@@ -61,10 +66,11 @@ def place(tpus):
 @pytest.mark.parametrize("name", CLIPS)
 def test_a_donated_gradient_is_clipped_in_place(name, dtype, place):
     params = structs(LEAVES, dtype, SHAPE)
-    assert cost_alone(CLIPS[name](), params, place).temporaries <= 1 / 8
+    bar = 2 / 3 + SLACK if name == MEASURES_A_STEP else 1 / 8
+    assert cost_alone(CLIPS[name](), params, place).temporaries <= bar
 
 
-@pytest.mark.parametrize("name", [name for name in CLIPS if name != "stable update"])
+@pytest.mark.parametrize("name", [name for name in CLIPS if name != MEASURES_A_STEP])
 def test_a_step_with_adam(name, place):
     added = cost_beyond_adam(CLIPS[name](), structs(LEAVES, shape=SHAPE), place)
     assert added.temporaries <= 1 / 8
