@@ -33,8 +33,8 @@ CLIPS = {
 }
 
 
-# Measures what Adam computes, which is written down: in the gradient's place, but for two
-# of three leaves.
+# Measures what Adam computes, and XLA writes that down: of three leaves two beside the
+# gradient.
 MEASURES_A_STEP = "stable update"
 
 
