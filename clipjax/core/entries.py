@@ -103,8 +103,8 @@ class EntryClipper(Clipper):
         if self.rule == rules.hard:
             # A selection propagates NaN, and keeps subnormal entries, which a minimum
             # flushes to zero on CPUs. From the limit on, so that 0 stops those, too.
-            cut = narrow(jnp.sign(wide) * limit, leaf)
-            return jnp.where(jnp.abs(wide) >= limit, cut, leaf)
+            cut = jnp.where(jnp.abs(wide) >= limit, jnp.sign(wide) * limit, wide)
+            return narrow(cut, leaf)
         return narrow(jnp.sign(wide) * self._lengths(jnp.abs(wide), limit), leaf)
 
     def _lengths(self, size: jax.Array, limit: Any) -> jax.Array:

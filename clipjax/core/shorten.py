@@ -48,8 +48,6 @@ def shorten(leaf: jax.Array, by: Multiplier) -> jax.Array:
     wide = widen(leaf, by.length.dtype)
     product = wide * by.inverse.astype(wide.dtype) * by.length.astype(wide.dtype)
     # A selection, since a product with 1 would flush subnormal entries to zero.
-    product = narrow(product, leaf)
-    keeps = by.keeps
-    if keeps.ndim:  # jnp.where broadcasts on Explicit meshes, too
-        return jnp.where(keeps, leaf, product)
-    return jax.lax.select_n(keeps, product, leaf)
+    if by.keeps.ndim:  # jnp.where broadcasts on Explicit meshes, too
+        return narrow(jnp.where(by.keeps, wide, product), leaf)
+    return narrow(jax.lax.select_n(by.keeps, product, wide), leaf)
