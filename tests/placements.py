@@ -34,8 +34,8 @@ SPECS = {
 UNIT_SPECS = SPECS | {"full": PartitionSpec(("data", "model"))}
 
 # One clip of each structure that devices have a part in: sums and maxima over leaves,
-# units, entries, memories of blocks, of leaves' entries, and of an optimizer. Of groups,
-# other norms and guards see `test_contracts_mesh.py`.
+# units, entries, memories of blocks, of leaves' entries, and of an optimizer. Groups,
+# other norms and guards are in `test_contracts_mesh.py`.
 CLIPS = {
     "whole": clipjax.clip_by_global_norm,
     "leaf": clipjax.clip_by_leaf_norm,

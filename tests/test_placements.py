@@ -20,9 +20,9 @@ ONE_DEVICE = OneDevice(SHAPES, "rows")
 PARAMS = ONE_DEVICE.params
 
 
-# In shard_map a clip itself sums over devices. Under jit XLA does, for all clips alike,
-# so that there is one for each kind of sum; on an Explicit mesh a clip has to place what
-# it makes.
+# In shard_map a clip itself sums over devices. Under jit XLA does, for all clips alike:
+# one for each kind of sum is enough. On an Explicit mesh a clip has to place what it
+# makes.
 KINDS = {name: ("shard_map",) for name in CLIPS} | {
     "whole": ("shard_map", "auto"),
     "units": ("shard_map", "explicit"),
