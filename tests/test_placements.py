@@ -28,7 +28,7 @@ KINDS = {name: ("shard_map",) for name in CLIPS} | {
     "units": ("shard_map", "explicit"),
     "learnt": ("shard_map", "explicit"),
     "range": ("shard_map", "auto"),
-    "spectral": ("explicit",),
+    "spectral": ("auto",),
 }
 
 
