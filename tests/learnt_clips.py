@@ -69,30 +69,57 @@ def normal(steps, seed=0, spread=0.1):
     return np.exp(spread * np.random.default_rng(seed).standard_normal(steps))
 
 
-def gradient(size):
-    """Makes a gradient of this norm; all of them have one direction."""
+def gradients(sizes):
+    """Makes gradients of these norms, stacked; all of them have one direction."""
+    sizes = np.asarray(sizes, np.float32)
     with np.errstate(invalid="ignore"):  # infinity times zero
-        return jax.tree.map(lambda leaf: np.float32(size) * leaf, DIRECTION)
+        return jax.tree.map(lambda leaf: np.multiply.outer(sizes, leaf), DIRECTION)
+
+
+def gradient(size):
+    """Makes a gradient of this norm."""
+    return jax.tree.map(lambda leaf: leaf[0], gradients([size]))
+
+
+LONGEST = 1200
+
+
+def player(clip):
+    """Compiles runs of any number of steps: gives the updates, and the last state."""
+
+    @jax.jit
+    def run(state, batches, steps):
+        def step(i, carry):
+            state, found = carry
+            updates, state = clip.update(jax.tree.map(lambda b: b[i], batches), state)
+            return state, jax.tree.map(lambda f, u: f.at[i].set(u), found, updates)
+
+        start = state, jax.tree.map(jnp.zeros_like, batches)
+        return jax.lax.fori_loop(0, steps, step, start)
+
+    def play(gradients, state=None):
+        steps = len(gradients["scale"])
+        batches = jax.tree.map(
+            lambda leaf: np.resize(leaf, (LONGEST, *leaf.shape[1:])), gradients
+        )
+        state = clip.init(PARAMS) if state is None else state
+        state, found = run(state, batches, steps)
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[:steps], found), state
+
+    return play
 
 
 @functools.cache
 def compiled(name):
-    """Gives the first state of a clip, and its update, compiled for all tests."""
-    clip = EVERY_CLIP[name]()
-    return clip.init(PARAMS), jax.jit(clip.update)
+    """Compiles a clip of the table for all tests."""
+    return player(EVERY_CLIP[name]())
 
 
 def play(clip, sizes, state=None):
-    """Runs a clip, or one of the table: the updates' norms, and the last state."""
-    if isinstance(clip, str):
-        first, update = compiled(clip)
-    else:
-        first, update = clip.init(PARAMS), jax.jit(clip.update)
-    state, lengths = first if state is None else state, []
-    for size in sizes:
-        updates, state = update(gradient(size), state)
-        lengths.append(updates)
-    return np.array([norm(updates) for updates in lengths]), state
+    """Runs a player, or a clip of the table: the updates' norms, and the last state."""
+    player = compiled(clip) if isinstance(clip, str) else clip
+    updates, state = player(gradients(sizes), state)
+    return np.array([norm(step) for step in zip(*updates.values(), strict=True)]), state
 
 
 def clip_states(state):

@@ -36,8 +36,15 @@ def test_provenance():
         assert len(stored["cases"]) == number, name
 
 
-@pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("option", ["adaptive_scaling", "mean", None])
+@pytest.mark.parametrize(
+    ("option", "skip"),
+    [
+        ("adaptive_scaling", False),
+        ("adaptive_scaling", True),
+        ("mean", False),
+        (None, True),
+    ],
+)
 def test_zclip(option, skip):
     """The authors' package, zclip 1.0.0."""
     stored, script = load("zclip")

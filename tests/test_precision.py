@@ -30,27 +30,22 @@ def half_ulp(values, dtype):
 
 
 def in_scan(clip, steps, params):
-    """Gives all updates of a run under jit and scan, and the kinds of its states."""
+    """Gives all updates of a run under jit and scan, whose states keep their kinds."""
 
     def step(state, grads):
         updates, state = clip.update(grads, state, params)
         return state, updates
 
     state = clip.init(params)
-    after, updates = jax.jit(lambda: jax.lax.scan(step, state, steps))()
+    after = jax.eval_shape(lambda: jax.lax.scan(step, state, steps)[0])
     assert kinds(after) == kinds(state)
-    return updates
+    # Without the last state: the reports compile as long as the updates.
+    return jax.jit(lambda: jax.lax.scan(step, state, steps)[1])()
 
 
-# One of each granularity, kind of threshold and way to rescale; the others share these.
-REPRESENTATIVE = [
-    "clip_by_value",
-    "clip_by_global_norm",
-    "zclip",
-    "adagc",
-    "spectral_clamp",
-    "scale_by_l0_l1",
-]
+# One of each way to rescale, with and without a memory; others share these, and blocks
+# and entries are compared with NumPy below.
+REPRESENTATIVE = ["zclip", "spectral_clamp", "scale_by_l0_l1"]
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
@@ -108,7 +103,7 @@ def test_numpy_in_float64_agrees(part):
         assert np.all(error <= half_ulp(exact, dtype) * (1 + 1e-3)), dtype
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float8_e4m3fn"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
 def test_numpy_in_float64_agrees_on_a_whole_tree(dtype):
     steps = jnp.asarray(STEPS, dtype)
     updates, state = jax.jit(clip_of("whole").update)(steps, None)
@@ -119,35 +114,55 @@ def test_numpy_in_float64_agrees_on_a_whole_tree(dtype):
     assert np.all(error <= half_ulp(exact, dtype) * (1 + 1e-3))
 
 
-@pytest.mark.parametrize("dtype", NARROW)
-def test_every_bit_pattern_below_the_threshold_is_kept(dtype):
-    # All finite numbers of the dtype, or a sample of those of 16 bits, up to where the
-    # norm of all of them leaves float32.
+def numbers_of(dtype):
+    """Gives all finite numbers of a dtype, or a sample of those of 16 bits.
+
+    They go up to where the norm of all of them leaves float32.
+    """
     size = jnp.finfo(dtype).bits
     codes = np.arange(0, 2**size, 7 if size == 16 else 1)
     codes = codes.astype(np.uint16 if size == 16 else np.uint8)
     numbers = codes.view(getattr(ml_dtypes, dtype, dtype))
-    grads = jnp.asarray(numbers[np.abs(numbers.astype(np.float32)) < 1e30])
-    for clip in (
-        clipjax.clip_by_global_norm(1e35),
-        clipjax.clip_by_value(float(jnp.finfo(dtype).max)),
-    ):
-        updates, state = jax.jit(clip.update)(grads, None)
-        assert bits(updates) == bits(grads)
-        assert int(state.clip_info.nonfinite_steps) == 0
+    return numbers[np.abs(numbers.astype(np.float32)) < 1e30]
 
 
-@pytest.mark.parametrize("dtype", BELOW_SIXTEEN_BITS)
-def test_the_largest_numbers_are_clipped_without_overflow(dtype):
+def test_every_bit_pattern_below_the_threshold_is_kept():
+    grads = {dtype: numbers_of(dtype) for dtype in NARROW}
+    largest = {dtype: float(jnp.finfo(dtype).max) for dtype in NARROW}
+
+    @jax.jit
+    def update(grads):
+        whole = clipjax.clip_by_global_norm(1e35).update(grads, None)
+        entries = {
+            dtype: clipjax.clip_by_value(largest[dtype]).update(leaf, None)
+            for dtype, leaf in grads.items()
+        }
+        updates, state = whole
+        return {d: [(updates[d], state), entries[d]] for d in NARROW}
+
+    for dtype, results in update(grads).items():
+        for updates, state in results:
+            assert bits(updates) == bits(grads[dtype]), dtype
+            assert int(state.clip_info.nonfinite_steps) == 0
+
+
+def test_the_largest_numbers_are_clipped_without_overflow():
     # Formats without an infinity would turn an overflow into NaN.
-    largest = float(jnp.finfo(dtype).max)
-    grads = jnp.full(1000, -largest, dtype)
-    updates, state = clipjax.clip_by_global_norm(largest).update(grads, None)
-    assert float(state.clip_info.norm_before) == pytest.approx(
-        largest * 1000**0.5, rel=3e-7
-    )
-    expected = wide(jnp.asarray(-largest / 1000**0.5, dtype))
-    np.testing.assert_array_equal(wide(updates), expected)
+    largest = {dtype: float(jnp.finfo(dtype).max) for dtype in BELOW_SIXTEEN_BITS}
+
+    @jax.jit
+    def update(grads, thresholds):
+        return {
+            dtype: clipjax.clip_by_global_norm(thresholds[dtype]).update(leaf, None)
+            for dtype, leaf in grads.items()
+        }
+
+    grads = {d: np.full(1000, -x, getattr(ml_dtypes, d)) for d, x in largest.items()}
+    for dtype, (updates, state) in update(grads, largest).items():
+        length = pytest.approx(largest[dtype] * 1000**0.5, rel=3e-7)
+        assert float(state.clip_info.norm_before) == length, dtype
+        expected = np.float32(-largest[dtype] / 1000**0.5).astype(updates.dtype)
+        np.testing.assert_array_equal(wide(updates), wide(expected), err_msg=dtype)
 
 
 HAVE_NAN = [dtype for dtype in BELOW_SIXTEEN_BITS if dtype != "float4_e2m1fn"]
@@ -183,7 +198,7 @@ def test_optimizers_in_eight_bits_are_refused(name):
     compound = catalogue.COMPOUNDS[name]()
     grads = {"w": jnp.ones((2, 2), jnp.float8_e4m3fn)}
     if name == "stable_spam_clip":  # two clips, with no optimizer in them
-        updates, _ = compound.update(grads, compound.init(grads))
+        updates, _ = jax.jit(compound.update)(grads, compound.init(grads))
         assert np.all(np.isfinite(wide(updates["w"])))
         return
     with pytest.raises(TypeError, match="w has dtype float8_e4m3fn, too narrow"):
@@ -195,9 +210,10 @@ def test_optimizers_in_eight_bits_are_refused(name):
 def test_the_second_moment_of_complex_entries_is_real():
     grads = {"z": jnp.asarray([3 + 4j, 0.3 - 0.4j], "complex64")}
     clip = clipjax.spam_clip(optax.scale_by_rms(), theta=4.0, warmup_steps=1)
+    update = jax.jit(clip.update)
     with jax.numpy_dtype_promotion("standard"):
-        _, state = clip.update(grads, clip.init(grads))
-        _, after = clip.update(jax.tree.map(lambda g: 100 * g, grads), state)
+        _, state = update(grads, clip.init(grads))
+        _, after = update({"z": np.asarray(grads["z"]) * np.complex64(100)}, state)
     # √(θ · (1 - 0.9) · |g|²), of which the largest entry sets the measured norm.
     expected = np.sqrt(4 * 0.1) * np.abs(wide(grads["z"]))
     assert float(after.clip_state.clip_info.norm_after) == pytest.approx(
@@ -214,9 +230,9 @@ def test_direction_cosine_of_eight_bits():
 @pytest.mark.parametrize("part", PARTS)
 def test_complex128_is_measured_and_scaled_in_double_precision(part):
     with jax.enable_x64(True):
-        grads = {"z": jnp.asarray(STEPS + 1j * STEPS[::-1] * (1 + 1e-9))}
+        grads = {"z": STEPS + 1j * STEPS[::-1] * (1 + 1e-9)}
         assert grads["z"].dtype == "complex128"
-        updates, state = clip_of(part).update(grads, None)
+        updates, state = jax.jit(clip_of(part).update)(grads, None)
         exact = hard_clip(grads, 0.5, "rms" if part == "leaf" else 2)
         if part == "entries":
             size = np.abs(grads["z"])

@@ -11,7 +11,7 @@ from oracle import assert_close, bits, cosine, eps, wide
 import clipjax
 from clipjax import thresholds
 
-FORMATS = {"int4": 7 / 1, "int8": 127 / 1, "float8_e4m3fn": 448 * 2**9}
+FORMATS = {"int8": 127 / 1, "float8_e4m3fn": 448 * 2**9}
 
 
 def numpy_clip(leaf, ratio, steps):
@@ -26,9 +26,7 @@ def numpy_clip(leaf, ratio, steps):
 report_of = jax.jit(clipjax.quantization_report, static_argnums=1)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "steps"), [("int4", 4.0), ("int8", 1.0), ("float8_e4m3fn", 4.0)]
-)
+@pytest.mark.parametrize(("dtype", "steps"), [("int8", 1.0), ("float8_e4m3fn", 4.0)])
 def test_numpy_in_float64_agrees(dtype, steps):
     generator = np.random.default_rng(0)
     spikes = [0.0, -0.0, 1e3, -1e9, 1e-41, np.inf]
@@ -214,6 +212,5 @@ def test_the_recipe_is_its_coordinates():
 
 def test_a_format_as_wide_as_float32_clips_next_to_nothing():
     grads = {"w": jnp.array([1.0, 1e30])}
-    update = clipjax.quantization_clip(jnp.bfloat16).update
-    for run in (update, jax.jit(update)):
-        np.testing.assert_array_equal(run(grads, None)[0]["w"], grads["w"])
+    update = jax.jit(clipjax.quantization_clip(jnp.bfloat16).update)
+    np.testing.assert_array_equal(update(grads, None)[0]["w"], grads["w"])

@@ -40,7 +40,7 @@ def test_svd_against_numpy(rule):
 def test_iteration_against_numpy():
     for ratio in (*RATIOS, 1e4):
         grads = tree_of(0.7 * ratio)
-        updates, _ = compiled(NewtonSchulz())(grads, 0.7)
+        updates, _ = compiled(NewtonSchulz(), report=False)(grads, 0.7)
         short = 2e-4 if ratio > 3e3 else 0
         bound = 0.7 * min(ratio, 1) * (2e-6 + short) + 0.7 * ratio * 2e-7
         for name, leaf in grads.items():
@@ -53,7 +53,7 @@ def test_power_iteration_scales_each_leaf_by_its_largest_singular_value():
     method = PowerIteration(64)
     for ratio in RATIOS:
         grads = tree_of(0.7 * ratio)
-        updates, _ = compiled(method, rules.hard)(grads, 0.7)
+        updates, _ = compiled(method, rules.hard, report=False)(grads, 0.7)
         for name, leaf in grads.items():
             want = wide(leaf) * min(1, 1 / ratio)
             np.testing.assert_allclose(updates[name], want, rtol=1e-4, err_msg=name)
@@ -68,13 +68,15 @@ def shortfall(ratio, iterations):
     return 1 - low
 
 
-@pytest.mark.parametrize("iterations", [1, 8, 12])
+# The 12 of the recipe are above.
+@pytest.mark.parametrize("iterations", [1, 8])
 def test_iteration_is_as_good_as_documented(iterations):
     left, _, right = np.linalg.svd(random_tree(0, (40, 30)), full_matrices=False)
+    update = compiled(NewtonSchulz(iterations), report=False)
     for ratio in (1.0, 10.0, 100.0, 1e3):
         lengths = ratio * np.logspace(0, -4, 30)
         leaf = jnp.asarray((left * lengths) @ right, jnp.float32)
-        updates, _ = compiled(NewtonSchulz(iterations))(leaf, 1.0)
+        updates, _ = update(leaf, 1.0)
         found = np.diag(left.T @ wide(updates) @ right.T)
         exact = MAPS["sqrt"][1](lengths, 1.0)
         bound = np.linalg.norm(lengths**2) ** 0.5
@@ -88,8 +90,9 @@ def test_iteration_is_as_good_as_documented(iterations):
 
 @every_way
 def test_rank_deficient_and_repeated(method):
-    thin = random_tree(1, {"left": (8, 2), "right": (2, 6)}, size=9.0)
-    grads = [thin["left"] @ thin["right"], 5.0 * jnp.eye(4, 6), jnp.ones((5, 5))]
+    thin = random_tree(1, {"left": (6, 2), "right": (2, 4)}, size=9.0)
+    product = np.asarray(thin["left"]) @ np.asarray(thin["right"])
+    grads = [product, 5 * np.eye(6, 4, dtype="f4"), np.ones((6, 4), "f4")]
     updates, _ = compiled(method)(grads, 1.0)
     for leaf, update in zip(grads, updates, strict=True):
         want = expected(leaf, MAPS["sqrt"][1], 1.0)
@@ -99,19 +102,20 @@ def test_rank_deficient_and_repeated(method):
 @every_way
 def test_extreme_magnitudes(method):
     for size in (1e-30, 1e-12, 1e12, 1e30):
-        leaf = leaf_of((5, 4), size)
+        leaves = [leaf_of((6, 4), size, seed=seed) for seed in range(3)]
         for ratio in (1e-3, 1.0, 1e8):
-            updates, info = compiled(method)(leaf, size / ratio)
+            updates, info = compiled(method)(leaves, size / ratio)
             assert float(info.norm_before) == pytest.approx(size, rel=0.05)
-            assert sigma(updates)[0] <= size / ratio * (1 + 1e-5)
-            if ratio <= 1:
-                want = expected(leaf / size, MAPS["sqrt"][1], 1 / ratio)
-                np.testing.assert_allclose(wide(updates) / size, want, atol=1e-5)
+            for leaf, update in zip(leaves, updates, strict=True):
+                assert sigma(update)[0] <= size / ratio * (1 + 1e-5)
+                if ratio <= 1:
+                    want = expected(wide(leaf) / size, MAPS["sqrt"][1], 1 / ratio)
+                    np.testing.assert_allclose(wide(update) / size, want, atol=1e-5)
 
 
 def test_narrow_dtypes_are_rounded_once():
     grads = {d: leaf_of((12, 8), 20.0, d) for d in ("bfloat16", "float16")}
-    updates, _ = compiled(SVD())(grads, 1.0)
+    updates, _ = compiled(SVD(), report=False)(grads, 1.0)
     for dtype, leaf in grads.items():
         assert updates[dtype].dtype == dtype
         want = expected(leaf, MAPS["sqrt"][1], 1.0)
@@ -125,7 +129,7 @@ def test_float64_and_complex(method):
         real = random_tree(4, (6, 4), jnp.float64, size=30.0)
         grads = [real, jax.lax.complex(real, 2 * real[::-1])]
         clip = clip_singular_values(0.5, method=method, rule=rules.sqrt)
-        updates, _ = jax.jit(clip.update)(grads, None)
+        updates = jax.jit(lambda grads: clip.update(grads, None)[0])(grads)
         for leaf, update in zip(grads, updates, strict=True):
             assert update.dtype == leaf.dtype
             want = expected(leaf, MAPS["sqrt"][1], 0.5)
@@ -148,8 +152,8 @@ def test_guards(guard):
 
 
 def test_slices_of_a_stack_are_clipped_by_themselves():
-    sizes = jnp.array([1e-3, 1.0, 1e3])[:, None, None, None]
-    leaf = random_tree(5, (3, 2, 4, 6)) * sizes
+    sizes = np.float32([1e-3, 1.0, 1e3])[:, None, None, None]
+    leaf = np.asarray(random_tree(5, (3, 2, 4, 6))) * sizes
     stacked = {"blocks/*": 1}
     clip = clip_singular_values(
         0.5, method=NewtonSchulz(), rule=rules.sqrt, stacked=stacked

@@ -27,7 +27,7 @@ def sequences(dtype=jnp.float32):
         norms[spike - 2, block] = 0
     norms[[0, 20], :3] = 0
     signs = generator.choice([-1, 1], norms.shape)
-    return jnp.asarray(signs * norms, dtype)[..., None]
+    return (signs * norms).astype(dtype)[..., None]
 
 
 def run(clip, grads):
@@ -175,8 +175,8 @@ for mode in ("zscore", "mean", "percentile"):
         zscore(1.5, 0.9, 8, mode, 0.9),
         {"remember": "target", "minimum_history": 8},
     )
-for remember, limits in (("raw", {}), ("clipped", LIMITS), ("inliers", LIMITS)):
-    switches = {"remember": remember, **limits}
+for remember in ("clipped", "inliers"):
+    switches = {"remember": remember, **LIMITS}
     CASES[f"zscore-{remember}"] = (
         thresholds.zscore(2.0, decay=0.9, warmup=8, **switches),
         zscore(2.0, 0.9, 8, "zscore", 1.0),
@@ -189,7 +189,7 @@ for factor, q in ((1.5, None), (0.5, 0.99)):
         {"minimum_history": 9, "learning_steps": 9, **LIMITS},
     )
 
-# When a norm enters, and which, is for all memories alike: two of them, each switch.
+# When a norm enters, and which, is for all memories alike: each switch in one of two.
 SWITCHED = {
     "quantile": (partial(thresholds.quantile, 0.9, WINDOW), quantile(0.9)),
     "ema": (partial(thresholds.ema, 0.8, decay=0.9), ema(0.8, 0.9)),
@@ -202,9 +202,10 @@ SWITCHES = (
     {"remember": "target", "floor": 0.5, "minimum_history": 3},
     {"remember": "inliers", "minimum_history": 20, "cap": 3.0},
 )
-for name, (make, statistic) in SWITCHED.items():
-    for position, switches in enumerate(SWITCHES):
-        CASES[f"{name}-{position}"] = make(**switches), statistic, switches
+for position, switches in enumerate(SWITCHES):
+    name = list(SWITCHED)[position % 2]
+    make, statistic = SWITCHED[name]
+    CASES[f"{name}-{position}"] = make(**switches), statistic, switches
 
 
 def check(name, grads, rtol, blocks=LAYERS):
@@ -232,31 +233,30 @@ def test_thresholds_and_updates_are_those_of_the_oracle(name):
     check(name, sequences(dtype), rtol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["quantile", "zscore-zscore"])
-def test_one_norm_for_the_whole(name):
-    check(name, sequences(), 2e-5, granularity.whole())
+def test_one_norm_for_the_whole():
+    check("zscore-zscore", sequences(), 2e-5, granularity.whole())
 
 
 @pytest.mark.parametrize("name", ["mean_plus_std", "ema", "zscore-zscore"])
 def test_float64(name):
     with jax.enable_x64(True):
-        check(name, sequences(jnp.float64), rtol=1e-11)
+        check(name, sequences(np.float64), rtol=1e-11)
 
 
 def test_one_threshold_for_each_unit():
     source = thresholds.warmup_statistic(1)
     clip = clipjax.clip_by(source, granularity=granularity.unit())
-    grads = {"a": jnp.array([[3.0, 0.0], [4.0, 2.0]]), "b": jnp.ones(4)}
+    grads = {"a": np.float32([[3, 0], [4, 2]]), "b": np.ones(4, np.float32)}
     update = jax.jit(clip.update)
     _, state = update(grads, clip.init(grads))
-    updates, _ = update(jax.tree.map(lambda g: 9 * g, grads), state)
+    updates, _ = update(jax.tree.map(lambda g: np.float32(9) * g, grads), state)
     np.testing.assert_allclose(np.linalg.norm(updates["a"], axis=0), [5, 2], rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(updates["b"]), 2, rtol=1e-6)
 
 
 def test_quantile_is_that_of_the_filled_part_of_the_window():
-    norms = np.asarray(jnp.exp(jax.random.normal(jax.random.key(1), (40,))), "f8")
-    grads = jnp.asarray(norms, jnp.float32)
+    grads = np.exp(np.random.default_rng(1).standard_normal(40, np.float32))
+    norms = grads.astype("f8")
 
     @jax.jit
     def scan(q):
