@@ -55,10 +55,12 @@ def test_updates_and_residual_add_up_to_the_gradients(transform, dtype):
         assert leaf.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_clip_that_never_clips_changes_nothing(dtype):
-    batches = gradients(3, dtype)
-    batches[1]["b"] = jnp.asarray([-0.0, 1e-40, 0.0, -1.0], dtype)
+def test_a_clip_that_never_clips_changes_nothing():
+    single, narrow = gradients(3), gradients(3, jnp.bfloat16)
+    for batches in (single, narrow):
+        special = jnp.asarray([-0.0, 1e-40, 0.0, -1.0], batches[1]["b"].dtype)
+        batches[1]["b"] = special
+    batches = list(zip(single, narrow, strict=True))
     found = run(error_feedback(clipjax.clip_by_global_norm(100.0)), batches)
     for grads, (updates, state) in zip(batches, found, strict=True):
         assert_same_bits(updates, grads)
@@ -165,7 +167,7 @@ def test_the_mean_update_tends_to_the_mean_gradient():
 
 def test_vmap_keeps_seeds_apart():
     transform = error_feedback(CLIP, cap=3.0)
-    batches = jnp.stack([jnp.float32([3.0, 4.0]), jnp.float32([jnp.nan, 1.0])])
+    batches = jnp.asarray([[3.0, 4.0], [np.nan, 1.0]])
     state = jax.vmap(transform.init)(batches)
     for _ in range(2):
         updates, state = jax.jit(jax.vmap(transform.update))(batches, state)
@@ -202,9 +204,11 @@ def test_double_precision_and_complex_residuals():
 
 
 def test_float32_parameters_and_bfloat16_gradients():
-    params = random_tree(9, SHAPES)
+    params, grads = random_tree(9, SHAPES), gradients(1, jnp.bfloat16)[0]
     transform = error_feedback(clipjax.adaptive_grad_clip(0.1), cap=2.0)
-    run(transform, gradients(3, jnp.bfloat16), params)
+    state = transform.init(params)
+    updates, new = jax.jit(transform.update).eval_shape(grads, state, params)
+    assert kinds(updates) == kinds(grads) and kinds(new) == kinds(state)
 
 
 def test_parameters_and_extra_arguments_reach_the_clip():
@@ -241,11 +245,11 @@ def test_multi_steps_around_it():
 
 
 def test_shard_map_equals_one_device():
-    grads = {"r": jnp.arange(1.0, 5.0), "s": jnp.arange(8.0)}
+    grads = {"r": np.arange(1, 5, dtype=np.float32), "s": np.arange(8.0, dtype="f4")}
     specs = {"r": PartitionSpec(), "s": PartitionSpec("x")}
     clip = clipjax.clip_by_global_norm(1.0)
     whole = error_feedback(clip, cap=5.0)
-    expected, expected_state = whole.update(grads, whole.init(grads))
+    expected, expected_state = jax.jit(whole.update)(grads, whole.init(grads))
 
     def shards(transform):
         def step(grads, residual):

@@ -1,30 +1,45 @@
 """Book-keeping gives the norms and sums of a loop over single examples."""
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pytest
-from oracle import flat
 
 from benchmarks.per_example.exactness import measure
 from benchmarks.per_example.kinds import KINDS
-from benchmarks.per_example.kinds.inputs import BATCH
 from clipjax.core.trees import Leaves
-from clipjax.per_example.ghost import ghost
 from clipjax.per_example.jaxprs import trace
 from clipjax.per_example.plan import make_plan
 
+# Kinds for the table of exactness alone: what they do with a parameter, another kind
+# does as well, and clipjax takes no branch for them that it takes for no other.
+REPEATED = {
+    "attention_with_biases": {"equinox_attention", "linen_attention_with_dropout"},
+    "best_two_experts": {"experts_looked_up"},
+    "convolutions_in_a_row": {
+        "strided_convolution",
+        "dilated_convolution",
+        "grouped_convolution",
+        "depthwise_convolution",
+        "transposed_convolution",
+    },
+    "frozen_integer_and_absent": {"auxiliary_output"},
+    "joined_kernels": {"one_kernel_for_queries_keys_values"},
+    "tied_embedding_and_einsum": {"mixture_of_experts", "low_rank_adapter"},
+    "nnx_network": {"nnx_adapters_on_frozen_kernels"},
+    "recurrent": {"equinox_cell"},
+}
+DISTINCT = sorted(set(KINDS) - set().union(*REPEATED.values()))
 
-def with_aux(loss):
-    return lambda params, example: (loss(params, example), ())
 
-
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("kind", DISTINCT)
 def test_exactness(kind):
-    # Flax and Optax rely on promotion of dtypes and ranks.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        errors = measure(kind)
+    # Flax and Optax rely on promotion of dtypes and ranks. Of all generators of random
+    # numbers, XLA's own takes the least time to compile for the parameters.
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.default_prng_impl("unsafe_rbg"),
+    ):
+        errors = measure(KINDS[kind])
     assert all(error <= 1e-5 for error in errors), errors
 
 
@@ -56,31 +71,3 @@ def test_plan(model, dense):
         closed, _ = trace(flat_loss, values, jax.tree.map(lambda x: x[0], batch))
     plan = make_plan(closed.jaxpr, names, values)
     assert {names[leaf] for leaf in plan.dense} == dense
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_an_example_of_weight_zero_adds_nothing(bad):
-    params, loss, (inputs, targets) = KINDS["dense"]()
-    poisoned = inputs.at[1].set(bad)
-    weights = jnp.array([1.0, 0.0, 1.0, 1.0])
-
-    def run(inputs):
-        found = ghost(with_aux(loss), params, (inputs, targets))
-        return found.weighted_sum({name: weights for name in found.squares})
-
-    clean, poisoned = jax.jit(run)(inputs), jax.jit(run)(poisoned)
-    np.testing.assert_array_equal(flat(poisoned), flat(clean))
-
-
-def test_sum_of_all_is_the_plain_gradient():
-    params, loss, batch = KINDS["tied_embedding_and_einsum"]()
-
-    def both(params):
-        found = ghost(with_aux(loss), params, batch)
-        ones = {name: jnp.ones(BATCH) for name in found.squares}
-        plain = jax.grad(lambda p: jnp.sum(jax.vmap(lambda x: loss(p, x))(batch)))
-        return found.weighted_sum(ones), plain(params)
-
-    total, plain = jax.jit(both)(params)
-    difference = optax.tree.sub(total, plain)
-    assert optax.tree.norm(difference) <= 1e-5 * optax.tree.norm(plain)

@@ -1,5 +1,7 @@
 """No example gets through because rounding made its norm too small."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ from oracle import norm
 import clipjax
 
 
-def contributed(loss, params, example, limit):
-    """Gives the norm that was measured, and what the example added."""
+@functools.partial(jax.jit, static_argnums=0)
+def clip(loss, params, example, limit):
+    """Clips one example; compiled once for all thresholds and examples of a loss."""
     grad = clipjax.clipped_grad(
         loss,
         l2_clip_norm=limit,
@@ -18,9 +21,19 @@ def contributed(loss, params, example, limit):
         return_grad_norms=True,
         method="ghost",
     )
-    total, info = jax.jit(grad)(params, example[None])
+    return grad(params, jax.tree.map(lambda array: array[None], example))
+
+
+def contributed(loss, params, example, limit):
+    """Gives the norm that was measured, and what the example added."""
+    total, info = clip(loss, params, example, np.float32(limit))
     assert int(info.nonfinite_count) == 0
     return float(info.grad_norms[0]), norm({"w": total})
+
+
+def scaled_sum(w, example):
+    inputs, cotangents = example
+    return cotangents * jnp.sum(inputs @ w)
 
 
 @pytest.mark.parametrize(
@@ -29,14 +42,10 @@ def contributed(loss, params, example, limit):
 )
 def test_squares_that_underflow(inputs, cotangents):
     """The factors' squares are zero, their product is not."""
-    example = jnp.full(64, inputs)
+    example = (np.full(64, inputs, np.float32), np.float32(cotangents))
     length = 64 * inputs * cotangents
     limit = length / 10
-
-    def loss(w, x):
-        return cotangents * jnp.sum(x @ w)
-
-    measured, added = contributed(loss, jnp.zeros((64, 64)), example, limit)
+    measured, added = contributed(scaled_sum, jnp.zeros((64, 64)), example, limit)
     assert measured >= length * (1 - 1e-5)
     assert added <= limit * (1 + 1e-5)
 
@@ -83,21 +92,28 @@ def test_terms_that_cancel(model, limit, rows):
     loss, example, columns = model
     for seed in range(6):
         parts = example(np.random.default_rng(seed))
-        one = jnp.asarray(np.concatenate(parts, 1), jnp.float32)
+        one = np.concatenate(parts, 1).astype(np.float32)
         _, added = contributed(loss, jnp.zeros((rows, columns)), one, limit)
         assert added <= limit * (1 + 1e-4)
 
 
 def test_derivative_of_norms_beside_a_token_of_zeros():
     """Padding and dead units: the guard against rounding has no derivative."""
-    x = jax.random.normal(jax.random.key(1), (3, 2, 8)).at[:, 1].set(0)
-    w = jax.random.normal(jax.random.key(0), (8, 8))
-    found = []
-    for method in ("vmap", "ghost"):
-        norms = clipjax.per_example_grad_norms(
-            lambda w, x: jnp.sum(jnp.tanh(x @ w) ** 2),
-            keep_batch_dim=False,
-            method=method,
-        )
-        found.append(jax.grad(lambda w, norms=norms: jnp.sum(norms(w, x)))(w))
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-4)
+    random = np.random.default_rng(0)
+    x, w = random.standard_normal((3, 2, 8)), random.standard_normal((8, 8))
+    x[:, 1] = 0
+
+    @jax.jit
+    def derivatives(w, x):
+        def total(w, method):
+            norms = clipjax.per_example_grad_norms(
+                lambda w, x: jnp.sum(jnp.tanh(x @ w) ** 2),
+                keep_batch_dim=False,
+                method=method,
+            )
+            return jnp.sum(norms(w, x))
+
+        return [jax.grad(total)(w, method) for method in ("vmap", "ghost")]
+
+    expected, found = derivatives(w, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

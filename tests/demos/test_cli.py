@@ -5,6 +5,7 @@ import json
 import re
 import sys
 
+import jax
 import pytest
 
 from clipjax.demos import arms, cli, compare, presets, report, train
@@ -64,6 +65,13 @@ REFUSED = {
     "out below a file": ("--out file/below", ["--out", "file"]),
     "out has a directory in the way": ("--out taken", ["report.html"]),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_generator():
+    """The generator of random numbers that compiles fastest."""
+    with jax.default_prng_impl("unsafe_rbg"):
+        yield
 
 
 @pytest.fixture
@@ -192,7 +200,7 @@ def comparison(tmp_path_factory):
     out.mkdir()
     (out / "results.json").write_text("old")
     (out / "notes.txt").write_text("mine")
-    clips = "none,clip_by_global_norm:0.1,soft_clip_by_global_norm:1e9"
+    clips = "none,clip_by_global_norm:1e-1"
     command = [*TINY, "--seeds", "2", "--lr", "0.5", "--clips", clips]
     results, compare_all = [], compare.compare
 
@@ -243,14 +251,14 @@ def test_comparison_writes_its_files_and_no_others(finished):
 
 def test_results_can_be_read_back(finished):
     results = json.loads((finished / "results.json").read_text())
-    clips = ["none", "clip_by_global_norm:0.1", "soft_clip_by_global_norm:1e9"]
+    clips = ["none", "clip_by_global_norm:1e-1"]
     assert list(results["arms"]) == clips
     for arm in results["arms"].values():
         assert len(arm["log"]["loss"]) == 2
         assert {len(row) for rows in arm["log"].values() for row in rows} == {6}
     first = {arm["log"]["loss"][0][0] for arm in results["arms"].values()}
     assert len(first) == 1  # same parameters, same batch
-    none, hard, _ = results["arms"].values()
+    none, hard = results["arms"].values()
     assert none["log"]["threshold"][0] == ["inf"] * 6
     assert none["summary"]["clipped"] == [0, 0]
     assert hard["summary"]["clipped"] == [1, 1]
@@ -270,7 +278,7 @@ def test_report_stands_alone(finished):
         assert png.startswith(b"\x89PNG") and base64.b64decode(image) == png
     for heading in ("final loss", "diverged", "steps clipped", "time per step"):
         assert f"<th>{heading}</th>" in page
-    assert page.count("<tr>") == 4
+    assert page.count("<tr>") == 3
     assert "All arms share one learning rate" in page
 
 

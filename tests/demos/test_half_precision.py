@@ -35,22 +35,38 @@ ORDERS = {
 }
 
 
+def build(key):
+    return MLP(PIXELS, CLASSES, depth=4, width=64, rngs=nnx.Rngs(params=key))
+
+
+@functools.cache
+def begin_and_score():
+    """Makes the task, and what all trainers begin and end with, compiled once."""
+    task = mnist_task(build, batch=64)
+    graph, _, rest = nnx.split(nnx.eval_shape(build, jax.random.key(0)), nnx.Param, ...)
+    assert not jax.tree.leaves(rest)
+
+    def begin(seed):
+        weights, batches = jax.random.split(jax.random.key(seed))
+        return nnx.split(build(weights), nnx.Param, ...)[1], batches
+
+    def score(params):
+        scores = task.evaluate(nnx.merge(graph, params, rest), task.held_out)
+        return scores["accuracy"]
+
+    merge = functools.partial(nnx.merge, graph)
+    return task, merge, rest, jax.jit(jax.vmap(begin)), jax.jit(jax.vmap(score))
+
+
 @functools.cache
 def trainer(dtype, order):
     """Trains one MLP per seed, from a first scale that grows at an interval."""
     optimizer = ORDERS[order]()
+    task, merge, rest, _, _ = begin_and_score()
 
-    def build(key):
-        return MLP(PIXELS, CLASSES, depth=4, width=64, rngs=nnx.Rngs(params=key))
-
-    task = mnist_task(build, batch=64)
-
-    def train(seed, first_scale, interval):
-        weights, batches = jax.random.split(jax.random.key(seed))
-        graph, params, rest = nnx.split(build(weights), nnx.Param, ...)
-
+    def train(params, batches, first_scale, interval):
         def scaled_loss(params, batch, scale):
-            model = nnx.merge(graph, params, rest)
+            model = merge(params, rest)
             logits = lambda x: model(x.astype(dtype)).astype(jnp.float32)  # noqa: E731
             return scale * UNIT * task.loss(logits, batch)
 
@@ -67,19 +83,19 @@ def trainer(dtype, order):
 
         carry = (params, optimizer.init(params), first_scale, jnp.int32(0))
         (params, state, *_), _ = jax.lax.scan(step, carry, jnp.arange(STEPS))
-        scores = task.evaluate(nnx.merge(graph, params, rest), task.held_out)
-        return scores["accuracy"], optax.tree.get(state, "skipped_count")
+        return params, optax.tree.get(state, "skipped_count")
 
-    return jax.jit(jax.vmap(train, in_axes=(0, None, None)))
+    return jax.jit(jax.vmap(train, in_axes=(0, 0, None, None)))
 
 
 def accuracies(dtype, order, first_scale, interval):
     """Gives the accuracies and the skipped steps of all seeds."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        accuracy, skipped = trainer(dtype, order)(
-            jnp.arange(SEEDS), jnp.float32(first_scale), jnp.int32(interval)
+        *_, begin, score = begin_and_score()
+        params, skipped = trainer(dtype, order)(
+            *begin(np.arange(SEEDS)), np.float32(first_scale), np.int32(interval)
         )
-    accuracy = np.asarray(accuracy, np.float64)
+        accuracy = np.asarray(score(params), np.float64)
     print(f"{dtype}, {order}: {accuracy.mean():.3f} ± {accuracy.std(ddof=1):.3f}")
     return accuracy, np.asarray(skipped)
 

@@ -22,6 +22,14 @@ CLIPS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_generator():
+    """The generator of random numbers that compiles fastest."""
+    with jax.default_prng_impl("unsafe_rbg"):
+        yield
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def rnn(vocabulary, key):
     return RNN(vocabulary, hidden=8, rngs=nnx.Rngs(params=key))
 
@@ -49,10 +57,10 @@ def loop_of(clip, interval=3):
     return make_loop(built_in_task(), clip, interval=interval)
 
 
-@pytest.mark.parametrize("clip", ["hard", "agc"])
-def test_scan_equals_a_plain_loop(task, clip):
-    history = loop_of(clip).run(seed=3)
-    optimizer = optax.chain(CLIPS[clip](), optax.sgd(0.5))
+def test_scan_equals_a_plain_loop(task):
+    # By the clip that reads the parameters as well.
+    history = loop_of("agc").run(seed=3)
+    optimizer = optax.chain(CLIPS["agc"](), optax.sgd(0.5))
     static, params, batches = train.begin(task, seed=3)
     step = jax.jit(train.make_step(task, optimizer, static, learning_rate=0.5))
     carry = (params, optimizer.init(params))
