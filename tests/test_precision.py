@@ -45,13 +45,13 @@ def in_scan(clip, steps, params):
 
 # One of each way to rescale, with and without a memory; others share these, and blocks
 # and entries are compared with NumPy below.
-REPRESENTATIVE = ["zclip", "spectral_clamp", "scale_by_l0_l1"]
+REPRESENTATIVE = ["adagc", "spectral_clamp", "scale_by_l0_l1"]
 
 
 @pytest.mark.parametrize("name", REPRESENTATIVE)
 def test_every_narrow_dtype_is_the_wide_result_rounded_once(name):
     # One tree with a leaf of each dtype, so that one compilation tries them all.
-    dtypes = NARROW if name == "zclip" else ("float16", "bfloat16", "float8_e4m3fn")
+    dtypes = NARROW if name == "adagc" else ("float16", "bfloat16", "float8_e4m3fn")
     steps = {dtype: jnp.asarray(STEPS, dtype) for dtype in dtypes}
     steps["complex64"] = jnp.asarray(STEPS + 1j, "complex64")
     widened = {
