@@ -13,7 +13,6 @@ from clipjax import thresholds
 
 partial = functools.partial
 SOURCES = {
-    "quantile": partial(thresholds.quantile, 0.9, 50),
     "ema": partial(thresholds.ema, 2.0),
     "ema-late": partial(thresholds.ema, 2.0, minimum_history=10),
     "streaming_quantile": partial(thresholds.streaming_quantile, 0.9),

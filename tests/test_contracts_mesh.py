@@ -11,7 +11,8 @@ from oracle import assert_close, assert_same_bits, eps, hard_clip, norm, random_
 import clipjax
 from clipjax import granularity, guards, norms
 
-SHAPES = {"replicated": (4,), "rows": (8, 3), "columns": (3, 8)}
+# All shards have one shape: XLA compiles their loops once.
+SHAPES = {"replicated": (1, 3), "rows": (8, 3), "columns": (1, 24)}
 SPECS = {
     "replicated": PartitionSpec(),
     "rows": PartitionSpec("x"),
@@ -268,12 +269,11 @@ def test_e36_six_sharding_patterns_on_two_axes():
     assert main.count(" all-reduce(") + main.count(" all-reduce-start(") <= 4
 
 
-# A window and averages, of leaves and of units.
+# A window and averages, of leaves and of units; see `adagc` in `test_placements.py`.
 @pytest.mark.parametrize(
     ("kind", "name", "part"),
     [
-        (AxisType.Auto, "zscore", granularity.leaf()),
-        (AxisType.Auto, "quantile", granularity.unit()),
+        (AxisType.Auto, "quantile", granularity.leaf()),
         (AxisType.Explicit, "zscore", granularity.unit()),
     ],
 )

@@ -55,17 +55,23 @@ def test_k71_first_derivative_is_finite(key):
     assert np.any(np.asarray(found[1:]) != 0)
 
 
-@pytest.mark.parametrize("key", ["rule-hard", "norm-lp", "recipe-spectral_clip"])
-def test_k72_second_derivative_is_finite(key):
-    function = total(key)
+TWICE = ("rule-hard", "norm-lp", "recipe-spectral_clip")
 
-    def curvature(grads):
-        slope = jax.grad(function)(grads)
+
+@jax.jit
+def second_derivatives(grads):
+    def curvature(grads, key):
+        slope = jax.grad(total(key))(grads)
         return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(slope))
 
-    second = jax.jit(jax.grad(curvature))
+    return {key: jax.grad(curvature)(grads, key) for key in TWICE}
+
+
+@pytest.mark.parametrize("key", TWICE)
+def test_k72_second_derivative_is_finite(key):
     for size in (0.0, 5.0):
-        assert np.all(np.isfinite(flat(second(catalogue.gradients(size=size))))), size
+        second = second_derivatives(catalogue.gradients(size=size))[key]
+        assert np.all(np.isfinite(flat(second))), size
 
 
 def test_k72_jvp_vmap_and_remat_agree():
@@ -163,7 +169,7 @@ ON_A_MESH = {
 @pytest.mark.parametrize("key", sorted(ON_A_MESH))
 def test_derivatives_on_a_mesh_are_those_on_one_device(key):
     shapes, specs = (
-        {"b": (4,), "w": (8, 4)},
+        {"b": (1, 4), "w": (8, 4)},
         {"b": PartitionSpec(), "w": PartitionSpec("x")},
     )
     mesh = jax.make_mesh((8,), ("x",), (AxisType.Auto,))

@@ -14,7 +14,7 @@ from placements import assert_devices_agree
 import clipjax
 
 WORKERS = PartitionSpec("workers")
-SHAPES = {"a": (3,), "b": (2, 2)}
+SHAPES = {"a": (2, 2), "b": (2, 2)}
 
 
 def mesh(kind=AxisType.Auto):

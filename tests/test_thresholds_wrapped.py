@@ -26,9 +26,9 @@ import clipjax
 from clipjax import thresholds
 
 
-@pytest.mark.parametrize("name", ["zclip", "spam_clip"])
-def test_skip_nonfinite_leaves_everything_as_it_was(name):
-    optimizer = player(clipjax.skip_nonfinite(EVERY_CLIP[name]()))
+def test_skip_nonfinite_leaves_everything_as_it_was():
+    """Adam's memory too, which spam_clip does not protect."""
+    optimizer = player(clipjax.skip_nonfinite(EVERY_CLIP["spam_clip"]()))
     _, state = play(optimizer, [1.0, 2.0, 1.5])
     _, after = play(optimizer, [np.nan], state)
     assert_same_bits(after.inner_state, state.inner_state)
@@ -78,7 +78,7 @@ def test_a_hundred_thousand_steps():
 # One of each kind of memory: a window, averages, a largest norm, a frozen one, averages
 # of blocks and of entries, and Adam's.
 MEMORIES = (
-    *("quantile", "zclip", "maximum", "warmup-quantile", "adagc-raw", "acclip"),
+    *("autoclip", "zclip", "maximum", "warmup-quantile", "adagc-raw", "acclip"),
     "spam_clip",
 )
 
@@ -116,8 +116,8 @@ def test_vmap_over_seeds_keeps_them_apart(name):
         assert_close(mine, play(name, sizes[seed])[1], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["zclip", "acclip"])
-def test_accumulation_counts_real_steps_only(name):
+def test_accumulation_counts_real_steps_only():
+    name = "zclip"
     optimizer = optax.MultiSteps(EVERY_CLIP[name](), every_k_schedule=3)
     sizes = normal(6, spread=1.0)
     _, state = play(player(lenient(optimizer)), sizes)
@@ -131,7 +131,6 @@ def test_accumulation_counts_real_steps_only(name):
     [
         (clipjax.zclip, {"max_grad_norm": 2.0, "warmup_steps": 5}, "max_grad_norm"),
         (clipjax.adagc, {"lambda_abs": 0.5, "warmup_steps": 90}, "lambda_abs"),
-        (clipjax.aggc, {"beta": 0.9, "alpha_high": 1.5}, None),
     ],
 )
 def test_inject_hyperparams(make, arguments, changed):
@@ -146,11 +145,10 @@ def test_inject_hyperparams(make, arguments, changed):
         assert_close(updates, expected, rtol=1e-5)
     for argument, value in arguments.items():
         assert float(state.hyperparams[argument]) == pytest.approx(value)
-    if changed:
-        state.hyperparams[changed] = jnp.float32(0.01)
-        updates, _ = update(gradient(1.0), state)
-        length = np.linalg.norm([updates["scale"], *updates["w"]])
-        assert length == pytest.approx(0.01, rel=1e-5)
+    state.hyperparams[changed] = jnp.float32(0.01)
+    updates, _ = update(gradient(1.0), state)
+    length = np.linalg.norm([updates["scale"], *updates["w"]])
+    assert length == pytest.approx(0.01, rel=1e-5)
     assert update._cache_size() == 1
 
 
