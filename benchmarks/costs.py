@@ -45,7 +45,7 @@ def _inner(params):
                 yield jaxpr
 
 
-def equations_per_leaf(make_clip, few=200, many=260):
+def equations_per_leaf(make_clip, few=60, many=80):
     """Return how many equations a further leaf adds to `update`.
 
     Args:

@@ -10,7 +10,8 @@ before Adam, beside Optax's. "Bandwidth" is the least traffic that the step need
 relative to what a copy moves in the same time. What the minutes do not suffice for is
 listed. The exit code is 1 if a recipe differs, fails, or is left out.
 
---small takes small trees and few rounds, to try the command on a CPU.
+--small takes small trees and few rounds, to try the command on a CPU. --recipes and
+--clips choose what is compared and what is timed.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def time_clips(report: Report, options: Any, deadline: float) -> None:
     report.header(speed.HEADER)
     adam: dict[str, Any] = {}
     left_out = []
-    for kind in speed.LEAST:
+    for kind in options.clips:
         for dtype in options.dtypes:
             if time.monotonic() > deadline:
                 left_out.append(f"{kind} in {dtype}")
@@ -123,6 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--recipes", nargs="+", choices=names, default=names, metavar="NAME"
     )
+    kinds = list(speed.LEAST)
+    parser.add_argument("--clips", nargs="+", choices=kinds, default=kinds)
     options = parser.parse_args(arguments)
     try:
         jax.devices("cpu")
