@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,8 +74,9 @@ class ThresholdTable:
                 f"  {row.clipped_fraction:>8.2%}"
             )
         left_out = f"{self.nonfinite_count} not finite, {self.zero_count} zero"
-        lines += ["", f"{self.count} steps; left out: {left_out}."]
-        return "\n".join([*lines, f"* {self.reason}", *self.cautions])
+        notes = [f"{self.count} steps; left out: {left_out}.", f"* {self.reason}"]
+        filled = [textwrap.fill(note, 72) for note in notes + self.cautions]
+        return "\n".join([*lines, "", *filled])
 
 
 def suggest_thresholds(
