@@ -60,8 +60,9 @@ def test_where_paths_end(grad, rate, threshold, fixed, cycle):
 
 
 def test_paths_that_run_away_make_equal_steps():
-    found = clipped_descent(lambda x: -x, 1.0, 0.5, 1.0, 20)
+    found = clipped_descent(lambda x: -x, 1e5, 0.5, 1.0, 20)
     np.testing.assert_allclose(np.diff(found.path), 0.5)
+    assert not found.is_fixed_point  # though steps are short against x
 
 
 @pytest.mark.parametrize(

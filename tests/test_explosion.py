@@ -129,6 +129,8 @@ def test_explosion_is_silent_where_there_is_no_explosion():
     for norms in (constant, np.full(100, 1e-30)):
         report = RECORD(jnp.asarray(norms, jnp.float32))  # rounding is no trend
         assert abs(float(report.log_score)) < 0.1
+    tiny = np.exp(1e-5 * np.arange(100) / 100)  # a trend of less than a thousandth
+    assert not explosion(tiny, np.inf, least_growth=1.0).is_exploding
     for nothing in (np.zeros(100), np.full(100, np.nan)):
         report = explosion(nothing, 1.0)
         assert report.log_slope == report.exceedance_slope == 0
@@ -180,7 +182,7 @@ def test_the_monitor_fits_a_weighted_line():
 
 def test_the_monitor_is_silent_on_stationary_norms():
     """Measured on 500 runs of 5000 steps: no alarm, and 2 % with a spread of 1."""
-    for correlation, spread, most in ((0.0, 0.3, 0), (0.9, 0.3, 1), (0.9, 1.0, 10)):
+    for correlation, spread, most in ((0.0, 0.3, 0), (0.9, 0.3, 0), (0.9, 1.0, 4)):
         alarms = watched(log_normal(100, 1000, correlation, spread)).any(1)
         assert np.sum(alarms) <= most
     odd = np.ones((100, 1000))

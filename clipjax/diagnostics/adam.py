@@ -203,13 +203,7 @@ def _require_settings(learning_rate: Any, b2: Any, eps: Any, eps_root: Any) -> N
 def _adam_states(opt_state: Any) -> list[Any]:
     """Return the states of ``scale_by_adam`` in an optimizer state."""
     is_adam = lambda node: isinstance(node, optax.ScaleByAdamState)  # noqa: E731
-    is_variable = lambda node: hasattr(node, "get_value")  # noqa: E731  Flax's
-    value = lambda leaf: leaf.get_value() if is_variable(leaf) else leaf  # noqa: E731
-    return [
-        jax.tree.map(value, node, is_leaf=is_variable)
-        for node in jax.tree.leaves(opt_state, is_leaf=is_adam)
-        if is_adam(node)
-    ]
+    return list(filter(is_adam, jax.tree.leaves(opt_state, is_leaf=is_adam)))
 
 
 def _corrected(moment: jax.Array, count: Any, b2: Any) -> jax.Array:
