@@ -111,9 +111,9 @@ def explosion(
     window is not, and looks like a trend. A trend of log n must also add up to
     ``least_growth`` over the record, since a drift of a few percent is no explosion.
 
-    Over 16 windows and at 4 standard errors, stationary norms raised a false alarm in 1
-    of 1000 records of 1000 steps, with correlation times of up to 20 steps, which are a
-    third of a window; at 50 steps in 7, at 100 steps in 24.
+    Over 16 windows and at 4 standard errors, stationary norms raised a false alarm in
+    about 1 of 1000 records of 1000 steps, with correlation times of up to 20 steps,
+    which are a third of a window; at 50 steps in 7, at 100 steps in 24.
 
     | input | result |
     |---|---|
