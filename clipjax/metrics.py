@@ -53,7 +53,8 @@ def metrics(
       ``grad_norm_clipped``, ``clip_ratio``, ``threshold`` |
 
     For a hard clip before SGD, ratios that stay below one half mean that the threshold
-    acts as a learning rate. Before the first step ratios are 1 and all other values 0.
+    acts as a learning rate; `clipjax.diagnostics.over_clipping` knows other rules and
+    optimizers. Before the first step ratios are 1 and all other values 0.
     `clipjax.skip_nonfinite` adds ``skip_nonfinite/skipped_count``, ``…/streak`` and
     ``…/alarm``; `clipjax.skip_on_spike` adds the same, and ``…/is_spike`` and
     ``…/accepted``.
