@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+import socket
 import time
 from typing import Any, Protocol
 
+from ..core.checks import require_integer
 from .extras import require_extra
 from .files import append_lines, cut_half_line, jsonl_text
 from .history import History
@@ -60,8 +62,8 @@ class JsonlWriter:
 class TensorBoardWriter:
     """Write each batch as scalars of TensorBoard, with tensorboardX.
 
-    One event holds all numbers of a step, and each batch is flushed. Needs the extra
-    ``monitoring``.
+    One event holds all numbers of a step; each batch is flushed to the file. Needs the
+    extra ``monitoring``.
 
     Args:
         log_dir: the folder of the event files.
@@ -70,32 +72,54 @@ class TensorBoardWriter:
 
     Raises:
         ImportError: tensorboardX is not installed.
+        TypeError: purge_step is no integer.
+        ValueError: purge_step is negative.
+
+    Example:
+        >>> import os, tempfile
+        >>> from clipjax.monitoring import Recorder, TensorBoardWriter
+        >>> folder = tempfile.mkdtemp()
+        >>> with Recorder(writers=[TensorBoardWriter(folder)]) as recorder:
+        ...     recorder.record((), loss=2.5)
+        >>> [name.startswith("events.out.tfevents") for name in os.listdir(folder)]
+        [True]
     """
 
     def __init__(
         self, log_dir: str | os.PathLike[str], *, purge_step: int | None = None
     ):
-        tensorboard = require_extra("tensorboardX", "TensorBoardWriter")
-        self._summary = require_extra(
-            "tensorboardX.proto.summary_pb2", "TensorBoardWriter"
-        ).Summary
-        self._writer: Any = tensorboard.SummaryWriter(
-            os.fspath(log_dir), purge_step=purge_step
+        if purge_step is not None:
+            require_integer("purge_step", purge_step, 0)
+        who = "TensorBoardWriter"
+        self._events = require_extra("tensorboardX.proto.event_pb2", who)
+        self._summary = require_extra("tensorboardX.proto.summary_pb2", who).Summary
+        # Not SummaryWriter: its queue between processes makes the caller wait after ten
+        # events, and its flush returns before the queue is empty.
+        name = f"events.out.tfevents.{time.time():.9f}.{socket.gethostname()}"
+        os.makedirs(log_dir, exist_ok=True)
+        self._file = require_extra("tensorboardX", who).RecordWriter(
+            os.path.join(log_dir, name)
         )
+        self._add(file_version="brain.Event:2")
+        if purge_step is not None:
+            start = self._events.SessionLog(status=self._events.SessionLog.START)
+            self._add(session_log=start, step=purge_step)
 
     def write(self, batch: History) -> None:
-        now = time.time()
         for step, numbers in batch.rows():
             values = [
                 self._summary.Value(tag=key, simple_value=float(value))
                 for key, value in numbers.items()
             ]
-            summary = self._summary(value=values)
-            self._writer.file_writer.add_summary(summary, step, now)
-        self._writer.flush()
+            self._add(summary=self._summary(value=values), step=step)
+        self._file.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
+
+    def _add(self, **fields: Any) -> None:
+        event = self._events.Event(wall_time=time.time(), **fields)
+        self._file.write(event.SerializeToString())
 
 
 class WandbWriter:
