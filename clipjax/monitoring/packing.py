@@ -16,7 +16,7 @@ from ..core.dtypes import accumulation_dtype
 from ..core.settings import matches
 from ..core.state import ClipState
 from ..wrappers.sections import Naming, Section, sections
-from ..wrappers.states import SkipState, states_of
+from ..wrappers.states import SkipState, states_in, states_of
 
 Blocks = bool | int | str
 
@@ -59,18 +59,40 @@ class Packed:
     block_columns: tuple[BlockColumns, ...] = ()
 
 
-def small_states(opt_state: Any) -> tuple[ClipState | SkipState, ...]:
-    """Return the states of clips and skip wrappers, without what is not reported.
+class StateFinder:
+    """Finds the states to report in optimizer states of one structure, quickly.
 
-    Memories and inner states may hold one array per parameter, and `jax.jit` handles
-    each leaf of its arguments at every call.
+    A search looks at every node in Python, some 0.3 ms for Adam and 150 leaves; where
+    the states are depends on the structure only, and is remembered.
     """
-    return tuple(
-        state._replace(clip_memory=())
-        if isinstance(state, ClipState)
-        else state._replace(inner_state=())
-        for state in states_of(opt_state)
-    )
+
+    def __init__(self):
+        self._structure: Any = None
+        self._positions: list[int] = []
+        self._found: Any = None
+
+    def __call__(self, opt_state: Any) -> tuple[ClipState | SkipState, ...]:
+        """Return the states of clips and skip wrappers, without what is not reported.
+
+        Memories and inner states may hold one array per parameter, and `jax.jit`
+        handles each leaf of its arguments at every call.
+
+        Raises:
+            TypeError: opt_state is no optimizer state.
+        """
+        leaves, structure = jax.tree.flatten(getattr(opt_state, "opt_state", opt_state))
+        if self._structure is None or structure != self._structure:
+            states_of(opt_state)  # refuses what is no optimizer state
+            numbered = jax.tree.unflatten(structure, range(len(leaves)))
+            small = tuple(
+                state._replace(clip_memory=())
+                if isinstance(state, ClipState)
+                else state._replace(inner_state=())
+                for state in states_in(numbered)
+            )
+            self._positions, self._found = jax.tree.flatten(small)
+            self._structure = structure
+        return self._found.unflatten([leaves[i] for i in self._positions])
 
 
 @functools.partial(jax.jit, static_argnames=("naming", "blocks"))

@@ -25,10 +25,10 @@ from .history import History
 from .packing import (
     Blocks,
     Packed,
+    StateFinder,
     joined,
     pack_step,
     pack_steps,
-    small_states,
     unpacked,
 )
 from .summary import log_line
@@ -128,6 +128,7 @@ class Recorder:
         require_integer("fetch_every", fetch_every, 1)
         if log_every is not None:
             require_integer("log_every", log_every, 1)
+        self._states_in = StateFinder()
         self._blocks = blocks
         self._block_names = block_names
         self._naming = None if params is None else Naming.of(None, params, block_names)
@@ -160,7 +161,7 @@ class Recorder:
             ValueError: there is nothing to record; a scalar is an array with axes; the
                 state is batched; or blocks has a pattern that matches no block.
         """
-        states = small_states(opt_state)
+        states = self._states_in(opt_state)
         arrays = {k: v for k, v in scalars.items() if isinstance(v, jax.Array)}
         require_outside_jit(states, arrays)
         known = {k: checked_number(k, v) for k, v in scalars.items() if k not in arrays}
