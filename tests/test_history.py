@@ -41,7 +41,7 @@ def test_columns():
     kinds = {key: history[key].dtype.name for key in ("loss", "norm", "count")}
     assert kinds == {"loss": "float32", "norm": "float64", "count": "float64"}
     assert "loss" in history and "other" not in history
-    assert repr(history) == "History(3 rows, steps 3 to 6: loss, norm, count, rare)"
+    assert repr(history) == "History(3 rows, steps 3 to 6, 4 keys)"
     with pytest.raises(KeyError, match="no column 'other'; the columns are loss, norm"):
         history["other"]
     assert_equal(history, History(history.to_numpy()))

@@ -92,7 +92,7 @@ class History:
 
     def __repr__(self) -> str:
         span = f", steps {self.steps[0]} to {self.steps[-1]}" if len(self) else ""
-        return f"History({len(self)} rows{span}: {', '.join(self.keys) or 'no keys'})"
+        return f"History({len(self)} rows{span}, {len(self.keys)} keys)"
 
     @property
     def steps(self) -> np.ndarray:

@@ -113,7 +113,7 @@ def pack_step(
         for section in found
         for key, value in section.totals.items()
     }
-    packed = pack_steps({k: v[None] for k, v in (totals | dict(scalars)).items()})
+    packed = _packed({k: v[None] for k, v in (totals | dict(scalars)).items()})
     names, parts, block_columns = list(packed.float_names), [packed.floats], []
     for section, positions in zip(found, _selected(found, blocks), strict=True):
         if not positions:
@@ -134,6 +134,10 @@ def pack_step(
 @jax.jit
 def pack_steps(stacked: Mapping[str, jax.Array]) -> Packed:
     """Copy numbers of shape ``(steps,)`` to two new arrays, in one dispatch."""
+    return _packed(stacked)
+
+
+def _packed(stacked: Mapping[str, jax.Array]) -> Packed:
     is_float = {k: jnp.issubdtype(v.dtype, jnp.floating) for k, v in stacked.items()}
     floats = {k: v[:, None] for k, v in stacked.items() if is_float[k]}
     integers = {k: v[:, None] for k, v in stacked.items() if not is_float[k]}
