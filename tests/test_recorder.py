@@ -85,11 +85,11 @@ def test_record_does_not_wait():
         return leaf_step(state, norms + 0 * matrix[0, :2])
 
     recorder, states = Recorder(fetch_every=2), [leaf_state(0.5, 2.0)] * 2
-    slow = slow.lower(states[0], jnp.ones(2)).compile()
+    compiled = slow.lower(states[0], jnp.ones(2)).compile()
     for state in states:
         recorder.record(state, loss=state.clip_info.norm_after)
     for _ in range(2):
-        states.append(slow(states[-1], jnp.ones(2)))
+        states.append(compiled(states[-1], jnp.ones(2)))
         recorder.record(states[-1], loss=states[-1].clip_info.norm_after)
     assert not states[-1].clip_steps.is_ready()
     assert not states[-2].clip_steps.is_ready()
@@ -123,7 +123,7 @@ def test_counts_are_exact():
     recorder = Recorder()
     recorder.record(state._replace(clip_info=info), batches=many)
     for key in ("clip/nonfinite_count", "batches"):
-        assert recorder.history[key][0] == 2**24 + 1
+        assert int(recorder.history[key][0]) == 2**24 + 1
 
 
 def test_batches_logs_and_close():
@@ -236,6 +236,20 @@ def test_objects_with_a_state():
         assert recorder.history["clip/grad_norm_raw"] == 5
         name = "w" if isinstance(state, TrainState) else "0"
         assert recorder.history[f"clip/grad_norm_raw/{name}"] == 5
+
+
+def test_states_of_two_optimizers():
+    """And scalars that only some steps have."""
+    recorder, whole = Recorder(), OPTIMIZER.init({"w": jnp.zeros(1)})
+    recorder.record(leaf_state(3.0, 4.0))
+    recorder.record((whole, leaf_state(6.0, 8.0)), accuracy=0.5)
+    recorder.record(leaf_state(0.3, 0.4), accuracy=jnp.float32(0.75))
+    history, missing = recorder.history, np.nan
+    np.testing.assert_allclose(history["clip/grad_norm_raw"], [5, 0, 0.5])
+    np.testing.assert_array_equal(
+        history["clip_2/grad_norm_raw"], [missing, 10, missing]
+    )
+    np.testing.assert_array_equal(history["accuracy"], [missing, 0.5, 0.75])
 
 
 def test_skips_are_recorded():

@@ -180,9 +180,10 @@ def _of_blocks(state: ClipState) -> Numbers:
     after: Any = info.block_norms_after  # inf where the norm before is
     is_usable = (before > 0) & (before < jnp.inf)
     ratio = jnp.where(is_usable, after / jnp.where(is_usable, before, 1), 1)
+    thresholds: Any = info.block_thresholds
     return {
         "grad_norm_raw": before,
         "grad_norm_clipped": after,
         "clip_ratio": ratio,
-        "threshold": info.block_thresholds,
+        "threshold": thresholds,
     }
