@@ -158,8 +158,9 @@ class Recorder:
         Raises:
             TypeError: opt_state is no optimizer state; the call is traced; step is no
                 integer; or a scalar is no real number.
-            ValueError: there is nothing to record; a scalar is an array with axes; the
-                state is batched; or blocks has a pattern that matches no block.
+            ValueError: there is nothing to record; a scalar is an array with axes, or
+                lies on other devices than the state; the state is batched; or blocks
+                has a pattern that matches no block.
         """
         states = self._states_in(opt_state)
         arrays = {k: v for k, v in scalars.items() if isinstance(v, jax.Array)}
