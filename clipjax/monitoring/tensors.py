@@ -27,15 +27,14 @@ def tensor_report(
 ) -> dict[str, jax.Array]:
     r"""Return norms and ratios of each tensor, for the trees that are given.
 
-    | key | value | needs |
-    |---|---|---|
-    | ``tensor/grad_norm/<leaf>`` | :math:`\lVert g \rVert` | grads |
-    | ``tensor/update_norm/<leaf>`` | :math:`\lVert u \rVert` | updates |
-    | ``tensor/param_norm/<leaf>`` | :math:`\lVert p \rVert` | params |
+    | key | value |
+    |---|---|
+    | ``tensor/grad_norm/<leaf>`` | :math:`\lVert g \rVert` |
+    | ``tensor/update_norm/<leaf>`` | :math:`\lVert u \rVert` |
+    | ``tensor/param_norm/<leaf>`` | :math:`\lVert p \rVert` |
     | ``tensor/update_ratio/<leaf>`` | :math:`\lVert u \rVert / \lVert p \rVert` |
-      updates, params |
-    | ``tensor/momentum_cosine/<leaf>`` |
-      :math:`\langle g, m \rangle / (\lVert g \rVert \lVert m \rVert)` | momentum |
+    | ``tensor/momentum_cosine/<leaf>`` | the cosine of the angle between gradient g and
+      momentum m, :math:`\langle g, m \rangle / (\lVert g \rVert \lVert m \rVert)` |
 
     Cost: one read of updates and of parameters; one read of gradients, and two with
     momentum; two reads of the momentum; and one more of a tree with extreme
