@@ -3,6 +3,7 @@
 from . import diagnostics as diagnostics
 from . import granularity as granularity
 from . import guards as guards
+from . import monitoring as monitoring
 from . import norms as norms
 from . import recipes as recipes
 from . import rules as rules

@@ -13,11 +13,9 @@ from jax.core import Tracer
 from .core.checks import require_integer
 from .core.state import ClipState
 from .core.trees import Leaves
+from .wrappers.sections import Naming, Numbers, sections
 from .wrappers.skip import SkipNonfiniteState
-from .wrappers.states import SkipState, states_of
-
-OVER_CLIPPING = 0.5
-Numbers = dict[str, jax.Array]
+from .wrappers.states import states_of
 
 
 def metrics(
@@ -101,29 +99,16 @@ def metrics(
     if not isinstance(blocks, bool):
         require_integer("blocks", blocks, 0)
     states = states_of(opt_state)
-    is_given = params is not None
-    if not is_given:
-        params = getattr(opt_state, "params", None)
-    leaf_names = None if params is None else Leaves.of(params).names
-    known_names = dict(block_names or {})
+    naming = Naming.of(opt_state, params, block_names)
     numbers: Numbers = {}
-    taken: dict[str, int] = {}
-    for state in states:
-        prefix = _unique(_name(state), taken)
-        if isinstance(state, ClipState):
-            found = _totals(state)
-            if blocks is not False and _block_count(state):
-                own = known_names.pop(prefix, None)
-                names = _named_blocks(state, prefix, own, leaf_names, is_given)
-                found |= _of_blocks(state, names, blocks)
-        else:
-            found = _of_skip(state)
-        numbers |= {f"{prefix}/{key}": value for key, value in found.items()}
-    if known_names and blocks is not False:
-        raise ValueError(
-            f"block_names has {', '.join(map(repr, known_names))}, and opt_state no "
-            f"clip of that name with blocks; it has {', '.join(taken) or 'none'}"
-        )
+    for prefix, totals, names, columns in sections(states, naming, blocks is not False):
+        numbers |= {f"{prefix}/{key}": value for key, value in totals.items()}
+        chosen = _chosen(next(iter(columns.values())), blocks) if columns else ()
+        numbers |= {
+            f"{prefix}/{key}/{names[position]}": column[..., position]
+            for position in chosen
+            for key, column in columns.items()
+        }
     return numbers
 
 
@@ -174,108 +159,6 @@ def nonfinite_path(opt_state: Any, tree: Any) -> str | None:
         if position >= 0:
             return names[position]
     return None
-
-
-def _name(state: ClipState | SkipState) -> str:
-    names = state.clip_names if isinstance(state, ClipState) else state.skip_names
-    return next(iter(names))
-
-
-def _unique(name: str, taken: dict[str, int]) -> str:
-    """Return a name that is not taken yet, and add it to those taken."""
-    prefix = name
-    while prefix in taken:
-        taken[name] += 1
-        prefix = f"{name}_{taken[name]}"
-    taken[prefix] = 1
-    return prefix
-
-
-def _named_blocks(
-    state: ClipState,
-    prefix: str,
-    own: Sequence[str] | None,
-    leaf_names: Sequence[str] | None,
-    is_given: bool,
-) -> list[str]:
-    """Return the names of a clip's blocks.
-
-    Args:
-        state: the clip's state.
-        prefix: its name.
-        own: its entry in ``block_names``.
-        leaf_names: the names of the leaves of the parameters.
-        is_given: the caller passed those parameters for this purpose.
-    """
-    count = _block_count(state)
-    ((kind, labels),) = state.clip_names[_name(state)].items()
-    if own is not None:
-        if len(own) != count:
-            raise ValueError(
-                f"block_names has {len(own)} names for {prefix!r}, which has {count} "
-                "blocks"
-            )
-        return list(own)
-    if labels:
-        return list(labels)
-    if kind == "leaf" and leaf_names is not None:
-        if len(leaf_names) == count:
-            return list(leaf_names)
-        if is_given:
-            raise ValueError(
-                f"params has {len(leaf_names)} leaves, and {prefix!r} has {count} "
-                "blocks: pass the parameters that the clip sees (inside optax.masked, "
-                "with None for those that are masked), or, where leaves stack layers, "
-                f"block_names={{{prefix!r}: clip.block_names(params)}}"
-            )
-    return list(map(str, range(count)))
-
-
-def _block_count(state: ClipState) -> int:
-    norms = state.clip_info.block_norms_before
-    return 0 if isinstance(norms, tuple) else norms.shape[-1]
-
-
-def _of_skip(state: SkipState) -> Numbers:
-    keys = ("skipped_count", "streak", "alarm", "is_spike", "accepted")
-    return {key: getattr(state, key) for key in keys if hasattr(state, key)}
-
-
-def _totals(state: ClipState) -> Numbers:
-    info = state.clip_info
-    dtype = info.norm_before.dtype
-    steps = jnp.maximum(state.clip_steps, 1).astype(dtype)
-    return {
-        "grad_norm_raw": info.norm_before,
-        "grad_norm_clipped": info.norm_after,
-        "clip_ratio": info.clip_ratio,
-        "threshold": info.clip_threshold,
-        "clipped_fraction": info.clipped_fraction,
-        "nonfinite_count": info.nonfinite_steps,
-        "clipped_steps_fraction": info.clipped_steps.astype(dtype) / steps,
-        "average_clip_ratio": info.average_clip_ratio,
-        "over_clipping": info.average_clip_ratio < OVER_CLIPPING,
-        "invalid_threshold_count": info.invalid_threshold_steps,
-    }
-
-
-def _of_blocks(state: ClipState, names: Sequence[str], blocks: bool | int) -> Numbers:
-    info = state.clip_info
-    before: Any = info.block_norms_before  # an array, in a clip that reports blocks
-    after: Any = info.block_norms_after  # inf where the norm before is
-    is_usable = (before > 0) & (before < jnp.inf)
-    ratio = jnp.where(is_usable, after / jnp.where(is_usable, before, 1), 1)
-    columns = {
-        "grad_norm_raw": before,
-        "grad_norm_clipped": after,
-        "clip_ratio": ratio,
-        "threshold": info.block_thresholds,
-    }
-    return {
-        f"{key}/{names[position]}": column[..., position]
-        for position in _chosen(before, blocks)
-        for key, column in columns.items()
-    }
 
 
 def _chosen(norms: jax.Array, blocks: bool | int) -> Sequence[int]:

@@ -59,13 +59,13 @@ class Setting:
     def _looked_up(self, rows: Sequence[tuple[str, Any]], leaves: Leaves) -> list[Any]:
         for pattern, _ in rows:
             # A tree without leaves is Optax's placeholder, and matches no pattern.
-            if leaves.arrays and not any(_matches(n, pattern) for n in leaves.names):
+            if leaves.arrays and not any(matches(n, pattern) for n in leaves.names):
                 raise ValueError(
                     f"{self.argument} has the pattern {pattern!r}, which matches no "
                     f"leaf; the leaves are {', '.join(leaves.names)}"
                 )
         return [
-            next((value for row, value in rows if _matches(name, row)), self.default)
+            next((value for row, value in rows if matches(name, row)), self.default)
             for name in leaves.names
         ]
 
@@ -75,7 +75,8 @@ class _Table:
     rows: tuple[tuple[str, Any], ...]
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a shell-style pattern matches a name, or one that is above it."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}/*")
 
 

@@ -1,0 +1,88 @@
+"""A progress bar with a line about the clip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sized
+from typing import Any, TypeVar
+
+from ..core.checks import require_integer
+from .extras import require_extra
+from .recorder import Recorder
+from .summary import log_line
+
+Step = TypeVar("Step")
+
+
+def progress(
+    steps: Iterable[Step],
+    recorder: Recorder,
+    *,
+    total: int | None = None,
+    description: str = "steps",
+    rows: int = 1000,
+    console: Any = None,
+) -> Iterator[Step]:
+    """Iterate over steps, and show a bar with `log_line` below it.
+
+    The bar counts steps that were handed out. The line is about the last rows that the
+    recorder has fetched, which are some steps old; showing it waits for nothing. Where
+    the output is no terminal, nothing is shown. Needs the extra ``monitoring``.
+
+    Args:
+        steps: what to iterate over, such as ``range(1000)``.
+        recorder: the recorder of the loop.
+        total: the number of steps; None for ``len(steps)``, or unknown without one.
+        description: what stands in front of the bar.
+        rows: how many rows the line is about.
+        console: a ``rich.console.Console``; None for standard error.
+
+    Returns:
+        An iterator over the steps.
+
+    Raises:
+        ImportError: rich is not installed.
+        TypeError: rows is no integer.
+        ValueError: rows is below 1.
+
+    Example:
+        >>> from clipjax.monitoring import Recorder, progress
+        >>> recorder = Recorder()
+        >>> for step in progress(range(2), recorder):
+        ...     recorder.record((), loss=1.0 / (step + 1))
+        >>> print(recorder.history["loss"])
+        [1.  0.5]
+    """
+    require_integer("rows", rows, 1)
+    rich = {
+        name: require_extra(f"rich.{name}", "progress")
+        for name in ("console", "live", "progress", "text")
+    }
+    if total is None and isinstance(steps, Sized):
+        total = len(steps)
+    console = console or rich["console"].Console(stderr=True)
+    columns = rich["progress"]
+    bar = columns.Progress(
+        columns.TextColumn("{task.description}", markup=False),
+        columns.BarColumn(),
+        columns.MofNCompleteColumn(),
+        columns.TimeRemainingColumn(),
+        console=console,
+    )
+    task = bar.add_task(description, total=total)
+
+    def shown() -> Any:
+        line = log_line(recorder.fetched.last(rows))
+        return rich["console"].Group(bar, rich["text"].Text(line))
+
+    if not console.is_terminal:
+        return iter(steps)
+    return _tracked(
+        steps, bar, task, rich["live"].Live(console=console, get_renderable=shown)
+    )
+
+
+def _tracked(steps: Iterable[Step], bar: Any, task: Any, live: Any) -> Iterator[Step]:
+    with live:
+        for step in steps:
+            yield step
+            bar.advance(task)
