@@ -2,6 +2,8 @@
 
 import importlib
 import itertools
+import pathlib
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,10 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from clipjax import plotting
-from clipjax.plotting.canvas import style_of
+from clipjax.plotting.canvas import short_number, style_of
 from clipjax.plotting.distribution import spread
 from clipjax.plotting.heat import lightness
 
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
 STEPS = np.arange(50)
 CALM = np.stack([4 * np.exp(-STEPS / 30), 5 * np.exp(-STEPS / 30)])
 WILD = np.stack([4 * np.exp(STEPS / 5), 5 * np.exp(STEPS / 5)])
@@ -220,6 +223,10 @@ SPREAD = [
     SimpleNamespace(strategy="q50", threshold=2.0, clipped_fraction=0.5),
     SimpleNamespace(strategy="none", threshold=np.inf, clipped_fraction=0.0),
 ]
+CLOSE = [
+    SimpleNamespace(strategy=f"mean + {k} σ", threshold=9 + k, clipped_fraction=0.01)
+    for k in np.arange(0, 1, 0.1)
+]
 LINE = SimpleNamespace(l0=1.0, l1=-2.0, r2=0.25)
 SIGMOID = 3 / (1 + np.exp(-STEPS / 5.0))
 LONG = "encoder/layers_0/attention/query_with_a_long_name/kernel"
@@ -236,7 +243,7 @@ FIGURES = {
         LONG_ARMS | {"none": np.full(9, np.inf)}, **to
     ),
     "distribution": lambda **to: plotting.plot_norm_distribution(
-        CALM, [*SPREAD, *SPREAD], recommended="q50", **to
+        CALM, [*SPREAD, *CLOSE], recommended="q50", **to
     ),
     "blocks": lambda **to: plotting.plot_block_norms(
         {f"{LONG}_{number}": WILD[1] for number in range(30)}, **to
@@ -444,12 +451,15 @@ def test_smoothness_has_points_and_the_fit():
     figure = plotting.plot_smoothness(norms, smoothness, LINE)
     np.testing.assert_allclose(x_values(figure, "probes"), [1, 2])
     np.testing.assert_allclose(lines(figure)["probes"], [3, 1])
-    label = r"$L = 1 - 2\,\Vert g\Vert$, $R^2 = 0.25$"
+    label = "L = 1 − 2 ‖g‖, R² = 0.25"
     np.testing.assert_allclose(x_values(figure, label), [0, 2])
     np.testing.assert_allclose(lines(figure)[label], [1, -3])
+    arms = {"a": norms, "b": norms}
+    two = plotting.plot_smoothness(arms, arms, dict.fromkeys(arms, LINE))
+    assert entries(two) == ["a", f"a\n{label}", "b", f"b\n{label}"]
     with pytest.raises(TypeError, match=r"fit must have l0, l1 and r2; got float"):
         plotting.plot_smoothness(norms, smoothness, 1.0)
-    with pytest.raises(ValueError, match=r"fit\['b'\] is given, but not norms"):
+    with pytest.raises(ValueError, match=r"fit\['b'\] has no norms; norms has 'a'"):
         plotting.plot_smoothness({"a": norms}, {"a": smoothness}, {"b": LINE})
 
 
@@ -642,6 +652,34 @@ def test_lightness_is_that_of_cie():
 
 
 # ---------------------------------------------------------------- imports
+
+
+def test_the_page_shows_each_figure():
+    page = (DOCS / "figures.md").read_text(encoding="utf-8")
+    images = re.findall(r"\]\((figures/.*?)\)", page)
+    assert len(images) == 9
+    assert all((DOCS / image).stat().st_size < 50_000 for image in images)
+    missing = [
+        name for name in dir(plotting) if name.startswith("plot_") and name not in page
+    ]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.00041, "4.1e-4"),
+        (0.0123, "0.012"),
+        (12.3, "12"),
+        (99.9, "100"),
+        (1234.5, "1234"),
+        (1e4, "1e4"),
+        (-0.5, "-0.5"),
+    ],
+)
+def test_short_numbers(value, text):
+    assert short_number(value) == text
 
 
 def test_pyplot_is_not_involved():

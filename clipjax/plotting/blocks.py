@@ -13,11 +13,10 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from .arms import Steps, Values, by_name, columns_of, numbers, of_arm, steps_of
-from .canvas import count_steps, open_canvas, set_title, wrapped
+from .canvas import LINE, MOST_LINES, count_steps, open_canvas, set_title, wrapped
 from .heat import color_bar, draw_cells, hatched_handle, scale_of
 
 COLUMNS = 400  # more cells would be narrower than the pixels of a phone
-LINES = 40  # of names beside a panel
 NAME = 22  # characters of a line
 
 
@@ -72,10 +71,10 @@ def plot_block_norms(
     tables = _tables(norms, column, steps)
     scale = scale_of(np.concatenate([table.norms.ravel() for table in tables.values()]))
     lines = max(_lines(table) for table in tables.values())
-    height = 0.4 + 0.165 * min(max(lines, 4), LINES)
+    height = 0.4 + LINE / 72 * min(max(lines, 4), MOST_LINES)
     canvas = open_canvas(len(tables), axes, height, is_shared=False)
     meshes = [
-        _draw_table(panel, name, table, scale)
+        _draw_table(panel, name, table, scale, canvas.lines_beside(panel))
         for panel, (name, table) in zip(canvas.panels, tables.items(), strict=True)
     ]
     quantity = "gradient norm" if column.startswith("grad_norm") else column
@@ -182,7 +181,9 @@ def _lines(table: Table) -> int:
     return len(table.names) * max(_broken(name).count("\n") + 1 for name in table.names)
 
 
-def _draw_table(panel: Axes, name: str, table: Table, scale: Normalize) -> QuadMesh:
+def _draw_table(
+    panel: Axes, name: str, table: Table, scale: Normalize, room: int
+) -> QuadMesh:
     count = len(table.names)
     rows = np.arange(count + 1) - 0.5
     mesh = draw_cells(
@@ -190,7 +191,7 @@ def _draw_table(panel: Axes, name: str, table: Table, scale: Normalize) -> QuadM
     )
     panel.grid(False)
     panel.set_ylim(count - 0.5, -0.5)
-    every = -(-_lines(table) // LINES)
+    every = -(-_lines(table) // room)
     shown = range(0, count, every)
     panel.set_yticks(shown, [_broken(table.names[row]) for row in shown])
     set_title(panel, name)

@@ -18,6 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 WIDTH = 4.5
 DPI = 160
 TEXT, LABEL, TITLE = 9.0, 9.5, 10.5
+LINE = 12.0  # points from one line of text to the next
+MOST_LINES = 40  # beside a panel
 
 # Okabe and Ito's colors (https://jfly.uni-koeln.de/color/), told apart with every kind
 # of color vision. Two of the first seven share a dash only where their lightness
@@ -60,6 +62,11 @@ class Canvas(NamedTuple):
     figure: Figure
     panels: Sequence[Axes]
     is_own: bool
+
+    def lines_beside(self, panel: Axes) -> int:
+        """Return how many lines of text fit beside a panel, or the most of them."""
+        given = int(panel.bbox.height * 72 / self.figure.dpi / LINE)
+        return MOST_LINES if self.is_own else max(given, 1)
 
     def label(self, xlabel: str, ylabel: str, title: str = "") -> None:
         """Label the outer axes, and give the figure a title."""
@@ -151,7 +158,8 @@ def set_title(panel: Axes, title: str, pad: float | None = None) -> None:
 def wrapped(text: str, width: int = 48) -> str:
     """Break lines that are longer than a figure of phone width."""
     return "\n".join(
-        textwrap.fill(line, width, break_long_words=True) for line in text.split("\n")
+        line if "$" in line else textwrap.fill(line, width)  # a formula stays whole
+        for line in text.split("\n")
     )
 
 
@@ -203,13 +211,15 @@ def plain_number(value: float, position: int | None = None) -> str:
 
 
 def short_number(value: float) -> str:
-    """Write two digits of a number, in six characters at most."""
+    """Write two digits of a number, shortly."""
     if not math.isfinite(value):
         return f"{value:g}"
     if 100 <= abs(value) < 1e4:
         return f"{value:.0f}"
-    mantissa, _, exponent = f"{value:.2g}".partition("e")
-    return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+    if 1e-3 <= abs(value) < 100 or not value:
+        return f"{float(f'{value:.2g}'):g}"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def percent(fraction: float) -> str:

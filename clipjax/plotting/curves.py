@@ -61,9 +61,10 @@ def draw_arms(
 
 
 def with_lost_seeds(name: str, values: np.ndarray) -> str:
-    """Add to a name how many seeds have a NaN or an infinity."""
+    """Add to the name of an arm how many seeds have a NaN or an infinity."""
     lost = int((~np.isfinite(values)).any(axis=1).sum())
-    note = f"{lost} of {len(values)} seeds not finite"
+    seeds = len(values)
+    note = f"{lost} of {seeds} seeds not finite" if seeds > 1 else "not finite"
     if not lost:
         return name
     return f"{name} ({note})" if name else note

@@ -55,7 +55,7 @@ def plot_smoothness(
         >>> line = SimpleNamespace(l0=1.0, l1=2.0, r2=1.0)
         >>> figure = plot_smoothness([0.0, 1.0, 2.0], [1.0, 3.0, 5.0], line)
         >>> figure.axes[0].get_lines()[-1].get_label()
-        '$L = 1 + 2\\,\\Vert g\\Vert$, $R^2 = 1.00$'
+        'L = 1 + 2 ‖g‖, R² = 1.00'
 
     Source: the fit of Zhang et al., "Why gradient clipping accelerates training"
     (https://arxiv.org/abs/1905.11881), section 2.
@@ -63,6 +63,10 @@ def plot_smoothness(
     arms = read_arms("norms", norms, "grad_norm_raw")
     values = read_companion("smoothness", smoothness, "smoothness", "norms", arms)
     fits = {} if fit is None else by_name("fit", fit)
+    for name in fits:
+        if name not in arms:
+            known = ", ".join(map(repr, arms)) if any(arms) else "one array"
+            raise ValueError(f"{of_arm('fit', name)} has no norms; norms has {known}")
     canvas = open_canvas(1, axes, 2.8)
     (panel,) = canvas.panels
     for index, (name, arm) in enumerate(arms.items()):
@@ -76,6 +80,8 @@ def plot_smoothness(
         if name in fits and finite.any():
             line = fits[name]
             l0, l1, r2 = _constants(of_arm("fit", name), line)
+            sign = "−" if l1 < 0 else "+"
+            equation = f"L = {l0:.3g} {sign} {abs(l1):.3g} ‖g‖, R² = {r2:.2f}"
             ends = np.array([0.0, x[finite].max()])
             panel.plot(
                 ends,
@@ -83,14 +89,11 @@ def plot_smoothness(
                 color=style.color if len(arms) > 1 else "#D55E00",
                 linestyle=style.dash,
                 linewidth=1.6,
-                label=_equation(l0, l1, r2),
+                label=f"{name}\n{equation}" if name else equation,
             )
-    for name in fits:
-        if name not in arms:
-            raise ValueError(f"{of_arm('fit', name)} is given, but not norms")
     canvas.label(
-        r"gradient norm $\Vert g\Vert$",
-        "local smoothness $L$",
+        "gradient norm ‖g‖",
+        "local smoothness L",
         "Local smoothness against gradient norm",
     )
     canvas.legend()
@@ -103,9 +106,3 @@ def _constants(argument: str, fit: Any) -> tuple[float, float, float]:
         kind = type(fit).__name__
         raise TypeError(f"{argument} must have l0, l1 and r2; got {kind}")
     return float(fit.l0), float(fit.l1), float(fit.r2)
-
-
-def _equation(l0: float, l1: float, r2: float) -> str:
-    sign = "-" if l1 < 0 else "+"
-    slope = rf"{abs(l1):.3g}\,\Vert g\Vert"
-    return rf"$L = {l0:.3g} {sign} {slope}$, $R^2 = {r2:.2f}$"
