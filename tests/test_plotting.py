@@ -205,6 +205,47 @@ def test_batched_history_has_seeds_last():
     np.testing.assert_allclose(first_line(plotting.plot_loss(both))[1], [2, 3, 4])
 
 
+NAN = np.nan
+
+
+@pytest.mark.parametrize(
+    ("loss", "kept"),
+    [
+        ([3, NAN, 2, NAN, 1, NAN], [0, 2, 4]),  # every second record has a loss
+        ([3, 2, NAN, 1, NAN], [0, 1, 3]),
+        ([3, 2, 1, NAN], [0, 1, 2, 3]),  # the run diverged
+        ([3, NAN, 2, NAN, NAN], [0, 2, 3, 4]),
+        ([NAN, NAN], [0, 1]),
+    ],
+)
+def test_records_without_a_column_are_left_out(loss, kept):
+    steps = 10 * np.arange(len(loss))
+    figure = plotting.plot_loss(History(step=steps, loss=loss))
+    np.testing.assert_array_equal(first_line(figure)[0], steps[kept])
+    np.testing.assert_array_equal(first_line(figure)[1], np.array(loss)[kept])
+
+
+def test_companions_of_a_sparse_history_follow_its_norms():
+    sparse = History(
+        step=[0, 1, 2, 3],
+        clip__grad_norm_raw=[NAN, 4.0, NAN, 6.0],
+        clip__grad_norm_clipped=[NAN, 2.0, NAN, 6.0],
+        clip__grad_norm_raw__kernel=[NAN, 4.0, NAN, 6.0],
+    )
+    figure = plotting.plot_norms(sparse)
+    np.testing.assert_allclose(lines(figure)["after clipping"], [2, 6])
+    assert x_values(figure, "clipped step").tolist() == [1]
+    blocks = plotting.plot_block_norms(sparse).axes[0]
+    np.testing.assert_allclose(mesh_of(blocks), [[4, 6]])
+
+
+def test_blocks_of_two_clips_keep_the_name_of_their_clip():
+    two = History(clip__grad_norm_raw__w=[1.0], clip_2__grad_norm_raw__w=[2.0])
+    axes = plotting.plot_block_norms(two).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names == ["clip/w", "clip_2/w"]
+
+
 def test_steps_are_the_x_values_of_all_arms_or_of_each():
     arms = {"a": [1.0, 2.0], "b": [1.0, 2.0, 3.0]}
     figure = plotting.plot_loss(arms, steps={"a": [5, 9], "b": [0, 7, 8]})
@@ -255,7 +296,7 @@ FIGURES = {
         **to,
     ),
     "phase": lambda **to: plotting.plot_phase_portrait(
-        CALM[0], SIGMOID * 1e3, 1.5, cycle=[1.0, 2.0], fixed_points=[1.5], **to
+        CALM[0], SIGMOID * 1e3, 1.5, cycles=[1.0, 2.0], fixed_points=[1.5], **to
     ),
     "sweep": lambda **to: plotting.plot_sweep(LOSSES, RATES, LIMITS, **to),
     "wide sweep": lambda **to: plotting.plot_sweep(
@@ -384,8 +425,8 @@ def test_strategies_are_marked_on_the_distribution():
         "maximum: 9 clips 0 %",
         "none: inf clips 0 %",
     ]
-    table = SimpleNamespace(rows=SPREAD)
-    again = plotting.plot_norm_distribution([1.0, 2, 4, 9], table, recommended="q50")
+    table = SimpleNamespace(rows=SPREAD, recommended=SPREAD[1])
+    again = plotting.plot_norm_distribution([1.0, 2, 4, 9], table)
     assert entries(again) == entries(figure)
 
 
@@ -466,7 +507,7 @@ def test_smoothness_has_points_and_the_fit():
 def test_phase_portrait_has_path_band_and_cycle():
     path = np.array([2.9, 2.0, 1.1, 0.2])
     figure = plotting.plot_phase_portrait(
-        path, 3 * path, 1.5, cycle=[-0.45, 0.45], fixed_points=[0.0]
+        path, 3 * path, 1.5, cycles=[-0.45, 0.45], fixed_points=[0.0]
     )
     axes = figure.axes[0]
     np.testing.assert_allclose(x_values(figure, "path"), path)
@@ -481,6 +522,11 @@ def test_phase_portrait_has_path_band_and_cycle():
     ]
     assert upright == [-0.45, 0.45]
     assert lines(figure)["fixed point"] == [0]
+    two = [[1.0, 2.0], [1.5, 4.5]]
+    again = plotting.plot_phase_portrait(path, path, 1.5, cycles=two)
+    assert "2-cycle, 1 or 3 apart" in entries(again)
+    with pytest.raises(ValueError, match=r"cycles must have shape.*got \(3,\)"):
+        plotting.plot_phase_portrait(path, path, 1.5, cycles=[1.0, 2.0, 3.0])
     assert axes.get_yscale() == "linear"
     steep = plotting.plot_phase_portrait(path, 300 * path, 1.5)
     assert steep.axes[0].get_yscale() == "symlog"

@@ -16,7 +16,8 @@ nothing is told by color alone. Arguments that all functions share:
 A history is any object whose ``to_numpy()`` returns a mapping from the name of a column
 to an array with one entry per record, such as that of ``clipjax.monitoring``. Columns
 are found with or without the name of a clip: ``grad_norm_raw`` or
-``clip/grad_norm_raw``. Lines are medians over seeds, bands reach from the lowest to the
+``clip/grad_norm_raw``. Records that lack a column, and have NaN there, are left out.
+Lines are medians over seeds, bands reach from the lowest to the
 highest seed. Arms may have different lengths.
 
 Importing this module without matplotlib raises ModuleNotFoundError, so that nobody

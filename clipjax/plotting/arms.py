@@ -25,7 +25,7 @@ class Arm(NamedTuple):
     Attributes:
         values: ``(seeds, steps)``.
         steps: ``(steps,)``.
-        columns: all columns, if the arm came from a history.
+        columns: all columns of these steps, if the arm came from a history.
     """
 
     values: np.ndarray
@@ -86,7 +86,7 @@ def read_companion(
     if values is None:
         columns = {name: arm.columns for name, arm in arms.items()}
         return {
-            name: np.broadcast_to(np.atleast_2d(found[key].T), arms[name].values.shape)
+            name: numbers(argument, name, found[key]).T.reshape(arms[name].values.shape)
             for name, found in columns.items()
             if found is not None
             for key in matching_columns(found, column)[:1]
@@ -126,7 +126,26 @@ def _read(
     if columns is None:
         return numbers(argument, name, source), None
     found = find_column(argument, name, columns, column)
-    return numbers(argument, name, columns[found]).T, columns
+    array = numbers(argument, name, columns[found])
+    kept = recorded_rows(array)
+    return array[kept].T, {key: np.asarray(columns[key])[kept] for key in columns}
+
+
+def recorded_rows(column: np.ndarray) -> np.ndarray:
+    """Return which rows of a history's column ``(rows, ...)`` hold a number.
+
+    Rows that lack a column have NaN there. So has the end of a run that diverged, which
+    is kept: it is longer than the gaps between the rows before.
+    """
+    is_missing = np.isnan(column).reshape(len(column), -1).all(axis=1)
+    is_number = np.logical_not(np.asarray(is_missing))
+    places = np.flatnonzero(is_number)
+    if not places.size:
+        return np.ones(len(column), bool)
+    gap = np.diff(places, prepend=-1).max()
+    if len(column) - 1 - places[-1] >= gap:
+        is_number[places[-1] :] = True
+    return is_number
 
 
 def by_name(argument: str, values: Any) -> dict[str, Any]:

@@ -12,7 +12,16 @@ from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from .arms import Steps, Values, by_name, columns_of, numbers, of_arm, steps_of
+from .arms import (
+    Steps,
+    Values,
+    by_name,
+    columns_of,
+    numbers,
+    of_arm,
+    recorded_rows,
+    steps_of,
+)
 from .canvas import LINE, MOST_LINES, count_steps, open_canvas, set_title, wrapped
 from .heat import color_bar, draw_cells, hatched_handle, scale_of
 
@@ -109,17 +118,22 @@ def _tables(norms: Values, column: str, steps: Steps | None) -> dict[str, Table]
         else:
             blocks = _blocks(name, recorded, column)
             array = _stacked(blocks)
-            tables[name] = _table(name, array, list(blocks), recorded, steps)
+            kept = recorded_rows(array.T)
+            rows = {key: np.asarray(recorded[key])[kept] for key in recorded}
+            tables[name] = _table(name, array[:, kept], list(blocks), rows, steps)
     return tables
 
 
 def _blocks(
     name: str, columns: Mapping[str, np.ndarray], column: str
 ) -> dict[str, np.ndarray]:
-    pattern = re.compile(rf"(?:[^/]+/)?{re.escape(column)}/(.+)")
+    pattern = re.compile(rf"(?:([^/]+)/)?{re.escape(column)}/(.+)")
     matches = {key: pattern.fullmatch(key) for key in columns}
+    clips = {match[1] for match in matches.values() if match}
     found = {
-        match[1]: np.asarray(columns[key], np.float64)
+        match[2] if len(clips) == 1 else f"{match[1]}/{match[2]}": np.asarray(
+            columns[key], np.float64
+        )
         for key, match in matches.items()
         if match
     }

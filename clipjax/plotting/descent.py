@@ -21,7 +21,7 @@ def plot_phase_portrait(
     derivatives: Values,
     threshold: float,
     *,
-    cycle: ArrayLike | None = None,
+    cycles: ArrayLike = (),
     fixed_points: ArrayLike = (),
     axes: Any = None,
 ) -> Figure:
@@ -35,8 +35,9 @@ def plot_phase_portrait(
         path: the points x, ``(steps,)``, by arm if there are several starts.
         derivatives: f′ at each of them, of the same shapes.
         threshold: C, finite and positive.
-        cycle: the two points of a 2-cycle, where descent with too large a learning rate
-            ends up; drawn as vertical lines with their distance.
+        cycles: the two points of a 2-cycle, where descent with too large a learning
+            rate ends up, or of several, ``(cycles, 2)``; drawn as vertical lines with
+            their distance.
         fixed_points: points where f′ is 0.
         axes: the Axes to draw into.
 
@@ -46,7 +47,7 @@ def plot_phase_portrait(
     Raises:
         TypeError: an argument has no real numbers.
         ValueError: arms or shapes differ between path and derivatives; or the threshold
-            is not finite and positive; or a cycle has not two points.
+            is not finite and positive; or cycles have not two points.
 
     Example:
         >>> figure = plot_phase_portrait([3.0, 2.5, 2.0], [6.0, 5.0, 4.0], 1.0)
@@ -73,8 +74,7 @@ def plot_phase_portrait(
     if zeros.size:
         ring = {"markersize": 9, "markerfacecolor": "white", "color": "black"}
         panel.plot(zeros, 0 * zeros, "o", label="fixed point", zorder=3, **ring)
-    if cycle is not None:
-        _draw_cycle(panel, cycle)
+    _draw_cycles(panel, cycles)
     canvas.label("$x$", "$f'(x)$", "Clipped descent")
     canvas.legend()
     return canvas.figure
@@ -105,12 +105,17 @@ def _draw_path(
         )
 
 
-def _draw_cycle(panel: Axes, cycle: ArrayLike) -> None:
-    points = require_vector("cycle", cycle)
-    if points.shape != (2,):
-        raise ValueError(f"cycle must have two points, got shape {points.shape}")
-    width = abs(points[1] - points[0])
+def _draw_cycles(panel: Axes, cycles: ArrayLike) -> None:
+    points = numbers("cycles", "", cycles)
+    if not points.size:
+        return
+    if points.shape[-1:] != (2,) or points.ndim > 2:
+        raise ValueError(f"cycles must have shape (cycles, 2), got {points.shape}")
     style = {"color": COLORS[1], "linestyle": (0, (4, 2)), "linewidth": 1.4}
-    for place in points:
-        panel.axvline(place, **style, zorder=2)
-    panel.plot([], [], label=f"2-cycle, {width:.3g} apart", **style)
+    distances = set()
+    for low, high in np.atleast_2d(points):
+        distances.add(f"{abs(high - low):.3g}")
+        panel.axvline(low, **style, zorder=2)
+        panel.axvline(high, **style, zorder=2)
+    label = f"2-cycle, {' or '.join(sorted(distances))} apart"
+    panel.plot([], [], label=label, **style)

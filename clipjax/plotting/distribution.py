@@ -59,8 +59,9 @@ def plot_norm_distribution(
         norms: norm of each step before clipping, by arm if several; all seeds count
             together. Of a history, the column ``grad_norm_raw``.
         suggestions: rows with ``strategy``, ``threshold`` and ``clipped_fraction``, or
-            an object whose ``rows`` are such.
-        recommended: the strategy to emphasize.
+            a table whose ``rows`` are such, like that of ``suggest_thresholds``.
+        recommended: the strategy to emphasize; by default the one that a table
+            recommends.
         axes: the Axes to draw into.
 
     Returns:
@@ -83,6 +84,9 @@ def plot_norm_distribution(
         ['median: 2 clips 50 %', 'maximum: 8 clips 0 %']
     """
     arms = read_arms("norms", norms, "grad_norm_raw")
+    if recommended is None:
+        best = getattr(suggestions, "recommended", None)
+        recommended = getattr(best, "strategy", best)
     rows = _rows(suggestions, recommended)
     canvas = open_canvas(1, axes, 2.9)
     (panel,) = canvas.panels
