@@ -1,5 +1,6 @@
 """Gradient clipping for JAX: every published way to clip, as Optax transformations."""
 
+from . import diagnostics as diagnostics
 from . import granularity as granularity
 from . import guards as guards
 from . import norms as norms
@@ -67,7 +68,7 @@ __version__ = "0.2.0"
 normalize_by_global_norm = normalise_by_global_norm  # Optax's spelling
 
 # Python makes a submodule an attribute of its package once anything imports it.
-_INTERNAL = ("core", "demos", "diagnostics", "per_example", "projection", "wrappers")
+_INTERNAL = ("core", "demos", "per_example", "projection", "wrappers")
 
 
 def __dir__() -> list[str]:

@@ -59,7 +59,7 @@ def test_trees_count_as_one_vector():
     def swap(x):
         return {"h": 2 * x["c"], "c": 0.5 * x["h"].astype(jnp.float32)}
 
-    found = jacobian_report(swap, x)
+    found = jax.jit(lambda x: jacobian_report(swap, x))(x)
     assert float(found.spectral_norm) == 2
     assert float(found.spectral_radius) == pytest.approx(1, rel=1e-6)
 
@@ -75,7 +75,7 @@ def test_a_norm_above_one_is_not_growth():
         assert float(report.log_norms[steps - 1]) == pytest.approx(
             np.log(exact), abs=1e-3
         )
-    assert report.log_norms[1] > report.log_norms[0] > 0 > report.log_norms[-1]
+    assert report.log_norms[0] > report.log_norms[3] > 0 > report.log_norms[-1]
     assert float(report.log_norms[-1] / 400) == pytest.approx(np.log(0.5), abs=0.05)
     assert float(report.log_bounds[-1]) == pytest.approx(
         400 * np.log(np.linalg.norm(matrix, 2)), rel=1e-4
@@ -83,28 +83,28 @@ def test_a_norm_above_one_is_not_growth():
     assert float(report.steps.spectral_radius[7]) == pytest.approx(0.5, rel=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e6, 1e-6, 0.0])
-def test_products_neither_overflow_nor_underflow(scale):
-    report = jacobian_product_report(
-        lambda hidden, _: jnp.float32(scale) * hidden, jnp.ones(3), jnp.zeros(1000)
-    )
-    with np.errstate(divide="ignore"):
-        expected = 1000 * np.log(scale)
-    assert float(report.log_norms[-1]) == pytest.approx(expected, rel=1e-5)
+def test_products_neither_overflow_nor_underflow():
+    def measure(scale):
+        cell = lambda hidden, _: scale * hidden  # noqa: E731
+        return jacobian_product_report(cell, jnp.ones(2), jnp.zeros(400)).log_norms[-1]
+
+    found = jax.jit(jax.vmap(measure))(jnp.array([1e6, 1e-6, 0.0]))
+    expected = [400 * np.log(1e6), 400 * np.log(1e-6), -np.inf]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_layers_of_a_deep_net():
     random = np.random.default_rng(1)
-    widths = [5, 8, 8, 3]
+    widths = [3, 5, 5, 3]
     weights = [
         random.standard_normal((outputs, inputs))
         for inputs, outputs in zip(widths, widths[1:], strict=False)
     ]
     layer = lambda weight, x: jnp.tanh(weight @ x)  # noqa: E731
     layers = [functools.partial(layer, jnp.float32(weight)) for weight in weights]
-    x = random.standard_normal(5)
-    report = jacobian_product_report(layers, jnp.float32(x))
-    product = np.eye(5)
+    x = random.standard_normal(3)
+    report = jax.jit(lambda x: jacobian_product_report(layers, x))(jnp.float32(x))
+    product = np.eye(3)
     for k, weight in enumerate(weights):
         x = np.tanh(weight @ x)
         jacobian = (1 - x**2)[:, None] * weight

@@ -87,14 +87,16 @@ def test_the_hessian_of_a_network_with_integers_among_its_parameters():
 
     def loss(params, inputs):
         hidden = jnp.tanh(inputs @ params["w"])
-        return jnp.mean((hidden @ params["v"]) ** params["step"])
+        return params["step"].astype(jnp.float32) * jnp.mean(
+            (hidden @ params["v"]) ** 2
+        )
 
     def of_vector(vector):
         parts = {"w": vector[:12].reshape(3, 4), "v": vector[12:]}
         return loss(params | parts, inputs)
 
     vector = jnp.concatenate([params["w"].ravel(), params["v"]])
-    exact = np.linalg.eigvalsh(np.float64(jax.hessian(of_vector)(vector)))
+    exact = np.linalg.eigvalsh(np.float64(jax.jit(jax.hessian(of_vector))(vector)))
     found = smoothness(loss, params, inputs, iterations=100)
     assert float(found.value) == pytest.approx(np.abs(exact).max(), rel=1e-4)
 
@@ -104,11 +106,11 @@ def test_the_secant_divides_by_the_step_that_was_taken(dtype):
     """In bfloat16 a step of 0.01 from 1 moves nothing, or one of 1/128."""
     hessian = symmetric(3, [5, -4, 3, 2, 1, 0])
     start = tree(POINT, dtype)
-    step = np.array([0.01, 0, 0.01, -0.01, 0, 0.3])
+    step = np.array([0.01, 0, 0.01, -0.01, 0, 0.02])
 
-    def loss(params, hessian):  # a gradient in float32, so that only the step rounds
-        wide = {"a": params["a"], "b": params["b"].astype(jnp.float32)}
-        return quadratic(wide, hessian)
+    def loss(params, hessian):  # its gradient is small, which bfloat16 rounds little
+        wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+        return quadratic(jax.tree.map(jnp.subtract, wide, tree(POINT)), hessian)
 
     moved = jax.tree.map(lambda x, d: x.astype(d.dtype) + d, start, tree(step))
     moved = jax.tree.map(lambda m, x: m.astype(x.dtype), moved, start)
@@ -119,14 +121,12 @@ def test_the_secant_divides_by_the_step_that_was_taken(dtype):
         loss, start, jnp.float32(hessian), "secant", step=tree(step, jnp.float32)
     )
     expected = np.linalg.norm(hessian @ taken) / np.linalg.norm(taken)
-    # Cotangents of bfloat16 leaves are bfloat16.
-    accuracy = 1e-3 if dtype == jnp.float32 else 0.1
+    accuracy = 1e-3 if dtype == jnp.float32 else 0.01
     assert float(found.value) == pytest.approx(expected, rel=accuracy)
     curvature = taken @ hessian @ taken / (taken @ taken)
-    assert float(found.curvature) == pytest.approx(curvature, rel=accuracy, abs=0.05)
+    assert float(found.curvature) == pytest.approx(curvature, rel=accuracy)
     if dtype == jnp.bfloat16:
-        asked = np.linalg.norm(hessian @ step) / np.linalg.norm(step)
-        assert abs(asked - expected) / expected > 1e-3
+        assert np.linalg.norm(taken) > 1.2 * np.linalg.norm(step)
     assert float(found.residual) == 0
 
 
@@ -158,11 +158,10 @@ def test_estimates_without_an_answer():
         quadratic, tree(POINT), hessian, "secant", step=tree(np.zeros(SIZE))
     )
     assert np.isnan(still.value) and float(still.grad_norm) > 0
-    for method in ("hessian", "random"):
-        broken = smoothness(
-            quadratic, tree(POINT), hessian * jnp.nan, method, key=jax.random.key(1)
-        )
-        assert np.isnan(broken.value)
+    broken = smoothness(
+        quadratic, tree(POINT), hessian * jnp.nan, "hessian", iterations=40
+    )
+    assert np.isnan(broken.value) and np.isnan(broken.grad_norm)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +260,7 @@ def test_least_l0_of_powers(p):
 
 def test_least_l0_where_none_is_needed_and_where_there_is_no_answer():
     assert float(least_l0(jnp.exp, 2.0, (-1.0, 1.0)).l0) == 0
-    assert np.isnan(least_l0(jnp.log, 1.0, (-1.0, 1.0)).l0)
+    assert np.isnan(least_l0(jnp.sqrt, 1.0, (-1.0, 1.0)).l0)
     for interval in ((1.0, 1.0), (2.0, 1.0), (0.0, np.inf)):
         with pytest.raises(ValueError, match="interval must be two finite ends"):
             least_l0(jnp.exp, 1.0, interval)

@@ -17,7 +17,6 @@ from ..core.checks import (
     require_part,
 )
 from ..core.dtypes import accumulation_dtype, widen
-from ..core.trees import Leaves
 from ..rules import Rule, hard, valid
 from .vectors import length, real_array, real_leaves
 
@@ -134,7 +133,7 @@ def leave_one_out(
 
     | method | trainings | memory |
     |---|---|---|
-    | ``vmap`` | all at once; ``train`` must be traceable | ``count`` times one's |
+    | ``vmap`` | all at once; ``train`` must be traceable | ``count`` + 1 times one's |
     | ``loop`` | one after another; any Python function | one's |
 
     Args:
@@ -154,33 +153,29 @@ def leave_one_out(
     Example:
         >>> import jax.numpy as jnp
         >>> from clipjax.diagnostics import leave_one_out
-        >>> data = jnp.array([0.0, 1.0, 2.0, 9.0])
+        >>> data = jnp.array([0.0, 3.0, 6.0, 15.0])
         >>> mean = lambda weights: jnp.sum(weights * data) / jnp.sum(weights)
         >>> print(leave_one_out(mean, 4).changes)
-        [1.        0.6666667 0.3333335 2.       ]
+        [2. 1. 0. 3.]
     """
     if not callable(train):
         raise TypeError(f"train must be a function of the weights, got {train!r}")
     require_integer("count", count, 1)
     require_choice("method", method, ("vmap", "loop"))
-    everything = jnp.ones(count, jnp.float32)
-
-    def change(params: Any, reference: Leaves) -> jax.Array:
-        parts = reference.aligned(params, "the parameters of train")
-        return length(
-            [
-                widen(part, reference.dtype) - widen(leaf, reference.dtype)
-                for part, leaf in zip(parts, reference.arrays, strict=True)
-            ]
-        )
-
-    reference = real_leaves("the parameters of train", train(everything))
-
-    def without(example: Any) -> jax.Array:
-        return change(train(everything.at[example].set(0)), reference)
-
+    # The first training has all examples; each of the others lacks one.
+    weights = jnp.concatenate([jnp.ones((1, count)), 1 - jnp.eye(count)])
+    weights = weights.astype(jnp.float32)
     if method == "vmap":
-        changes = jax.vmap(without)(jnp.arange(count))
+        trained = jax.jit(jax.vmap(train))(weights)
+        arrays = real_leaves("the parameters of train", trained).arrays
     else:
-        changes = jnp.stack([without(example) for example in range(count)])
+        each = [
+            real_leaves("the parameters of train", train(w)).arrays for w in weights
+        ]
+        arrays = [jnp.stack(leaf) for leaf in zip(*each, strict=True)]
+    dtype = accumulation_dtype(arrays)
+    vectors = jnp.concatenate(
+        [widen(array, dtype).reshape(count + 1, -1) for array in arrays], axis=1
+    )
+    changes = jax.vmap(length)(vectors[1:] - vectors[:1])
     return LeaveOneOut(changes, jnp.max(changes), jnp.argmax(changes))

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core.dtypes import safe_divisor
 from .jacobians import (
     JacobianReport,
     report_of,
     singular_values,
     value_and_jacobian,
 )
-from .vectors import length, real_leaves
+from .vectors import real_leaves, unit
 
 
 class JacobianProductReport(NamedTuple):
@@ -88,7 +87,7 @@ def jacobian_product_report(
         >>> cell = lambda hidden, _: matrix @ hidden
         >>> report = jacobian_product_report(cell, jnp.ones(2), jnp.zeros(1000))
         >>> print(f"{report.log_norms[3]:.2f} {report.log_norms[-1]:.1f}")
-        1.61 -682.7
+        1.61 -683.2
         >>> print(f"{report.log_bounds[-1]:.0f}")
         2305
 
@@ -122,8 +121,8 @@ class _Product(NamedTuple):
     def then(self, jacobian: jax.Array) -> _Product:
         """Return the product with one more factor, scaled to a Frobenius norm of 1."""
         matrix = jnp.matmul(jacobian, self.matrix, precision="highest")
-        norm = length([matrix])
-        return _Product(matrix / safe_divisor(norm), self.log_scale + jnp.log(norm))
+        matrix, norm = unit(matrix)
+        return _Product(matrix, self.log_scale + jnp.log(norm))
 
     def log_norm(self) -> jax.Array:
         return self.log_scale + jnp.log(singular_values(self.matrix)[0])

@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from ..core.dtypes import narrow, safe_divisor, widen
-from .vectors import length, real_leaves
+from .vectors import flat, real_leaves, unflat, unit
 
 SQUARINGS = 30  # The spectral radius from the power 2^30, by 30 matrix products.
 
@@ -87,21 +85,18 @@ def value_and_jacobian(function: Callable[[Any], Any], x: Any) -> tuple[Any, jax
     cotangents, which has no forward mode.
     """
     leaves = real_leaves("x", x)
-    vector, parts_of = ravel_pytree(
-        [widen(leaf, leaves.dtype) for leaf in leaves.arrays]
-    )
 
     def of_vector(vector: jax.Array) -> tuple[jax.Array, Any]:
-        parts = leaves.map(lambda leaf, part: narrow(part, leaf), parts_of(vector))
-        result = function(leaves.tree(parts))
+        result = function(leaves.tree(unflat(leaves, vector)))
         outputs = real_leaves("the result of the function", result)
-        wide = [widen(leaf, outputs.dtype) for leaf in outputs.arrays]
-        return ravel_pytree(wide)[0], result
+        return flat(outputs, outputs.arrays), result
 
+    vector = flat(leaves, leaves.arrays)
     jacobian, result = jax.jacrev(of_vector, has_aux=True)(vector)
     return result, jacobian
 
 
+@jax.jit  # op by op it takes seconds to compile
 def report_of(jacobian: jax.Array) -> JacobianReport:
     """Return the numbers of a Jacobian that is known, a matrix."""
     values = singular_values(jacobian)
@@ -129,12 +124,11 @@ def _spectral_radius(matrix: jax.Array) -> jax.Array:
 
     def square(number: Any, state: Any) -> Any:
         power, log_radius, weight = state
-        power = jnp.matmul(power, power, precision="highest")
-        norm = length([power])
+        power, norm = unit(jnp.matmul(power, power, precision="highest"))
         weight = weight / 2
-        return power / safe_divisor(norm), log_radius + weight * jnp.log(norm), weight
+        return power, log_radius + weight * jnp.log(norm), weight
 
-    norm = length([matrix])
-    start = matrix / safe_divisor(norm), jnp.log(norm), jnp.ones_like(norm)
+    power, norm = unit(matrix)
+    start = power, jnp.log(norm), jnp.ones_like(norm)
     _, log_radius, _ = jax.lax.fori_loop(0, SQUARINGS, square, start)
     return jnp.exp(log_radius)

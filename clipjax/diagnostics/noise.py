@@ -77,7 +77,7 @@ def gradient_noise_scale(
         >>> mean = jnp.linalg.norm(jax.grad(loss)(jnp.zeros(4), batch))
         >>> found = gradient_noise_scale(norms, mean, 1, 2000)
         >>> print(f"{found.noise_scale:.1f}, exactly {4 * 3**2 / 4:.1f}")
-        9.1, exactly 9.0
+        9.6, exactly 9.0
 
     References:
         McCandlish, Kaplan, Amodei, OpenAI Dota Team, `An empirical model of large-batch

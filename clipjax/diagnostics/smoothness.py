@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..core.checks import require_choice, require_integer, require_number
-from ..core.dtypes import narrow, safe_divisor, widen
+from ..core.dtypes import safe_divisor
 from ..core.trees import Leaves
-from .vectors import dot, length, random_direction, real_leaves, unit
+from .vectors import flat, length, real_leaves, unflat, unit
 
 
 @jax.tree_util.register_static
@@ -79,7 +79,8 @@ def local_smoothness(
     the step as the parameters' dtype rounds it. The power iteration starts from a
     random vector and takes a fixed number of products; read ``residual`` before the
     value. It finds eigenvalues of either sign, also where two of opposite sign have the
-    same magnitude. The function works under ``jit``, ``vmap`` and ``scan``.
+    same magnitude. The function works under ``jit``, ``vmap`` and ``scan``. It joins the
+    parameters as one vector, so that they have to fit on each device.
 
     | input | result |
     |---|---|
@@ -113,8 +114,8 @@ def local_smoothness(
         >>> from clipjax.diagnostics import local_smoothness
         >>> loss = lambda x, scales: 0.5 * jnp.sum(scales * x**2)
         >>> found = local_smoothness(loss, jnp.ones(3), jnp.array([1.0, 2.0, -8.0]))
-        >>> print(f"{found.value:.3f} {found.curvature:.3f} {found.residual:.0e}")
-        8.000 -8.000 0e+00
+        >>> print(f"{found.value:.3f} {found.curvature:.3f} {found.residual:.0%}")
+        8.000 -8.000 0%
         >>> print(found.estimate)
         largest |eigenvalue| of the Hessian, from below
 
@@ -141,15 +142,16 @@ def local_smoothness(
 
     if method == "secant":
         return _difference(gradient, leaves, _like(leaves, step), method)
-    direction = random_direction(jax.random.key(0) if key is None else key, leaves)
+    size = sum(leaf.size for leaf in leaves.arrays)
+    key = jax.random.key(0) if key is None else key
+    direction, _ = unit(jax.random.normal(key, (size,), leaves.dtype))
     if method == "random":
-        scaled = [part * jnp.asarray(radius, leaves.dtype) for part in direction]
-        return _difference(gradient, leaves, scaled, method)
+        return _difference(gradient, leaves, radius * direction, method)
     return _power_iteration(gradient, leaves, direction, iterations)
 
 
-def _like(leaves: Leaves, step: Any) -> list[jax.Array]:
-    """Return the leaves of a step, in the accumulation dtype."""
+def _like(leaves: Leaves, step: Any) -> jax.Array:
+    """Return a step as a vector."""
     parts = leaves.aligned(step, "the leaves of step")
     for name, leaf, part in zip(leaves.names, leaves.arrays, parts, strict=True):
         if part.shape != leaf.shape:
@@ -157,34 +159,25 @@ def _like(leaves: Leaves, step: Any) -> list[jax.Array]:
                 f"step must have the shapes of params, got {part.shape} for "
                 f"{leaf.shape} at {name!r}"
             )
-    return [part.astype(leaves.dtype) for part in parts]
+    return flat(leaves, parts)
 
 
 def _difference(
     gradient: Callable[[list[jax.Array]], list[jax.Array]],
     leaves: Leaves,
-    step: list[jax.Array],
+    step: jax.Array,
     method: str,
 ) -> Smoothness:
     """Compare the gradients at both ends of a step."""
-
-    def wide(arrays: list[jax.Array]) -> list[jax.Array]:
-        return [widen(array, leaves.dtype) for array in arrays]
-
-    def minus(one: list[jax.Array], other: list[jax.Array]) -> list[jax.Array]:
-        return [a - b for a, b in zip(one, other, strict=True)]
-
-    here = wide(leaves.arrays)
-    moved = leaves.map(lambda leaf, start, part: narrow(start + part, leaf), here, step)
+    start = flat(leaves, leaves.arrays)
+    moved = unflat(leaves, start + step)
     # The step that was taken: bfloat16 parameters round most of a small one away.
-    taken = minus(wide(moved), here)
-    before = wide(gradient(leaves.arrays))
-    change = minus(wide(gradient(moved)), before)
-    distance = length(taken)
-    along = dot(change, unit(taken, distance))
+    direction, distance = unit(flat(leaves, moved) - start)
+    before = flat(leaves, gradient(leaves.arrays))
+    change = flat(leaves, gradient(moved)) - before
     return Smoothness(
         length(change) / distance,
-        along / distance,
+        jnp.vdot(change, direction) / distance,
         length(before),
         jnp.zeros_like(distance),
         Quantity(ESTIMATES[method]),
@@ -194,8 +187,8 @@ def _difference(
 class _Iterate(NamedTuple):
     """Two unit vectors that follow each other, and the last product's numbers."""
 
-    previous: list[jax.Array]
-    vector: list[jax.Array]
+    previous: jax.Array
+    vector: jax.Array
     value: jax.Array
     curvature: jax.Array
     residual: jax.Array
@@ -204,7 +197,7 @@ class _Iterate(NamedTuple):
 def _power_iteration(
     gradient: Callable[[list[jax.Array]], list[jax.Array]],
     leaves: Leaves,
-    start: list[jax.Array],
+    start: jax.Array,
     iterations: int,
 ) -> Smoothness:
     """Multiply by the Hessian, again and again.
@@ -216,17 +209,14 @@ def _power_iteration(
     grads, hessian = jax.linearize(gradient, leaves.arrays)
 
     def multiply(_: Any, last: _Iterate) -> _Iterate:
-        tangents = leaves.map(lambda leaf, part: narrow(part, leaf), last.vector)
-        image = [widen(part, leaves.dtype) for part in hessian(tangents)]
-        value = length(image)
-        vector = unit(image, value)
+        image = flat(leaves, hessian(unflat(leaves, last.vector)))
+        vector, value = unit(image)
         # H²v = value · last.value · vector, for v = last.previous.
         growth = value / safe_divisor(last.value)
-        difference = [
-            growth * new - old for new, old in zip(vector, last.previous, strict=True)
-        ]
-        residual = jnp.where(last.value > 0, length(difference), 0)
-        return _Iterate(last.vector, vector, value, dot(last.vector, image), residual)
+        residual = length(growth * vector - last.previous)
+        residual = jnp.where(last.value > 0, residual, 0)
+        curvature = jnp.vdot(last.vector, image)
+        return _Iterate(last.vector, vector, value, curvature, residual)
 
     zero = jnp.zeros((), leaves.dtype)
     first = _Iterate(start, start, zero, zero, zero)
@@ -234,7 +224,7 @@ def _power_iteration(
     return Smoothness(
         last.value,
         last.curvature,
-        length([widen(part, leaves.dtype) for part in grads]),
+        length(flat(leaves, grads)),
         last.residual,
         Quantity(ESTIMATES["hessian"]),
     )

