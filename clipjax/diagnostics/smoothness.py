@@ -79,8 +79,8 @@ def local_smoothness(
     the step as the parameters' dtype rounds it. The power iteration starts from a
     random vector and takes a fixed number of products; read ``residual`` before the
     value. It finds eigenvalues of either sign, also where two of opposite sign have the
-    same magnitude. The function works under ``jit``, ``vmap`` and ``scan``. It joins the
-    parameters as one vector, so that they have to fit on each device.
+    same magnitude. The parameters are joined as one vector, so that they have to fit on
+    each device. The function works under ``jit``, ``vmap`` and ``scan``.
 
     | input | result |
     |---|---|
