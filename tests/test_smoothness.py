@@ -65,11 +65,18 @@ def test_the_largest_eigenvalue_of_either_sign(eigenvalues):
 
 
 def test_few_iterations_show_in_the_residual_and_never_overshoot():
-    hessian = jnp.float32(symmetric(1, [5, 4.9, 3, 2, 1, 0]))
+    hessian = symmetric(1, [5, 4.9, 3, 2, 1, 0])
     found = [
-        smoothness(quadratic, tree(POINT), hessian, "hessian", iterations=n)
+        smoothness(
+            quadratic, tree(POINT), jnp.float32(hessian), "hessian", iterations=n
+        )
         for n in (2, 40)
     ]
+    start = np.float64(jax.random.normal(jax.random.key(0), (SIZE,)))
+    start /= np.linalg.norm(start)
+    once, square = hessian @ start, hessian @ hessian @ start
+    residual = np.linalg.norm(square / (once @ once) - start)
+    assert float(found[0].residual) == pytest.approx(residual, rel=1e-4)
     values = [float(each.value) for each in found]
     assert values[0] < values[1] <= 5 * (1 + 1e-6)
     assert float(found[0].residual) > 10 * float(found[1].residual) > 0
