@@ -1,8 +1,8 @@
 """Measurements of norms, losses, optimizer states and networks, for analysis.
 
-Whether a run explodes, whether a threshold acts as a learning rate, which threshold
-suits a run, what a clip does to gradient descent and to Adam, how curved a loss is, what
-Jacobians do to a gradient, and what one example can do.
+Whether a run explodes, which threshold suits it, and whether a threshold acts as a
+learning rate; what a clip does to gradient descent and to Adam; how curved a loss is,
+what Jacobians do to a gradient, and what one example can do.
 """
 
 from .adam import AdamLeaf as AdamLeaf

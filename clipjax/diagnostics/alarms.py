@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike
 
 from ..core.checks import require_bool, require_choice
 from ..core.clip import Clip
-from ..metrics import OVER_CLIPPING
 from ..rules import Floored, Hard, Rule
+from ..wrappers.sections import OVER_CLIPPING
 
 # Optax's optimizers whose updates change by less than 1 % if all gradients are
 # multiplied by 0.01, from the tenth step on, as the tests measure.
