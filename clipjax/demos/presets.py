@@ -201,7 +201,10 @@ PRESETS = {
     ),
 }
 
-# TODO measured
+# Learning rates where none is named: of 1 and 3 times powers of ten, the one that ended
+# low on all tasks, without a clip and with one at 1 (one seed; 120 steps of rnn, 60 of
+# mlp and transformer; adamw and nadam by mlp alone, radam, adamax and adabelief as
+# adam, nesterov as momentum).
 RATES = {
     "sgd": 0.3,
     "momentum": 0.03,
@@ -214,9 +217,9 @@ RATES = {
     "adabelief": 3e-3,
     "adagrad": 0.03,
     "rmsprop": 1e-3,
-    "lion": 3e-4,
-    "lamb": 1e-2,
-    "yogi": 1e-2,
+    "lion": 1e-3,
+    "lamb": 0.01,
+    "yogi": 0.01,
 }
 
 
@@ -234,9 +237,10 @@ def rates_around(rate: float) -> tuple[float, ...]:
     return tuple(number for number in rounded if rate / 20 < number < 4 * rate)
 
 
+# A heat map trains many times: a smaller RNN does it in minutes.
 TUNING = {
     task: Tuning(
-        preset.model,
+        RNN(hidden=64, length=64, batch=16) if task == "rnn" else preset.model,
         optimizer=preset.optimizer,
         lr=rates_around(preset.lr[0]),
     )

@@ -85,11 +85,11 @@ def _lines(totals: Mapping[str, int]) -> Callable[[str, int, str], None]:
     def show(name: str, done: int, seen: str) -> None:
         nonlocal printed
         now = time.monotonic()
-        is_between = name in begun and done < totals[name]
-        if done and is_between and now - printed < SECONDS_BETWEEN_LINES:
+        is_between = (name, done > 0) in begun and done < totals[name]
+        if is_between and now - printed < SECONDS_BETWEEN_LINES:
             return
         printed = now
-        begun.update([name] if done else [])
+        begun.add((name, done > 0))
         print(f"{name}: {done}/{totals[name]} {seen}", file=sys.stderr, flush=True)
 
     return show

@@ -97,42 +97,54 @@ def _range(heat: HeatMap, highest: float | None) -> str:
 
 
 def suggestion(heat: HeatMap) -> dict[str, Any] | None:
-    """What the norms alone recommend, beside the best column of the heat map.
+    """What the norms alone recommend, beside the best columns of the heat map.
 
     The norms are those of the runs without a clip at their best learning rate: what
     somebody has recorded who has never clipped. None if all of them diverged, or if
     every cell with a clip did.
     """
-    unclipped = heat.best(slice(-1, None))
-    best = heat.best(slice(0, -1))
+    unclipped, best = heat.best(slice(-1, None)), heat.best(slice(0, -1))
     if unclipped is None or best is None:
         return None
     row = unclipped[0]
-    rows, threshold, reason = recorded.table_of(heat.norms[row].ravel())
-    finite = np.log(heat.thresholds[:-1])
-    nearest = int(np.argmin(np.abs(finite - math.log(threshold))))
+    table, recommended, reason = recorded.table_of(heat.norms[row].ravel())
+    limits = heat.thresholds[:-1]
+
+    def distance(threshold: float, column: int) -> float:
+        return abs(math.log(threshold / limits[column]))
+
+    nearest = min(
+        range(len(limits)), key=lambda column: distance(recommended.threshold, column)
+    )
+    same_rate = np.where(heat.is_usable, heat.mean, np.inf)[row, :-1]
     return {
         "learning_rate": float(heat.learning_rates[row]),
-        "rows": rows,
-        "threshold": threshold,
+        "rows": [each._asdict() for each in table],
+        "recommended": recommended._asdict(),
         "reason": reason,
-        "nearest_column": float(heat.thresholds[nearest]),
-        "best_column": float(heat.thresholds[best[1]]),
+        "best_column": float(limits[best[1]]),
+        "best_column_at_this_rate": float(limits[int(np.argmin(same_rate))]),
         "columns_apart": abs(nearest - best[1]),
+        "nearest_to_best": min(
+            table, key=lambda each: distance(each.threshold, best[1])
+        )._asdict(),
     }
 
 
 def say_suggestion(suggested: dict[str, Any]) -> str:
-    """One sentence for the terminal."""
+    """What the norms alone recommend, in two sentences for the terminal."""
     apart = suggested["columns_apart"]
-    where = {0: "that is the best column", 1: "that is beside the best column"}.get(
-        apart, f"that is {apart} columns from the best one"
+    recommended, near = suggested["recommended"], suggested["nearest_to_best"]
+    where = {0: "that column", 1: "the column beside it"}.get(
+        apart, f"{apart} columns away"
     )
     return (
         "The norms alone, recorded without a clip at learning rate "
-        f"{suggested['learning_rate']:g}, recommend the threshold "
-        f"{suggested['threshold']:.3g}; in this map {where}, "
-        f"{suggested['best_column']:g}."
+        f"{suggested['learning_rate']:g}, recommend {recommended['threshold']:.3g} "
+        f"({recommended['strategy']}); the best column is "
+        f"{suggested['best_column_at_this_rate']:g} at that learning rate, and "
+        f"{suggested['best_column']:g} over all: {where}. Of the strategies, "
+        f"{near['strategy']} comes nearest to it, {near['threshold']:.3g}."
     )
 
 

@@ -70,14 +70,14 @@ def test_a_key_chooses_the_norm(tmp_path):
 
 
 def test_a_history_gives_a_table_and_a_line_to_paste(tmp_path, monkeypatch, capsys):
-    rows = [("median", 0.5, 0.5), ("largest", 0.9, 0.0)]
-    monkeypatch.setattr(recorded, "table_of", lambda norms: (rows, 0.9, "It is rare."))
+    rows = [recorded.Row("median", 0.5, 0.5), recorded.Row("largest", 0.9, 0.0)]
+    monkeypatch.setattr(recorded, "table_of", lambda norms: (rows, rows[1], "Rare."))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.jsonl").write_text("1\n2\n3\n")
     assert cli.main(["tune", "--history", "run.jsonl"]) == 0
     shown = capsys.readouterr().out
     assert "3 recorded norms" in shown and "median" in shown and "50.0 %" in shown
-    assert "Recommended: 0.9. It is rare." in shown
+    assert "Recommended: 0.9 (largest). Rare." in shown
     assert shown.endswith("\nclipjax.clip_by_global_norm(0.9)\n")
 
 

@@ -46,8 +46,8 @@ def quick_generator():
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
     """A table by hand: the rules for thresholds have tests of their own."""
-    rows = [("median", 0.5, 0.5), ("largest", 0.9, 0.0)]
-    monkeypatch.setattr(recorded, "table_of", lambda norms: (rows, 0.9, "It is rare."))
+    rows = [recorded.Row("median", 3.0, 0.5), recorded.Row("largest", 0.9, 0.0)]
+    monkeypatch.setattr(recorded, "table_of", lambda norms: (rows, rows[1], "Rare."))
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +169,19 @@ def test_recommendation_is_placed_by_the_nearest_column():
     loss[0, 1] = 0.5
     heat = made(loss)  # thresholds 1, 10, 100 and none; recommended: 0.9
     found = tune_report.suggestion(heat)
-    assert found["nearest_column"] == 1.0 and found["best_column"] == 10.0
+    assert found["recommended"]["threshold"] == 0.9 and found["best_column"] == 10.0
     assert found["columns_apart"] == 1
-    assert "beside the best column, 10" in tune_report.say_suggestion(found)
+    assert found["nearest_to_best"]["strategy"] == "median"
+    assert "10 over all: the column beside it" in tune_report.say_suggestion(found)
+
+
+def test_the_best_column_depends_on_the_learning_rate():
+    loss = np.array([[[2], [1.9], [1.8]], [[1], [5], [6]]])  # without a clip: rate 1
+    found = tune_report.suggestion(made(loss))
+    assert found["learning_rate"] == 1.0
+    assert found["best_column_at_this_rate"] == 10.0
+    assert found["best_column"] == 1.0 and found["columns_apart"] == 0
+    assert tune_report.suggestion(made(loss, np.ones(loss.shape, bool))) is None
 
 
 @pytest.mark.parametrize(
@@ -220,7 +230,7 @@ def test_tune_writes_its_files(here, capsys, tmp_path, runs):
     assert {path.name for path in out.iterdir()} == {"cells.jsonl", *tune_report.FILES}
     shown = " ".join(capsys.readouterr().out.split())
     assert "optax." in shown and "no clip" in shown and "new/heat_map.png" in shown
-    assert "recommend the threshold 0.9" in shown
+    assert "recommend 0.9 (largest)" in shown
     content = json.loads((out / "heat_map.json").read_text())
     assert content["thresholds"] == [0.01, 1.0, "inf"]
     assert content["loss"][1][0][1] == runs[1.0, 0.01, 1].loss
