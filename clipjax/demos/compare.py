@@ -133,7 +133,7 @@ def compare(
     arms: Mapping[str, Callable[..., optax.GradientTransformation]],
     *,
     finished: Collection[tuple[str, float]] = (),
-    watch: Watch | None = None,
+    watch: Watch = lambda moment: None,
 ) -> Iterator[Result]:
     """Train every arm at every learning rate from every seed.
 
@@ -154,7 +154,6 @@ def compare(
     Raises:
         ValueError: if a clip cannot be used here, or the memory does not suffice.
     """
-    watch = watch or (lambda moment: None)
     rates = {
         label: [rate for rate in settings.lr if (label, rate) not in finished]
         for label in arms

@@ -132,28 +132,27 @@ class RunFile:
         fixed = {name: settings[name] for name in settings.keys() - free}
         self.path = path
         self.header = files.to_json({"settings": dict(sorted(fixed.items()))})
-        self.runs: dict[Key, Run] = {}
+        now = json.loads(self.header)["settings"]
         content = path.read_bytes() if path.exists() else b""
         lines = content.splitlines(keepends=True)
         self.good = [line for line in lines if line.endswith(b"\n")]
         try:
             records = [json.loads(line) for line in self.good]
-            before = records[0]["settings"] if records else None
+            before = dict(records[0]["settings"]) if records else now
             runs = [_read_run(record) for record in records[1:]]
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise ValueError(
                 f"{str(path)!r} is no file of a heat map ({error!r}); accepted: "
                 "another --out"
             ) from error
-        now = json.loads(self.header)["settings"]
-        for name in now if before is not None else ():
+        for name in now:
             if before.get(name) != now[name]:
                 raise ValueError(
                     f"{str(path)!r} holds runs of other settings ({name} was "
                     f"{before.get(name)} and is {now[name]} now); accepted: the same "
                     "settings, or another --out"
                 )
-        self.runs = {run.key: run for run in runs}
+        self.runs: dict[Key, Run] = {run.key: run for run in runs}
 
     def start(self) -> None:
         """Create the file, or cut off the half line at its end."""
@@ -205,7 +204,7 @@ class HeatMap:
     @property
     def is_usable(self) -> np.ndarray:
         """`(rows, columns)`: whether no seed diverged."""
-        return ~self.diverged.any(axis=-1)
+        return np.logical_not(self.diverged.any(axis=-1))
 
     def best(self, columns: slice = slice(None)) -> tuple[int, int] | None:
         """Row and column of the lowest mean loss where no seed diverged, if any."""

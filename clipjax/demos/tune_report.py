@@ -107,7 +107,10 @@ def suggestion(heat: HeatMap) -> dict[str, Any] | None:
     if unclipped is None or best is None:
         return None
     row = unclipped[0]
-    table, recommended, reason = recorded.table_of(heat.norms[row].ravel())
+    try:
+        table, recommended, reason = recorded.table_of(heat.norms[row].ravel())
+    except ValueError:  # too few steps to tell
+        return None
     limits = heat.thresholds[:-1]
 
     def distance(threshold: float, column: int) -> float:

@@ -61,7 +61,7 @@ def trained(comparison, monkeypatch):
     """What is tested comes after the training, which takes its time: its arms."""
     arms = []
 
-    def instead(settings, task, built, *, finished=(), watch=None):
+    def instead(settings, task, built, *, finished=(), watch):
         arms.extend(built)
         for label, result in zip(built, comparison[1], strict=True):
             for rate in settings.lr:
@@ -263,6 +263,7 @@ def test_ctrl_c_ends_the_process_with_130_and_a_report(tmp_path):
         [*TINY, "--seeds", "1", *options, "--log-every", "50", "--out", "new"],
     )
     seen = []
+    assert process.stderr is not None
     for line in process.stderr:  # what a pipe sees while it trains
         seen.append(line)
         if line.startswith("clip_by_global_norm:1: ") and "loss" in line:
