@@ -111,11 +111,11 @@ def test_findings_say_what_happened_and_no_more():
 
 
 def test_each_clip_at_its_own_best_rate():
-    good, better, worst = falling(5, 2), falling(5, 1), falling(5, 9)
+    good, better = falling(5, 2), falling(5, 1)
     low = np.where(np.arange(STEPS) == 3, np.inf, falling(5, 0.1))
     found = rows(
         result("none", [good, good], rate=0.1),
-        result("none", [worst, better], rate=1.0),  # lower, but for one seed alone
+        result("none", [low, better], rate=1.0),  # lower, but one seed diverged
         result("a", [good, good], rate=0.1),
         result("a", [better, better], rate=1.0),
         result("b", [low, low], rate=0.1),
