@@ -36,4 +36,4 @@ def test_progress_shows_whole_names(monkeypatch, capsys):
     shown = re.sub("\x1b\\[[0-9;]*[A-Za-z]", "", capsys.readouterr().err)
     last = [line for line in shown.splitlines() if "50/100" in line][-2:]
     for name, line in zip(names, last, strict=True):
-        assert line.startswith(f"{name} 50/100 seed 0") and len(line.rstrip()) <= 60
+        assert line.split()[:3] == [name, "50/100", "seed"] and len(line.rstrip()) <= 60
