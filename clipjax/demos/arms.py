@@ -5,9 +5,12 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import optax
 
 from clipjax import recipes
+
+from .options import did_you_mean
 
 UNCLIPPED = "none"
 # Arguments that this command leaves alone.
@@ -32,13 +35,14 @@ OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def clips_by_name() -> dict[str, Callable[..., Any]]:
-    """The public recipe functions of `clipjax.recipes`, whichever there are."""
+    """The public recipe functions of `clipjax.recipes` that numbers can describe."""
     return {
         name: recipe
         for name, recipe in vars(recipes).items()
         if inspect.isfunction(recipe)
         and not name.startswith("_")
         and recipe.__module__.startswith(recipes.__name__)
+        and "labels" not in inspect.signature(recipe).parameters
     }
 
 
@@ -59,9 +63,9 @@ def parse_call(
     """
     name, *parts = spec.split(":")
     if name not in catalogue:
-        raise ValueError(
-            f"unknown {kind} {name!r}; accepted: {', '.join(sorted(catalogue))}"
-        )
+        hint = did_you_mean(name, catalogue)
+        accepted = ", ".join(sorted(catalogue))
+        raise ValueError(f"unknown {kind} {name!r}{hint}; accepted: {accepted}")
     function = catalogue[name]
     args, kwargs = [], {}
     for part in parts:
@@ -107,7 +111,7 @@ def _bind(call: functools.partial, spec: str, kind: str) -> inspect.BoundArgumen
 def _build(call: functools.partial, spec: str, kind: str) -> Any:
     try:
         return call()
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise ValueError(f"{kind} {spec!r}: {error}") from error
 
 
@@ -133,14 +137,60 @@ def build_clips(
     return clips
 
 
-def build_optimizer(spec: str, learning_rate: float) -> optax.GradientTransformation:
-    """The optimizer that follows the clip.
+def read_optimizer(
+    spec: str,
+) -> Callable[[float | jax.Array], optax.GradientTransformation]:
+    """What builds the optimizer that follows the clip from its learning rate.
 
     Raises:
         ValueError: for an unknown optimizer or a wrong argument.
     """
     call = parse_call(spec, OPTIMIZERS, "optimizer")
-    # Numbers on the command line come after the learning rate.
-    call = functools.partial(call.func, learning_rate, *call.args, **call.keywords)
-    _bind(call, spec, "optimizer")
-    return _build(call, spec, "optimizer")
+
+    def build(learning_rate: float | jax.Array) -> optax.GradientTransformation:
+        # Numbers on the command line come after the learning rate.
+        return call.func(learning_rate, *call.args, **call.keywords)
+
+    first = functools.partial(call.func, 1.0, *call.args, **call.keywords)
+    _bind(first, spec, "optimizer")
+    _build(first, spec, "optimizer")
+    return build
+
+
+def recipe(spec: str, learning_rate: float, threshold: float) -> str:
+    """The Python expression of a global clip and an optimizer, to paste.
+
+    Args:
+        spec: the optimizer, as on the command line.
+        learning_rate: its learning rate.
+        threshold: the threshold of the clip; infinite for none.
+    """
+    call = parse_call(spec, OPTIMIZERS, "optimizer")
+    bound = _bind(
+        functools.partial(call.func, learning_rate, *call.args, **call.keywords),
+        spec,
+        "optimizer",
+    )
+    given = {**getattr(call.func, "keywords", {}), **call.keywords}
+    names = list(bound.arguments)[1 : 1 + len(call.args)]
+    given |= dict(zip(names, call.args, strict=True))
+    function = getattr(call.func, "func", call.func)
+    arguments = [f"{learning_rate:g}"] + [
+        f"{key}={value}" for key, value in given.items()
+    ]
+    optimizer = f"optax.{function.__name__}({', '.join(arguments)})"
+    if threshold == float("inf"):
+        return optimizer
+    return f"optax.chain(clipjax.clip_by_global_norm({threshold:g}), {optimizer})"
+
+
+def usage(function: Callable[..., Any]) -> str:
+    """How a clip is written on the command line, with its defaults: `name:a:b=1`."""
+    parts = [function.__name__]
+    for name, parameter in _signature(function).parameters.items():
+        default = parameter.default
+        if default is parameter.empty:
+            parts.append(name)
+        elif isinstance(default, int | float) and not isinstance(default, bool):
+            parts.append(f"{name}={default:g}")
+    return ":".join(parts)

@@ -1,122 +1,117 @@
-"""The `clipjax` command.
+"""The `clipjax` command: what it accepts, and what it runs.
 
-Nothing outside the standard library is imported before the arguments are read, so that
-help works without the extras and a missing one can be named.
+Nothing from the extras but click is imported before the arguments are read.
 """
 
-import argparse
 import dataclasses
-import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from . import presets
-from .options import OptionalPath, add_argument, converter, flag
+import click
 
-EXTRAS = ("flax", "matplotlib", "rich", "mlxtend")
-INTERRUPTED = 130  # what a shell reports for a command ended by Ctrl-C
+import clipjax
 
+from . import arms, interrupts, presets
+from .options import Kind, Name, OptionalPath, flag, read
 
-class Parser(argparse.ArgumentParser):
-    """Report a mistake in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Exit with code 2."""
-        raise ValueError(message.removeprefix("argument "))
+Given = dict[str, Any]
+OUT = OptionalPath("a directory")
 
 
-def make_parser() -> Parser:
-    """The command line; only options that were given appear in the result."""
-    parser = Parser(
-        prog="clipjax",
-        description="What gradient clipping does to real training runs.",
-        allow_abbrev=False,
+class Setting(click.ParamType):
+    """The values of an option: those that its kind accepts."""
+
+    name = "value"
+
+    def __init__(self, kind: Kind):
+        """Keep the kind."""
+        self.kind = kind
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Read the text of an option."""
+        try:
+            return read(self.kind, value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def option(name: str, kind: Kind, meaning: str) -> click.Option:
+    """An option that is None where it is not given."""
+    return click.Option(
+        [flag(name), name], type=Setting(kind), help=meaning, metavar=name.upper()
     )
-    commands = parser.add_subparsers(
-        dest="command", metavar="{compare,explode}", parser_class=Parser
-    )
-    comparing = commands.add_parser(
-        "compare",
-        help="train the same model under several clips and write a report",
-        description="Train the same model from the same seeds, with the same learning "
-        "rate, under several clips, and write a report with figures.",
-        allow_abbrev=False,
-    )
-    comparing.add_argument(
-        "--task",
-        choices=tuple(presets.PRESETS),
-        default="rnn",
-        help="model and data, and what the other options start from (default: rnn)",
-    )
-    comparing.add_argument(
-        "--out",
-        type=converter(OptionalPath("a directory")),
-        default=pathlib.Path("clipjax-report"),
-        metavar="DIR",
-        help="directory of report.html, results.json and figures "
-        "(default: clipjax-report)",
-    )
-    for field in _fields(presets.Settings):
-        add_argument(comparing, field, _defaults(field.name))
-    of_tasks = comparing.add_argument_group("options of the tasks")
-    for field in _task_fields().values():
-        add_argument(of_tasks, field, _defaults(field.name))
-    exploding = commands.add_parser(
-        "explode",
-        help="work through one exploding gradient",
-        description="One clipped step of an exploding recurrent network, and one bad "
-        "time step followed back through time.",
-        allow_abbrev=False,
-    )
-    for field in _fields(presets.Explosion):
-        add_argument(exploding, field, f" (default: {field.default})")
-    return parser
 
 
-def _fields(settings: type) -> list[dataclasses.Field]:
+def fields_of(settings: type) -> list[dataclasses.Field]:
+    """The fields of a class of settings that are options."""
     return [field for field in dataclasses.fields(settings) if field.metadata]
 
 
-def _task_fields() -> dict[str, dataclasses.Field]:
-    models = (type(preset.model) for preset in presets.PRESETS.values())
-    return {field.name: field for model in models for field in _fields(model)}
+def task_options(
+    settings: type, per_task: Mapping[str, presets.Settings | presets.Tuning]
+) -> list[click.Parameter]:
+    """The options of settings that have a preset for each task."""
+    models = [type(preset.model) for preset in per_task.values()]
+    fields = {
+        field.name: field for kind in (settings, *models) for field in fields_of(kind)
+    }
+    return [
+        option(
+            field.name,
+            field.metadata["kind"],
+            field.metadata["meaning"] + _defaults(field.name, per_task),
+        )
+        for field in fields.values()
+    ]
 
 
-def _defaults(name: str) -> str:
+def _defaults(
+    name: str, per_task: Mapping[str, presets.Settings | presets.Tuning]
+) -> str:
     found = {}
-    for task, preset in presets.PRESETS.items():
+    for task, preset in per_task.items():
         for part in (preset, preset.model):
             value = getattr(part, name, None)
             if value is not None:
-                text = ",".join(value) if isinstance(value, tuple) else f"{value}"
-                found[task] = text
+                is_list = isinstance(value, tuple)
+                found[task] = ",".join(map(str, value)) if is_list else f"{value}"
+    other = "; with another --optimizer, its own" if name == "lr" else ""
     if not found:
         return ""
-    if len(set(found.values())) == 1 and len(found) == len(presets.PRESETS):
+    if len(set(found.values())) == 1 and len(found) == len(per_task):
         return f" (default: {next(iter(found.values()))})"
-    return f" (default: {', '.join(f'{v} for {k}' for k, v in found.items())})"
+    return f" (default: {', '.join(f'{v} for {k}' for k, v in found.items())}{other})"
 
 
-def read_settings(given: dict[str, Any], task: str) -> presets.Settings:
-    """The preset of a task with what was given in its place.
+def read_settings(
+    given: Given, per_task: Mapping[str, presets.Settings | presets.Tuning]
+) -> Any:
+    """The preset of a task with what was given in its place; takes "task" out.
 
     Raises:
         ValueError: for an option that the task does not have, or a refused value.
     """
-    preset = presets.PRESETS[task]
-    own = {field.name for field in _fields(type(preset.model))}
-    for name in given.keys() & _task_fields().keys() - own:
+    task = given.pop("task")
+    preset = per_task[task]
+    own = {field.name for field in fields_of(type(preset.model))}
+    others = {field.name for field in fields_of(type(preset))}
+    for name in given.keys() - own - others:
         holders = [
             other
-            for other, settings in presets.PRESETS.items()
+            for other, settings in per_task.items()
             if hasattr(settings.model, name)
         ]
         raise ValueError(
             f"{flag(name)} {given[name]}: --task {task} has no such option; "
             f"accepted with --task {' or '.join(holders)}"
         )
+    if "optimizer" in given and "lr" not in given:
+        rate = presets.default_rate(task, given["optimizer"])
+        is_grid = isinstance(preset, presets.Tuning)
+        given["lr"] = presets.rates_around(rate) if is_grid else (rate,)
     model = {name: value for name, value in given.items() if name in own}
     rest = {name: value for name, value in given.items() if name not in own}
     return dataclasses.replace(
@@ -124,95 +119,196 @@ def read_settings(given: dict[str, Any], task: str) -> presets.Settings:
     )
 
 
-def run_compare(given: dict[str, Any], command: str) -> None:
-    """Trains, shows the table and writes the report."""
-    task_name, out = given.pop("task"), given.pop("out")
-    settings = read_settings(given, task_name)
-    from . import compare, report, summary, terminal
+def _compare(given: Given, command: str) -> int:
+    out, resume = given.pop("out"), given.pop("resume")
+    settings = read_settings(given, presets.PRESETS)
+    from . import run
 
-    report.check_destination(out)
-    optimizers = compare.build_optimizers(settings)
-    task = compare.build_task(settings.model)
-    with terminal.live(settings) as watch:
-        results = compare.compare(settings, task, optimizers, watch=watch)
-    rows = [summary.summarise(result) for result in results]
-    terminal.show_comparison(settings, rows)
-    report.write(out, settings, task, results, rows, command)
-    print(f"Report: {out / 'report.html'}")
+    return run.compare(settings, out, command=command, resume=resume)
 
 
-def run_explode(given: dict[str, Any]) -> None:
-    """Show one clipped step, one bad time step and the run that follows."""
+def _tune(given: Given, command: str) -> int:
+    history, key, out = (given.pop(name, None) for name in ("history", "key", "out"))
+    if history is not None:
+        given.pop("task")
+        for name in given:
+            raise ValueError(f"{flag(name)}: goes with a task, not with --history")
+        from . import recorded
+
+        return recorded.tune(history, key=key)
+    if key is not None:
+        raise ValueError(f"--key {key}: accepted with --history alone")
+    settings = read_settings(given, presets.TUNING)
+    from . import run
+
+    return run.tune(settings, out, command=command)
+
+
+def _explode(given: Given, command: str) -> int:
+    del command
     settings = presets.Explosion(**given)
-    from . import compare, explode, summary, terminal
+    from . import run
 
-    training = settings.training
-    optimizers = compare.build_optimizers(training)
-    task = compare.build_task(training.model)
-    network = explode.build(task)
-    step = explode.clipped_step(network, max_norm=settings.max_norm, lr=settings.lr)
-    terminal.show_step(settings, step)
-    seen = explode.bad_time_step(
-        network,
-        bad_step=settings.bad_step,
-        error=settings.error,
-        max_norm=settings.max_norm,
+    return run.explode(settings)
+
+
+def _listed(title: str, names: Iterable[str]) -> str:
+    # "\b" keeps click from joining the lines.
+    text = textwrap.fill(", ".join(names), 74, break_on_hyphens=False)
+    return f"\b\n{title}\n" + textwrap.indent(text, "  ")
+
+
+def _epilog() -> str:
+    clips = [arms.usage(clip) for clip in arms.clips_by_name().values()]
+    cells = presets.RNN.__dataclass_fields__["cell"].metadata["kind"].names
+    return "\n\n".join(
+        [
+            _listed("Tasks (--task), a model with its data:", presets.PRESETS),
+            _listed("Cells (--cell) of --task rnn:", cells),
+            _listed(
+                "Optimizers (--optimizer), as name[:key=number...]:", arms.OPTIMIZERS
+            ),
+            _listed(
+                "Clips (--clips), as name[:number or key=number...]; b=1 is a default:",
+                ["none", *clips],
+            ),
+        ]
     )
-    terminal.show_bad_step(settings, seen)
-    with terminal.live(training) as watch:
-        results = compare.compare(training, task, optimizers, watch=watch)
-    rows = [summary.summarise(result) for result in results]
-    terminal.show_comparison(training, rows)
 
 
-def attach_negative_numbers(arguments: Sequence[str]) -> list[str]:
-    """Turn `--lr -1e-3` into `--lr=-1e-3`, which argparse takes for a value."""
-    attached: list[str] = []
-    for argument in arguments:
-        before = attached[-1] if attached else ""
-        if before.startswith("--") and "=" not in before and _is_negative(argument):
-            attached[-1] = f"{before}={argument}"
-        else:
-            attached.append(argument)
-    return attached
+def _command(
+    name: str,
+    run: Callable[[Given, str], int],
+    params: Sequence[click.Parameter],
+    summary: str,
+    text: str,
+    epilog: str | None = None,
+) -> click.Command:
+    def callback(**values: Any) -> int:
+        given = {key: value for key, value in values.items() if value is not None}
+        context = click.get_current_context()
+        return run(given, context.obj)
+
+    return click.Command(
+        name,
+        callback=callback,
+        params=list(params),
+        short_help=summary,
+        help=text,
+        epilog=epilog,
+    )
 
 
-def _is_negative(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return text.startswith("-")
+def _task_option() -> click.Option:
+    kind = presets.Choice(tuple(presets.PRESETS))
+    return click.Option(
+        ["--task"],
+        type=Setting(kind),
+        default="rnn",
+        metavar="TASK",
+        help="model and data, and what the other options start from (default: rnn)",
+    )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command, and return its exit code.
+def _out_option(default: str, holds: str) -> click.Option:
+    return click.Option(
+        ["--out"],
+        type=Setting(OUT),
+        default=default,
+        metavar="DIR",
+        help=f"directory of {holds} (default: {default})",
+    )
 
-    Args:
-        arguments: the command line without the program; by default that of the
-            process.
+
+def make_command() -> click.Group:
+    """The whole command line."""
+    comparing = _command(
+        "compare",
+        _compare,
+        [
+            _task_option(),
+            _out_option("clipjax-report", "report.html, results.json and figures"),
+            click.Option(
+                ["--resume"],
+                is_flag=True,
+                help="keep the finished arms in DIR, and train the others",
+            ),
+            *task_options(presets.Settings, presets.PRESETS),
+        ],
+        "train the same model under several clips and write a report",
+        "Train the same model from the same seeds under several clips, and write a "
+        "report with figures. With several learning rates, each clip is shown at its "
+        "own best one, too.",
+        _epilog(),
+    )
+    tuning = _command(
+        "tune",
+        _tune,
+        [
+            option(
+                "history",
+                OptionalPath("a JSONL file of norms"),
+                "JSONL file of recorded norms: no training, one table",
+            ),
+            option("key", Name("a key"), "key of the norm in the lines of --history"),
+            _task_option(),
+            _out_option("clipjax-tune", "cells.jsonl, heat_map.json, .csv and .png"),
+            *task_options(presets.Tuning, presets.TUNING),
+        ],
+        "find a threshold, from recorded norms or by training",
+        "Find a threshold. With --history, from the norms of your own run. Without, "
+        "by training a task at every learning rate and threshold: a heat map, with a "
+        "column without a clip. What is finished is kept in DIR: the same command goes "
+        "on after an interrupt.",
+    )
+    exploding = _command(
+        "explode",
+        _explode,
+        [
+            option(
+                field.name,
+                field.metadata["kind"],
+                f"{field.metadata['meaning']} (default: {field.default})",
+            )
+            for field in fields_of(presets.Explosion)
+        ],
+        "work through one exploding gradient",
+        "One clipped step of an exploding recurrent network, and one bad time step "
+        "followed back through time.",
+    )
+    group = click.Group(
+        "clipjax",
+        commands=[comparing, tuning, exploding],
+        help="What gradient clipping does to real training runs.",
+        epilog="`clipjax compare --help` lists clips, optimizers, tasks and cells.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    return click.version_option(clipjax.__version__, message="clipjax %(version)s")(
+        group
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command line, without the program's name, and return its exit code.
+
+    0: done. 2: a mistake, with one line that says which. 130: interrupted.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    command = shlex.join(["clipjax", *arguments])
     try:
-        parser = make_parser()
-        given = vars(parser.parse_args(attach_negative_numbers(arguments)))
-        match given.pop("command"):
-            case "compare":
-                run_compare(given, shlex.join(["clipjax", *arguments]))
-            case "explode":
-                run_explode(given)
-            case _:
-                parser.print_help()
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRAS:
-            raise
-        return _fail(f"{error.name} is missing: pip install 'clipjax[demos]'")
+        done = make_command().main(
+            list(arguments) or ["--help"],
+            prog_name="clipjax",
+            standalone_mode=False,
+            obj=command,
+        )
+    except click.ClickException as error:
+        return _fail(error.format_message())
     except (ValueError, OSError) as error:
         return _fail(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, click.Abort):
         print("clipjax: interrupted, nothing written", file=sys.stderr)
-        return INTERRUPTED
-    return 0
+        return interrupts.EXIT_CODE
+    return done or 0
 
 
 def _fail(message: str) -> int:

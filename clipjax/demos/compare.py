@@ -1,8 +1,8 @@
 """The same training run under several clips."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from . import presets
-from .arms import build_clips, build_optimizer
+from .arms import build_clips, read_optimizer
 from .models.mlp import MLP
 from .models.rnn import RNN
 from .models.transformer import Transformer
@@ -19,7 +19,26 @@ from .tasks.mnist import CLASSES, PIXELS, mnist_task
 from .tasks.text import text_task
 from .train import History, Loop
 
-Watch = Callable[[str, int, int, Mapping[str, float]], None]
+
+class Moment(NamedTuple):
+    """Where a comparison stands.
+
+    Attributes:
+        arm: the clip that trains.
+        learning_rate: at which learning rate.
+        seed: from which seed.
+        step: steps done; 0 when the arm is about to be compiled.
+        log: the last values of the log; empty at step 0.
+    """
+
+    arm: str
+    learning_rate: float
+    seed: int
+    step: int
+    log: Mapping[str, float]
+
+
+Watch = Callable[[Moment], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,18 +47,20 @@ class Result:
 
     Attributes:
         label: the clip, as the user wrote it.
+        learning_rate: the learning rate.
         log: `(seeds, steps)` arrays: the loss and what the clip measured.
         held_out: `(seeds,)` arrays of scores on the held-out data.
         seconds_per_step: `(seeds,)`, without compilation.
     """
 
     label: str
+    learning_rate: float
     log: dict[str, np.ndarray]
     held_out: dict[str, np.ndarray]
     seconds_per_step: np.ndarray
 
 
-def build_task(model: presets.RNN | presets.MLP | presets.Transformer) -> Task:
+def build_task(model: presets.Model) -> Task:
     """The data and the model that the settings describe.
 
     Raises:
@@ -90,28 +111,31 @@ def build_task(model: presets.RNN | presets.MLP | presets.Transformer) -> Task:
             )
 
 
-def build_optimizers(
+def build_arms(
     settings: presets.Settings,
-) -> dict[str, optax.GradientTransformationExtraArgs]:
-    """The clip of each arm followed by the optimizer, by the label of the arm.
+) -> dict[str, Callable[..., optax.GradientTransformationExtraArgs]]:
+    """What builds each arm, a clip and the optimizer, from the learning rate.
 
     Raises:
         ValueError: if a clip or the optimizer is unknown or refuses its arguments.
     """
-    return {
-        label: optax.chain(clip, build_optimizer(settings.optimizer, settings.lr))
-        for label, clip in build_clips(settings.clips).items()
-    }
+    optimizer = read_optimizer(settings.optimizer)
+
+    def arm(clip: optax.GradientTransformationExtraArgs):
+        return lambda learning_rate: optax.chain(clip, optimizer(learning_rate))
+
+    return {label: arm(clip) for label, clip in build_clips(settings.clips).items()}
 
 
 def compare(
     settings: presets.Settings,
     task: Task,
-    optimizers: Mapping[str, optax.GradientTransformation],
+    arms: Mapping[str, Callable[..., optax.GradientTransformation]],
     *,
-    watch: Watch | None = None,
-) -> list[Result]:
-    """Train every arm from every seed.
+    finished: Collection[tuple[str, float]] = (),
+    watch: Watch = lambda moment: None,
+) -> Iterator[Result]:
+    """Train every arm at every learning rate from every seed.
 
     All arms are compiled before the first one trains, so that a clip that cannot be
     used in this place is refused at once.
@@ -119,45 +143,63 @@ def compare(
     Args:
         settings: what to compare.
         task: what `build_task(settings.model)` returned.
-        optimizers: what `build_optimizers(settings)` returned.
-        watch: called with `(arm, seed, step, log)` after each logging interval, and
-            with step 0 when an arm is about to be compiled.
+        arms: what `build_arms(settings)` returned.
+        finished: arms and learning rates to leave out.
+        watch: called after each logging interval, and when an arm is about to be
+            compiled.
+
+    Yields:
+        One result for each arm and learning rate, when it is finished.
 
     Raises:
         ValueError: if a clip cannot be used here, or the memory does not suffice.
     """
-    watch = watch or (lambda arm, seed, step, log: None)
+    rates = {
+        label: [rate for rate in settings.lr if (label, rate) not in finished]
+        for label in arms
+    }
     loops = {}
-    for label, optimizer in optimizers.items():
-        watch(label, 0, 0, {})
+    for label in filter(rates.get, arms):
+        watch(Moment(label, rates[label][0], 0, 0, {}))
         try:
             loops[label] = Loop(
                 task,
-                optimizer,
-                learning_rate=settings.lr,
+                arms[label],
                 steps=settings.steps,
                 interval=settings.log_every,
             )
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"clip {label!r} cannot train here: {error}") from error
-    results = []
-    for label, loop in loops.items():
-        try:
-            runs = [
-                loop.run(seed, functools.partial(watch, label, seed))
-                for seed in range(settings.seeds)
-            ]
         except jax.errors.JaxRuntimeError as error:
-            reason = str(error).rpartition(": ")[2]
-            raise ValueError(f"clip {label!r} cannot be trained: {reason}") from error
-        results.append(_stack(label, runs))
-    return results
+            raise _no_memory(label, error) from error
+    for label, loop in loops.items():
+        for rate in rates[label]:
+            try:
+                runs = [
+                    loop.run(
+                        seed,
+                        lambda step, log, seed=seed, label=label, rate=rate: watch(
+                            Moment(label, rate, seed, step, log)
+                        ),
+                        learning_rate=rate,
+                    )
+                    for seed in range(settings.seeds)
+                ]
+            except jax.errors.JaxRuntimeError as error:
+                raise _no_memory(label, error) from error
+            yield _stack(label, rate, runs)
 
 
-def _stack(label: str, runs: list[History]) -> Result:
+def _no_memory(label: str, error: Exception) -> ValueError:
+    reason = str(error).rpartition(": ")[2]
+    return ValueError(f"clip {label!r} cannot be trained: {reason}")
+
+
+def _stack(label: str, learning_rate: float, runs: list[History]) -> Result:
     first = runs[0]
     return Result(
         label=label,
+        learning_rate=learning_rate,
         log={name: np.stack([run.log[name] for run in runs]) for name in first.log},
         held_out={
             name: np.array([run.held_out[name] for run in runs])

@@ -1,13 +1,11 @@
 """What a setting accepts: one description checks it, parses it and documents it."""
 
-import argparse
 import dataclasses
+import difflib
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, Protocol
-
-LARGEST = 10**9
 
 
 class Kind(Protocol):
@@ -24,10 +22,12 @@ class Kind(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """Whole numbers from 1 to a billion, which keeps them within 32 bits."""
+    """Whole numbers from 1; a billion at most, which keeps them within 32 bits."""
+
+    largest: int = 10**9
 
     def __str__(self) -> str:
-        return f"a whole number from 1 to {LARGEST}"
+        return f"a whole number from 1 to {self.largest}"
 
     def parse(self, text: str) -> int:
         return int(text)
@@ -35,7 +35,7 @@ class Whole:
     def accepts(self, value: Any) -> bool:
         """True for an int (not a bool) in the range."""
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and 1 <= value <= LARGEST
+        return whole and 1 <= value <= self.largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,22 @@ class Positive:
         """True for a finite int or float above zero."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and math.isfinite(value) and value > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+    """Several different finite numbers above zero, separated by commas."""
+
+    def __str__(self) -> str:
+        return "finite numbers above 0, each once, separated by commas"
+
+    def parse(self, text: str) -> tuple[float, ...]:
+        return tuple(float(part) for part in text.split(","))
+
+    def accepts(self, value: Any) -> bool:
+        """True for a tuple of at least one number, each of them there once."""
+        are_good = isinstance(value, tuple) and all(map(Positive().accepts, value))
+        return are_good and 0 < len(value) == len(set(value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +130,13 @@ class OptionalPath:
     meaning: str
 
     def __str__(self) -> str:
-        return self.meaning
+        return f"{self.meaning}, its name in UTF-8"
 
     def parse(self, text: str) -> pathlib.Path:
-        """The path; an empty text is not one."""
+        """The path; an empty text is not one, nor one that no report can show."""
         if not text:
             raise ValueError
+        text.encode()  # UnicodeEncodeError is a ValueError
         return pathlib.Path(text)
 
     def accepts(self, value: Any) -> bool:
@@ -148,27 +165,23 @@ def check(settings: Any) -> None:
             raise ValueError(f"{flag(field.name)} {value!r}: expected {kind}")
 
 
-def converter(kind: Kind) -> Callable[[str], Any]:
-    """What argparse calls to read and check a value."""
+def read(kind: Kind, text: str) -> Any:
+    """The value that a text on the command line stands for.
 
-    def convert(text: str) -> Any:
-        try:
-            value = kind.parse(text)
-        except ValueError:
-            value = None
-        if value is None or not kind.accepts(value):
-            raise argparse.ArgumentTypeError(f"{text!r}: expected {kind}")
-        return value
+    Raises:
+        ValueError: naming the text, what is accepted and a near miss.
+    """
+    try:
+        value = kind.parse(text)
+    except ValueError:
+        value = None
+    if value is None or not kind.accepts(value):
+        hint = did_you_mean(text, getattr(kind, "names", ()))
+        raise ValueError(f"{text!r}: expected {kind}{hint}")
+    return value
 
-    return convert
 
-
-def add_argument(parser: argparse._ActionsContainer, field: Any, note: str) -> None:
-    """Add the command line option of a field made by `option`."""
-    parser.add_argument(
-        flag(field.name),
-        type=converter(field.metadata["kind"]),
-        default=argparse.SUPPRESS,
-        metavar=field.name.upper(),
-        help=f"{field.metadata['meaning']}{note}".replace("%", "%%"),
-    )
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A question that suggests the name most like this one; empty without one."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

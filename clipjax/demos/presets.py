@@ -1,11 +1,24 @@
 """The settings of a comparison, and a good starting point for each task."""
 
 import dataclasses
+import math
 import pathlib
 
-from .options import Choice, Name, Names, OptionalPath, Positive, Whole, check, option
+from .options import (
+    Choice,
+    Name,
+    Names,
+    Numbers,
+    OptionalPath,
+    Positive,
+    Whole,
+    check,
+    option,
+)
 
 TEXT = OptionalPath("a UTF-8 text file")
+# What is larger is a mistake: it would only be found when the memory does not suffice.
+WIDTH, LAYERS = Whole(100_000), Whole(1000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,11 +26,11 @@ class RNN:
     """Recurrent network on character text."""
 
     cell: str = option("vanilla", Choice(("vanilla", "gru", "lstm")), "recurrent cell")
-    hidden: int = option(96, Whole(), "width of each recurrent layer")
-    layers: int = option(1, Whole(), "number of layers")
+    hidden: int = option(96, WIDTH, "width of each recurrent layer")
+    layers: int = option(1, LAYERS, "number of layers")
     gain: float = option(1.0, Positive(), "factor on the orthogonal recurrent weights")
-    length: int = option(100, Whole(), "characters per sequence")
-    batch: int = option(32, Whole(), "sequences or images per step")
+    length: int = option(100, WIDTH, "characters per sequence")
+    batch: int = option(32, WIDTH, "sequences or images per step")
     text: pathlib.Path | None = option(
         None, TEXT, "UTF-8 text to learn (default: Python's own help topics)"
     )
@@ -30,8 +43,8 @@ class RNN:
 class MLP:
     """Deep ReLU network on MNIST."""
 
-    depth: int = option(10, Whole(), "number of linear layers")
-    width: int = option(256, Whole(), "width of the inner layers")
+    depth: int = option(10, LAYERS, "number of linear layers")
+    width: int = option(256, WIDTH, "width of the inner layers")
     init: str = option(
         "he",
         Choice(("he", "torch", "glorot", "lecun", "orthogonal")),
@@ -40,7 +53,7 @@ class MLP:
     normalisation: str = option(
         "none", Choice(("none", "layer", "rms")), "normalization before each ReLU"
     )
-    batch: int = option(256, Whole(), "sequences or images per step")
+    batch: int = option(256, WIDTH, "sequences or images per step")
     mnist: pathlib.Path | None = option(
         None,
         OptionalPath("a directory with the four IDX files of MNIST"),
@@ -55,11 +68,11 @@ class MLP:
 class Transformer:
     """Causal pre-layer-norm Transformer on character text."""
 
-    layers: int = option(2, Whole(), "number of layers")
-    width: int = option(64, Whole(), "width of the inner layers")
-    heads: int = option(4, Whole(), "attention heads; they divide the width")
-    length: int = option(64, Whole(), "characters per sequence")
-    batch: int = option(16, Whole(), "sequences or images per step")
+    layers: int = option(2, LAYERS, "number of layers")
+    width: int = option(64, WIDTH, "width of the inner layers")
+    heads: int = option(4, LAYERS, "attention heads; they divide the width")
+    length: int = option(64, WIDTH, "characters per sequence")
+    batch: int = option(16, WIDTH, "sequences or images per step")
     text: pathlib.Path | None = option(
         None, TEXT, "UTF-8 text to learn (default: Python's own help topics)"
     )
@@ -73,19 +86,24 @@ class Transformer:
             )
 
 
+Model = RNN | MLP | Transformer
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """Everything that defines a comparison.
 
     All arms share all of it but the clip: initial parameters, order of the batches,
-    optimizer and learning rate.
+    optimizer and learning rates.
     """
 
-    model: RNN | MLP | Transformer
+    model: Model
     optimizer: str = option(
         "sgd", Name("an optimizer"), "optimizer after the clip, as name[:arg...]"
     )
-    lr: float = option(0.1, Positive(), "learning rate, the same for every arm")
+    lr: tuple[float, ...] = option(
+        (0.1,), Numbers(), "learning rate, or several: every arm trains with each"
+    )
     clips: tuple[str, ...] = option(
         ("none", "clip_by_global_norm:1.0", "soft_clip_by_global_norm:1.0"),
         Names("a comma-separated list of clips"),
@@ -100,13 +118,42 @@ class Settings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Everything that defines a heat map of learning rate and threshold."""
+
+    model: Model
+    optimizer: str = option(
+        "sgd", Name("an optimizer"), "optimizer after the clip, as name[:arg...]"
+    )
+    lr: tuple[float, ...] = option((0.1,), Numbers(), "learning rates: the rows")
+    thresholds: tuple[float, ...] = option(
+        (0.1, 0.3, 1.0, 3.0, 10.0),
+        Numbers(),
+        "thresholds of the global norm: the columns, beside one without a clip",
+    )
+    steps: int = option(150, Whole(), "optimization steps of each run")
+    seeds: int = option(3, Whole(), "runs per cell")
+    last: int = option(25, Whole(), "losses at the end of a run that are averaged")
+    log_every: int = option(25, Whole(), "steps between updates of the display")
+
+    def __post_init__(self):
+        """Check every field, and that the run has the losses to average."""
+        check(self)
+        if self.last > self.steps:
+            raise ValueError(
+                f"--last {self.last}: expected a whole number from 1 to "
+                f"--steps {self.steps}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class Explosion:
     """A tanh network whose initial recurrent matrix stretches."""
 
-    hidden: int = option(96, Whole(), "width of the recurrent layer")
+    hidden: int = option(96, WIDTH, "width of the recurrent layer")
     gain: float = option(1.5, Positive(), "factor on the orthogonal recurrent weights")
-    length: int = option(100, Whole(), "time steps")
-    batch: int = option(32, Whole(), "sequences")
+    length: int = option(100, WIDTH, "time steps")
+    batch: int = option(32, WIDTH, "sequences")
     lr: float = option(1.0, Positive(), "learning rate")
     max_norm: float = option(1.0, Positive(), "threshold of the clip")
     bad_step: int = option(90, Whole(), "time step whose output is wrong, from 1")
@@ -130,7 +177,7 @@ class Explosion:
                 hidden=self.hidden, gain=self.gain, length=self.length, batch=self.batch
             ),
             optimizer="sgd",
-            lr=self.lr,
+            lr=(self.lr,),
             clips=("none", f"clip_by_global_norm:{self.max_norm:g}"),
             steps=self.steps,
             seeds=1,
@@ -140,12 +187,62 @@ class Explosion:
 PRESETS = {
     # Without a clip this learning rate diverges for every seed tried; with one it
     # learns. The gradients of a tanh network explode through 100 time steps.
-    "rnn": Settings(RNN(), optimizer="sgd", lr=1.5, steps=500, seeds=3),
+    "rnn": Settings(RNN(), optimizer="sgd", lr=(1.5,), steps=500, seeds=3),
     # He's initial weights: with PyTorch's default a ReLU network of this depth
     # vanishes, and no clip would ever act.
-    "mlp": Settings(MLP(), optimizer="sgd", lr=0.3, steps=250, seeds=3),
+    "mlp": Settings(MLP(), optimizer="sgd", lr=(0.3,), steps=250, seeds=3),
     # The optimizer, learning rate and threshold of GPT-style pretraining.
     "transformer": Settings(
-        Transformer(), optimizer="adamw:b1=0.9:b2=0.95", lr=6e-4, steps=400, seeds=2
+        Transformer(),
+        optimizer="adamw:b1=0.9:b2=0.95",
+        lr=(6e-4,),
+        steps=400,
+        seeds=2,
     ),
+}
+
+# Learning rates where none is named: of 1 and 3 times powers of ten, the one that ended
+# low on all tasks, without a clip and with one at 1 (one seed; 120 steps of rnn, 60 of
+# mlp and transformer; adamw and nadam by mlp alone, radam, adamax and adabelief as
+# adam, nesterov as momentum).
+RATES = {
+    "sgd": 0.3,
+    "momentum": 0.03,
+    "nesterov": 0.03,
+    "adam": 3e-3,
+    "adamw": 3e-3,
+    "nadam": 3e-3,
+    "radam": 3e-3,
+    "adamax": 3e-3,
+    "adabelief": 3e-3,
+    "adagrad": 0.03,
+    "rmsprop": 1e-3,
+    "lion": 1e-3,
+    "lamb": 0.01,
+    "yogi": 0.01,
+}
+
+
+def default_rate(task: str, optimizer: str) -> float:
+    """The learning rate of an optimizer, `name[:arg...]`, where none is given."""
+    preset = PRESETS[task]
+    name, own = (spec.partition(":")[0] for spec in (optimizer, preset.optimizer))
+    return preset.lr[0] if name == own else RATES.get(name, preset.lr[0])
+
+
+def rates_around(rate: float) -> tuple[float, ...]:
+    """The numbers 1 and 3 times powers of ten, a twentieth to four times the rate."""
+    powers = range(math.floor(math.log10(rate)) - 2, math.floor(math.log10(rate)) + 2)
+    rounded = [float(f"{digit}e{power}") for power in powers for digit in (1, 3)]
+    return tuple(number for number in rounded if rate / 20 < number < 4 * rate)
+
+
+# A heat map trains many times: a smaller RNN does it in minutes.
+TUNING = {
+    task: Tuning(
+        RNN(hidden=64, length=64, batch=16) if task == "rnn" else preset.model,
+        optimizer=preset.optimizer,
+        lr=rates_around(preset.lr[0]),
+    )
+    for task, preset in PRESETS.items()
 }

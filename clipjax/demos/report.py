@@ -1,14 +1,11 @@
-"""The files of a comparison: all of them complete, or none."""
+"""The files of a comparison: a report, its figures and its numbers."""
 
 import base64
 import html
 import importlib.metadata
 import io
 import json
-import os
 import pathlib
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -16,9 +13,10 @@ import jax
 import numpy as np
 
 from .. import plotting
+from . import files
 from .compare import Result
-from .presets import Settings
-from .summary import Row, findings, table, window
+from .presets import Settings, Tuning
+from .summary import Row, at_best_rate, findings, table, window
 from .tasks.base import Task
 
 FIGURES = {
@@ -47,34 +45,6 @@ figcaption, .note { color: #555; font-size: .9rem; }
 """
 
 
-def check_destination(out: pathlib.Path) -> None:
-    """Proves, before anything is trained, that the files can be written.
-
-    Raises:
-        ValueError: if `out` is not a directory, or nothing can be created in it or,
-            where it does not exist yet, in the nearest directory above it.
-    """
-    accepted = "accepted: a new or existing directory that can be written to"
-    if (out.exists() or out.is_symlink()) and not out.is_dir():
-        raise ValueError(f"--out {str(out)!r} is not a directory; {accepted}")
-    for name in FILES:
-        if (out / name).is_dir():
-            raise ValueError(
-                f"--out {str(out)!r} has a directory named {name!r}; {accepted}"
-            )
-    above = out.absolute()
-    while not above.exists():
-        above = above.parent
-    try:
-        # The permission bits do not tell: try it.
-        os.rmdir(tempfile.mkdtemp(prefix=".clipjax-", dir=above))
-    except OSError as error:
-        raise ValueError(
-            f"--out {str(out)!r} cannot be written to "
-            f"({above}: {error.strerror}); {accepted}"
-        ) from error
-
-
 def write(
     out: pathlib.Path,
     settings: Settings,
@@ -83,48 +53,58 @@ def write(
     rows: Sequence[Row],
     command: str,
 ) -> None:
-    """Write report, results and figures beside `out`, and then move them there.
-
-    An existing directory keeps its other files. What interrupts the writing leaves
-    nothing behind.
-    """
-    figures = _figures(results, task.unit)
+    """Write report, results and figures: all of them, or none."""
+    best = at_best_rate(rows)
+    by_arm = {(result.label, result.learning_rate): result for result in results}
+    shown = [by_arm[row.label, row.learning_rate] for row in best]
+    figures = _figures(shown, task.unit)
     versions = _versions()
-    files: dict[str, bytes] = {f"{name}.png": png for name, png in figures.items()}
-    files["results.json"] = _json(settings, results, rows, command, versions)
-    files["report.html"] = _html(settings, task, rows, figures, command, versions)
-    out = out.absolute()
-    # Within an existing directory, which may be a mount of its own: moving a file is
-    # atomic only inside one file system.
-    beside = out if out.exists() else out.parent
-    made = _make_parents(beside)
-    temporary = beside / f".clipjax-{os.getpid()}"
+    pngs = {f"{name}.png": png for name, png in figures.items()}
+    page = _html(settings, task, rows, best, figures, command, versions)
+    content = _json(settings, results, rows, command, versions)
+    files.write(out, pngs | {"results.json": content, "report.html": page})
+
+
+def read_finished(out: pathlib.Path, settings: Settings) -> list[Result]:
+    """The arms that an earlier run of this comparison has finished.
+
+    Raises:
+        ValueError: if there is no such run, or its settings differ in more than the
+            arms and their learning rates.
+    """
+    path = out / "results.json"
     try:
-        temporary.mkdir()
-        for name, content in files.items():
-            (temporary / name).write_bytes(content)
-        if out.exists():
-            for name in FILES:
-                os.replace(temporary / name, out / name)
-        else:
-            temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for directory in made:
-            directory.rmdir()
-        raise
-    shutil.rmtree(temporary, ignore_errors=True)
+        content = json.loads(path.read_bytes())
+        before, arms = content["settings"], list(content["arms"].values())
+        results = [_read_arm(arm) for arm in arms]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"--resume: {str(path)!r} holds no comparison ({error!r}); "
+            "accepted: the --out of an earlier comparison"
+        ) from error
+    now = files.plain(described(settings))
+    for name in now.keys() - {"clips", "lr", "log_every"}:
+        if before.get(name) != now[name]:
+            raise ValueError(
+                f"--resume: {name} was {before.get(name)} in {str(path)!r} and is "
+                f"{now[name]} now; accepted: other --clips and --lr alone"
+            )
+    wanted = [(clip, rate) for clip in settings.clips for rate in settings.lr]
+    return [one for one in results if (one.label, one.learning_rate) in wanted]
 
 
-def _make_parents(directory: pathlib.Path) -> list[pathlib.Path]:
-    """Create the missing folders, and return them, deepest first."""
-    missing = []
-    while not directory.exists():
-        missing.append(directory)
-        directory = directory.parent
-    for path in reversed(missing):
-        path.mkdir()
-    return missing
+def _read_arm(arm: dict[str, Any]) -> Result:
+    def numbers(values: Any, dtype: type = np.float64) -> np.ndarray:
+        return np.asarray(values).astype(dtype)  # "inf" and "nan", too
+
+    summary = arm["summary"]
+    return Result(
+        label=summary["label"],
+        learning_rate=summary["learning_rate"],
+        log={name: numbers(rows, np.float32) for name, rows in arm["log"].items()},
+        held_out={name: numbers(row) for name, row in summary["held_out"].items()},
+        seconds_per_step=numbers(summary["seconds"]),
+    )
 
 
 def _figures(results: Sequence[Result], unit: str) -> dict[str, bytes]:
@@ -158,22 +138,10 @@ def _versions() -> dict[str, str]:
     return versions | {"backend": jax.default_backend()}
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become "inf", "-inf" and "nan"."""
-    if isinstance(value, np.ndarray | list | tuple):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, float | np.floating):
-        return float(value) if np.isfinite(value) else str(float(value))
-    if isinstance(value, np.bool_ | np.integer):
-        return value.item()
-    return str(value) if isinstance(value, pathlib.Path) else value
-
-
-def _described(settings: Settings) -> dict[str, Any]:
-    described = {"task": type(settings.model).__name__.lower()} | vars(settings)
-    return described | {"model": vars(settings.model)}
+def described(settings: Settings | Tuning) -> dict[str, Any]:
+    """The settings as a dictionary, with the name of the task."""
+    named = {"task": type(settings.model).__name__.lower()} | vars(settings)
+    return named | {"model": vars(settings.model)}
 
 
 def _json(
@@ -186,15 +154,22 @@ def _json(
     content = {
         "command": command,
         "versions": versions,
-        "settings": _described(settings),
+        "settings": described(settings),
         "note": "One entry per seed. Values that are not finite are the texts "
         "'inf', '-inf' and 'nan'. 'log' has one list of steps per seed.",
         "arms": {
-            row.label: {"summary": vars(row), "log": result.log}
+            name_of(row, settings): {"summary": vars(row), "log": result.log}
             for row, result in zip(rows, results, strict=True)
         },
     }
-    return (json.dumps(_plain(content), allow_nan=False) + "\n").encode()
+    return files.to_json(content)
+
+
+def name_of(row: Row, settings: Settings) -> str:
+    """The clip, and where there are several learning rates, which one."""
+    return (
+        row.label if len(settings.lr) == 1 else f"{row.label} @ {row.learning_rate:g}"
+    )
 
 
 def _table(header: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
@@ -206,17 +181,21 @@ def _table(header: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
     return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"
 
 
+def _wide(rows: Sequence[Row]) -> str:
+    return f'<div class="wide">{_table(*table(rows))}</div>'
+
+
 def _html(
     settings: Settings,
     task: Task,
     rows: Sequence[Row],
+    best: Sequence[Row],
     figures: dict[str, bytes],
     command: str,
     versions: dict[str, str],
 ) -> bytes:
-    described = _described(settings)
-    name = described["task"]
-    model = {key: value for key, value in described["model"].items() if value}
+    name = described(settings)["task"]
+    model = {key: value for key, value in vars(settings.model).items() if value}
     setup = ", ".join(f"{key} {value}" for key, value in model.items())
     images = "\n".join(
         f'<figure><img alt="{title}" src="data:image/png;base64,'
@@ -225,6 +204,16 @@ def _html(
         for title, caption in FIGURES.items()
     )
     used = ", ".join(f"{key} {value}" for key, value in versions.items())
+    rates = " or ".join(f"{rate:g}" for rate in settings.lr)
+    tables = "<h2>Table</h2>\n" + _wide(rows)
+    if len(settings.lr) > 1:
+        tables = (
+            f"<h2>Each arm at its own best learning rate</h2>\n{_wide(best)}\n"
+            f"<h2>Every arm at every learning rate</h2>\n{_wide(rows)}"
+        )
+    own = (
+        "<p>Each arm at its own best learning rate.</p>" if len(settings.lr) > 1 else ""
+    )
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -237,18 +226,18 @@ def _html(
 <h1>{name.upper()} with and without clipping</h1>
 <p>{html.escape(task.source)}. Model: {html.escape(setup)}.
 {settings.steps} steps of {html.escape(settings.optimizer)} at learning rate
-{settings.lr:g}, seeds per arm: {settings.seeds}.</p>
+{rates}, seeds per arm: {settings.seeds}.</p>
 <pre>{html.escape(command)}</pre>
 <h2>What is seen</h2>
-<p>{html.escape(" ".join(findings(rows)))}</p>
-<h2>Table</h2>
-<div class="wide">{_table(*table(rows))}</div>
+<p>{html.escape(" ".join(findings(best, settings.lr)))}</p>
+{tables}
 <p class="note">Mean ± sample standard deviation over seeds. Losses are in
 {html.escape(task.unit)}, final and best ones smoothed over
 {window(settings.steps)} steps. A seed has diverged if its loss is not finite somewhere
 or if the mean of its last 5 % of losses is above its loss at step 0. The median norm is
 that of the gradient before clipping; the time per step leaves out compilation.</p>
 <h2>Figures</h2>
+{own}
 {images}
 <p class="note">{html.escape(used)}</p>
 </body>

@@ -33,6 +33,7 @@ class Row:
 
     Attributes:
         label: the clip.
+        learning_rate: the learning rate.
         final: smoothed loss at the end.
         best: lowest smoothed loss.
         held_out: scores on held-out data by name.
@@ -44,6 +45,7 @@ class Row:
     """
 
     label: str
+    learning_rate: float
     final: np.ndarray
     best: np.ndarray
     held_out: dict[str, np.ndarray]
@@ -67,6 +69,7 @@ def summarise(result: Result) -> Row:
     smoothed = running_mean(losses, width)[:, width - 1 :]
     return Row(
         label=result.label,
+        learning_rate=result.learning_rate,
         final=smoothed[:, -1],
         best=_over_finite(np.min, smoothed),
         held_out=result.held_out,
@@ -76,6 +79,24 @@ def summarise(result: Result) -> Row:
         norm=_over_finite(np.median, result.log["grad_norm_raw"]),
         seconds=result.seconds_per_step,
     )
+
+
+def at_best_rate(rows: Sequence[Row]) -> list[Row]:
+    """One row per clip: of its learning rates, the one with the lowest final loss.
+
+    A learning rate at which fewer seeds diverge comes first.
+    """
+
+    def badness(row: Row) -> tuple[int, float]:
+        loss = float(row.final.mean())
+        return int(row.diverged.sum()), loss if np.isfinite(loss) else math.inf
+
+    by_label: dict[str, Row] = {}
+    for row in rows:
+        best = by_label.setdefault(row.label, row)
+        if badness(row) < badness(best):
+            by_label[row.label] = row
+    return list(by_label.values())
 
 
 def spread(values: np.ndarray, decimals: int | None = None, unit: str = "") -> str:
@@ -99,11 +120,13 @@ def spread(values: np.ndarray, decimals: int | None = None, unit: str = "") -> s
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of the table, as text."""
     scores = list(rows[0].held_out)
-    header = ["clip", "final loss", "best loss", *scores]
+    rates = ["rate"] if len({row.learning_rate for row in rows}) > 1 else []
+    header = ["clip", *rates, "final loss", "best loss", *scores]
     header += ["diverged", "steps clipped", "median norm", "time per step"]
     cells = [
         [
             row.label,
+            *(f"{row.learning_rate:g}" for _ in rates),
             spread(row.final, 3),
             spread(row.best, 3),
             *(spread(row.held_out[score], 3) for score in scores),
@@ -117,8 +140,13 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
-def findings(rows: Sequence[Row]) -> list[str]:
-    """What is seen, sentence by sentence, and what must not be concluded from it."""
+def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
+    """What is seen, sentence by sentence, and what must not be concluded from it.
+
+    Args:
+        rows: one row per clip.
+        rates: the learning rates that each clip had to choose from.
+    """
     seeds = len(rows[0].final)
     said = []
     for row in rows:
@@ -141,7 +169,9 @@ def findings(rows: Sequence[Row]) -> list[str]:
                 "length of the steps rather than catching rare spikes."
             )
     steady = [row for row in rows if not row.diverged.any()]
-    if not steady:
+    if len(rates) > 1:
+        said += _edges(rows, rates)
+    elif not steady:
         said.append("No arm learned: this learning rate is too high for all of them.")
     elif len(steady) == len(rows):
         said.append(
@@ -162,10 +192,29 @@ def findings(rows: Sequence[Row]) -> list[str]:
             f"{second.label!r}{tie}."
         )
     few = "one seed" if seeds == 1 else f"{seeds} seeds"
-    said.append(
-        "All arms share one learning rate, the initial parameters and the order of "
-        "the batches. This shows what clipping does at this learning rate, not which "
-        "method is best when each has its own learning rate; and differences as small "
-        f"as the spread are not settled by {few}."
-    )
+    if len(rates) > 1:
+        said.append(
+            "Each arm has the learning rate, of those tried, at which it ended lowest "
+            "on the same seeds, which flatters all of them alike; initial parameters "
+            "and the order of the batches are shared, and differences as small as the "
+            f"spread are not settled by {few}."
+        )
+    else:
+        said.append(
+            "All arms share one learning rate, the initial parameters and the order "
+            "of the batches. This shows what clipping does at this learning rate, not "
+            "which method is best when each has its own learning rate, which --lr with "
+            "several numbers shows; and differences as small as the spread are not "
+            f"settled by {few}."
+        )
+    return said
+
+
+def _edges(rows: Sequence[Row], rates: Sequence[float]) -> list[str]:
+    """Each arm's own best rate, and whether a better one may lie beyond those tried."""
+    said = []
+    for row in rows:
+        beyond = {max(rates): "higher", min(rates): "lower"}.get(row.learning_rate)
+        hint = f", the last one tried: try a {beyond} one" if beyond else ""
+        said.append(f"{row.label!r} is best at {row.learning_rate:g}{hint}.")
     return said

@@ -1,83 +1,174 @@
 """What the commands show on the terminal."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
-    BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from .compare import Watch
+from .compare import Moment, Result, Watch
 from .explode import BadStep, Step
 from .presets import Explosion, Settings
-from .summary import Row, findings, table
+from .summary import Row, at_best_rate, findings, table
+
+SECONDS_BETWEEN_LINES = 10
+
+
+class LastColumn(ProgressColumn):
+    """The text at the end of a bar: the one that gives way where a line is too long."""
+
+    def get_table_column(self) -> Column:
+        """A column that may shrink; those of other columns may not."""
+        return Column(no_wrap=False)
+
+    def render(self, task: Task) -> Text:
+        return Text(task.fields["seen"], no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
-def live(settings: Settings) -> Iterator[Watch]:
-    """A progress bar per arm, with the last loss and raw norm, on standard error."""
+def bars(totals: Mapping[str, int]) -> Iterator[Callable[[str, int, str], None]]:
+    """Show progress on standard error: a bar each, or lines where it is no terminal.
+
+    Args:
+        totals: names of the bars, with what they count to.
+
+    Yields:
+        A function of the name of a bar, how far it is, and what is seen there.
+    """
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(totals)
+        return
     progress = Progress(
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[seen]}", markup=False),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        LastColumn(),
         console=console,
-        disable=not console.is_terminal,
     )
-    bars = {
-        clip: progress.add_task(
-            clip, total=settings.steps * settings.seeds, seen="waiting", start=False
-        )
-        for clip in settings.clips
+    tasks = {
+        name: progress.add_task(name, total=total, seen="waiting", start=False)
+        for name, total in totals.items()
     }
 
-    def watch(arm: str, seed: int, step: int, log: Mapping[str, float]) -> None:
-        bar = bars[arm]
-        if not log:
-            progress.update(bar, seen="compiling")
-            return
-        if not progress.tasks[bar].started:
-            progress.start_task(bar)
-        seen = f"seed {seed} loss {log['loss']:.3f} norm {log['grad_norm_raw']:.3g}"
-        progress.update(bar, completed=seed * settings.steps + step, seen=seen)
+    def show(name: str, done: int, seen: str) -> None:
+        if done and not progress.tasks[tasks[name]].started:
+            progress.start_task(tasks[name])
+        progress.update(tasks[name], completed=done, seen=seen)
 
     with progress:
         try:
-            yield watch
+            yield show
         except BaseException:
             # The one line that says why is all that should remain.
             progress.live.transient = True
             raise
 
 
-def _show(title: str, header: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
-    shown = Table(title=title, title_justify="left")
-    shown.add_column(header[0])
-    for name in header[1:]:
-        shown.add_column(name, justify="right")
-    for row in cells:
-        shown.add_row(*map(Text, row))
+def _lines(totals: Mapping[str, int]) -> Callable[[str, int, str], None]:
+    """Lines for a file or a pipe: what begins, what ends, and some in between."""
+    printed = -math.inf
+    begun = set()
+
+    def show(name: str, done: int, seen: str) -> None:
+        nonlocal printed
+        now = time.monotonic()
+        is_between = (name, done > 0) in begun and done < totals[name]
+        if is_between and now - printed < SECONDS_BETWEEN_LINES:
+            return
+        printed = now
+        begun.add((name, done > 0))
+        print(f"{name}: {done}/{totals[name]} {seen}", file=sys.stderr, flush=True)
+
+    return show
+
+
+@contextmanager
+def live(settings: Settings, done: Sequence[Result] = ()) -> Iterator[Watch]:
+    """Progress of a comparison by arm, with the last loss and norm before clipping."""
+    per_rate = settings.steps * settings.seeds
+    before = Counter(result.label for result in done)
+    totals = {
+        clip: per_rate * (len(settings.lr) - before[clip])
+        for clip in settings.clips
+        if before[clip] < len(settings.lr)
+    }
+    order: dict[str, list[float]] = {clip: [] for clip in totals}
+    with bars(totals) as show:
+
+        def watch(moment: Moment) -> None:
+            arm, rate, seed, step, log = moment
+            if not log:
+                return show(arm, 0, "compiling")
+            if rate not in order[arm]:
+                order[arm].append(rate)
+            at = per_rate * order[arm].index(rate) + seed * settings.steps + step
+            several = f"lr {rate:g} " if len(settings.lr) > 1 else ""
+            seen = f"loss {log['loss']:.3f} norm {log['grad_norm_raw']:.3g}"
+            show(arm, at, f"{several}seed {seed} {seen}")
+
+        yield watch
+
+
+def show_table(
+    title: str, header: Sequence[str], cells: Sequence[Sequence[str]]
+) -> None:
+    """Print a table. What is too wide goes on below, and no cell is ever cut.
+
+    The first column, the names, stands in front of each part.
+    """
     console = Console()
-    if not console.is_terminal:  # a file or a pipe has no width to fit into
-        console.width = 200
-    console.print(shown)
+    widths = [
+        max(map(cell_len, column)) + 3 for column in zip(header, *cells, strict=True)
+    ]
+    # A file or a pipe has no width to fit into.
+    space = console.width if console.is_terminal else sum(widths) + 1
+    console.width = max(console.width, sum(widths) + 1)
+    parts: list[list[int]] = [[]]
+    for index in range(1, len(header)):
+        taken = 1 + sum(widths[other] for other in (0, *parts[-1], index))
+        if parts[-1] and taken > space:
+            parts.append([])
+        parts[-1].append(index)
+    console.print(title, style="italic", markup=False, highlight=False, width=space)
+    for part in parts:
+        shown = Table(Column(header[0], no_wrap=True))
+        for index in part:
+            shown.add_column(header[index], justify="right", no_wrap=True)
+        for row in cells:
+            shown.add_row(*(Text(row[index]) for index in (0, *part)))
+        console.print(shown)
     console.print()
 
 
 def show_comparison(settings: Settings, rows: Sequence[Row]) -> None:
     """The table of a comparison and what is seen in it."""
     name = type(settings.model).__name__
-    title = f"{name}, {settings.optimizer}, learning rate {settings.lr:g}, "
+    rates = ", ".join(f"{rate:g}" for rate in settings.lr)
+    title = f"{name}, {settings.optimizer}, learning rate {rates}, "
     title += f"{settings.steps} steps, seeds per arm: {settings.seeds}"
-    _show(title, *table(rows))
-    Console().print(" ".join(findings(rows)), markup=False, highlight=False)
+    show_table(title, *table(rows))
+    best = at_best_rate(rows)
+    if len(best) < len(rows):
+        show_table("Each arm at its own best learning rate", *table(best))
+    say(" ".join(findings(best, settings.lr)))
+
+
+def say(text: str) -> None:
+    """Print sentences, wrapped at the width of the terminal."""
+    Console().print(text, markup=False, highlight=False)
 
 
 def show_step(settings: Explosion, step: Step) -> None:
@@ -95,7 +186,7 @@ def show_step(settings: Explosion, step: Step) -> None:
         ("length of the update without the clip", f"{step.unclipped:.4g}"),
     ]
     title = f"One step of a tanh network with recurrent gain {settings.gain:g}"
-    _show(title, ("quantity", "value"), cells)
+    show_table(title, ("quantity", "value"), cells)
 
 
 def show_bad_step(settings: Explosion, seen: BadStep) -> None:
@@ -116,7 +207,7 @@ def show_bad_step(settings: Explosion, seen: BadStep) -> None:
         for back in sorted({*range(0, last + 1, stride), last})
     ]
     header = ("t-k", "||dL_t/dh_k||", "relative to t-k = 0", "upper bound")
-    _show(title, header, cells)
+    show_table(title, header, cells)
     Console().print(
         f"The bound multiplies by the largest singular value {seen.singular:.4g} per "
         f"step (spectral radius {seen.radius:.4g}); above 1 it permits growth and does "

@@ -1,8 +1,10 @@
 """The training loop: batches drawn, gradients clipped, metrics stacked on device."""
 
 import dataclasses
+import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +52,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     static: tuple[Any, Any],
     *,
-    learning_rate: float,
+    learning_rate: float | jax.Array,
 ) -> Callable[..., tuple[tuple[Any, Any], dict[str, jax.Array]]]:
     """One optimization step, `(params, state), data, key -> (params, state), log`.
 
@@ -98,35 +100,48 @@ class History:
 
 
 class Loop:
-    """One arm's training loop: compiled once, run for any number of seeds.
+    """A training loop: compiled once, run for any seed and any hyper-parameters.
 
     Args:
         task: what to train on.
-        optimizer: the clip and all that follows it.
-        learning_rate: handed to the clips that ask for it.
+        build: returns the clip and all that follows it, given the hyper-parameters as
+            keyword arguments; one of them is `learning_rate`, which is also handed to
+            the clips that ask for it. They are traced, so that other values need no
+            other program.
+        names: names of the hyper-parameters.
         steps: number of optimization steps.
         interval: steps per call into the compiled loop; the host sees the log only
             in between.
+
+    Raises:
+        ValueError: if the loop needs more memory than there is.
     """
 
     def __init__(
         self,
         task: Task,
-        optimizer: optax.GradientTransformation,
+        build: Callable[..., optax.GradientTransformation],
         *,
-        learning_rate: float,
+        names: Sequence[str] = ("learning_rate",),
         steps: int,
         interval: int,
     ):
         """Compile the loop."""
-        self.task, self.optimizer, self.steps = task, optimizer, steps
+        self.task, self.build, self.steps = task, build, steps
         self.interval = min(interval, steps)
+        shapes = jax.eval_shape(lambda: begin(task, seed=0).params)
+        require_memory(
+            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
+        )
         static, params, batches = begin(task, seed=0)
-        step = make_step(task, optimizer, static, learning_rate=learning_rate)
         graph, rest = static
         skipped = dict.fromkeys(("loss", *METRICS), jnp.zeros((), jnp.float32))
 
-        def run_interval(carry, data, key, first):
+        def run_interval(carry, data, key, first, values):
+            step = make_step(
+                task, build(**values), static, learning_rate=values["learning_rate"]
+            )
+
             def advance(carry, index):
                 # The last interval may reach past the last step: leave it out, and
                 # one compiled program serves every interval.
@@ -141,18 +156,30 @@ class Loop:
                 advance, carry, first + jnp.arange(self.interval, dtype=jnp.int32)
             )
 
-        carry = (params, optimizer.init(params))
+        self.begin_state = jax.jit(lambda params, values: build(**values).init(params))
+        values = dict.fromkeys(names, jnp.float32(1))
+        # Shapes alone: a state that is too large must not exist before it is refused.
+        carry = (params, jax.eval_shape(self.begin_state, params, values))
         self.run_interval = (
             jax.jit(run_interval)
-            .lower(carry, task.train, batches, jnp.int32(0))
+            .lower(carry, task.train, batches, jnp.int32(0), values)
             .compile()
         )
+        if (planned := self.run_interval.memory_analysis()) is not None:
+            require_memory(
+                planned.temp_size_in_bytes
+                + planned.argument_size_in_bytes
+                + planned.output_size_in_bytes
+            )
         self.evaluate = jax.jit(
             lambda params, data: task.evaluate(nnx.merge(graph, params, rest), data)
         )
 
     def run(
-        self, seed: int, report: Callable[[int, dict[str, float]], None] | None = None
+        self,
+        seed: int,
+        report: Callable[[int, dict[str, float]], None] | None = None,
+        **values: float,
     ) -> History:
         """Train from one seed.
 
@@ -160,15 +187,19 @@ class Loop:
             seed: chooses initial parameters and batches.
             report: called after each interval with the steps done and the last
                 finite-or-not values of the log.
+            **values: the hyper-parameters, by the names that the loop was made with.
         """
+        numbers = {name: jnp.float32(value) for name, value in values.items()}
         _, params, batches = begin(self.task, seed)
-        carry = (params, self.optimizer.init(params))
+        carry = (params, self.begin_state(params, numbers))
         logs, seconds = [], []
         for first in range(0, self.steps, self.interval):
             done = min(first + self.interval, self.steps)
             began = time.perf_counter()
             carry, log = jax.block_until_ready(
-                self.run_interval(carry, self.task.train, batches, jnp.int32(first))
+                self.run_interval(
+                    carry, self.task.train, batches, jnp.int32(first), numbers
+                )
             )
             seconds.append((time.perf_counter() - began) / (done - first))
             logs.append(
@@ -182,4 +213,17 @@ class Loop:
             held_out={name: float(score) for name, score in scores.items()},
             seconds_per_step=float(np.median(seconds)),
             params=carry[0],
+        )
+
+
+def require_memory(size: float) -> None:
+    """Raise a ValueError for more bytes than the first device, or the host, has."""
+    stats = jax.devices()[0].memory_stats() or {}
+    available = stats.get("bytes_limit", math.inf)
+    if not stats and hasattr(os, "sysconf"):  # a CPU, and not on Windows
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > available:
+        raise ValueError(
+            f"it needs {size / 2**30:.1f} GiB of memory, and there are "
+            f"{available / 2**30:.1f} GiB"
         )

@@ -1,70 +1,22 @@
-"""The command: what it refuses, and what a small run leaves behind."""
+"""What a small comparison leaves behind, finished or interrupted."""
 
 import base64
+import dataclasses
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
 
 import jax
 import pytest
 
-from clipjax.demos import arms, cli, compare, presets, report, train
-from clipjax.demos.options import check
+from clipjax.demos import cli, compare, files, interrupts, report, train
 
 TINY = ["compare", "--hidden", "8", "--length", "10", "--batch", "4", "--steps", "6"]
-
-REFUSED = {
-    "steps -3": ("--steps -3", ["--steps", "'-3'", "whole number"]),
-    "steps 0": ("--steps 0", ["--steps", "'0'"]),
-    "steps 2.5": ("--steps 2.5", ["--steps", "'2.5'"]),
-    "steps huge": ("--steps 99999999999", ["--steps", "1000000000"]),
-    "seeds 0": ("--seeds 0", ["--seeds", "'0'"]),
-    "log-every 0": ("--log-every 0", ["--log-every", "'0'"]),
-    "lr nan": ("--lr nan", ["--lr", "'nan'", "finite number above 0"]),
-    "lr inf": ("--lr inf", ["--lr", "'inf'"]),
-    "lr 0": ("--lr 0", ["--lr", "'0'"]),
-    "lr negative": ("--lr -1e-3", ["--lr", "'-1e-3'"]),
-    "lr text": ("--lr fast", ["--lr", "'fast'"]),
-    "lr without value": ("--lr", ["--lr", "expected one argument"]),
-    "gain negative": ("--gain -1", ["--gain", "'-1'"]),
-    "task": ("--task cnn", ["--task", "'cnn'", "rnn", "mlp", "transformer"]),
-    "cell": ("--cell tanh", ["--cell", "'tanh'", "vanilla, gru, lstm"]),
-    "other task's option": ("--depth 3", ["--depth 3", "--task rnn", "--task mlp"]),
-    "heads": ("--task transformer --heads 5", ["--heads 5", "--width 64"]),
-    "unknown option": ("--wdith 3", ["--wdith"]),
-    "abbreviation": ("--step 3", ["--step"]),
-    "unknown clip": ("--clips foo:1", ["'foo'", "none", "clip_by_global_norm"]),
-    "empty clip": ("--clips none,,none", ["--clips", "'none,,none'"]),
-    "same clip": (
-        "--clips clip_by_global_norm:1,clip_by_global_norm:1.0",
-        ["'clip_by_global_norm:1.0'", "once"],
-    ),
-    "clip without number": (
-        "--clips clip_by_global_norm",
-        ["'clip_by_global_norm'", "max_norm"],
-    ),
-    "clip with text": ("--clips clip_by_global_norm:a", ["'a'", "not a number"]),
-    "clip with too many": (
-        "--clips clip_by_global_norm:1:2",
-        ["'clip_by_global_norm:1:2'", "max_norm"],
-    ),
-    "clip with other name": (
-        "--clips adaptive_grad_clip:0.01:epsilon=1",
-        ["epsilon", "eps=0.001"],
-    ),
-    "negative threshold": ("--clips clip_by_global_norm:-1", ["max_norm", "-1"]),
-    "nan threshold": ("--clips clip_by_global_norm:nan", ["max_norm", "nan"]),
-    "none with number": ("--clips none:1", ["'none:1'"]),
-    "unknown optimizer": ("--optimizer sdg", ["'sdg'", "sgd", "adamw", "lion"]),
-    "optimizer argument": ("--optimizer adam:b9=1", ["'b9'", "b1=0.9"]),
-    "missing text": ("--text missing.txt", ["missing.txt", "UTF-8"]),
-    "missing MNIST": ("--task mlp --mnist nowhere", ["nowhere", "train-images"]),
-    "empty path": ("--text=", ["--text", "''"]),
-    "sequence too long": ("--length 99999", ["99999", "characters"]),
-    "out is a file": ("--out file", ["--out 'file'", "not a directory"]),
-    "out below a file": ("--out file/below", ["--out", "file"]),
-    "out has a directory in the way": ("--out taken", ["report.html"]),
-}
+CLIPS = "none,clip_by_global_norm:1e-1"
+LOG = {"loss": 1.0, "grad_norm_raw": 1.0}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,123 +26,8 @@ def quick_generator():
         yield
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty directory but for a file, and a directory with an obstacle."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("mine")
-    (tmp_path / "taken" / "report.html").mkdir(parents=True)
-    return tmp_path
-
-
 def tree(directory):
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
-
-
-def no_training(*unused, **unused_too):
-    raise AssertionError("training began")
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_mistakes_are_one_line_before_anything_is_trained(
-    case, here, capsys, monkeypatch
-):
-    monkeypatch.setattr(train.Loop, "__init__", no_training)
-    before = tree(here)
-    options, named = REFUSED[case]
-    out = [] if "--out" in options else ["--out", "new"]
-    assert cli.main(["compare", *out, *options.split()]) == 2
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.startswith("clipjax: error: ")
-    assert shown.err.count("\n") == 1
-    for name in named:
-        assert name in shown.err
-    assert tree(here) == before
-
-
-def test_a_clip_that_cannot_be_used_here_is_refused(here, capsys, monkeypatch):
-    def refuse(*unused, **unused_too):
-        raise ValueError("needs\nsomething else")
-
-    monkeypatch.setattr(train.Loop, "__init__", refuse)
-    before = tree(here)
-    assert cli.main([*TINY, "--out", "new"]) == 2
-    error = capsys.readouterr().err
-    assert (
-        error == "clipjax: error: clip 'none' cannot train here: needs something else\n"
-    )
-    assert tree(here) == before
-
-
-def test_settings_are_checked_without_the_command_line():
-    for preset in presets.PRESETS.values():
-        check(preset)
-    with pytest.raises(ValueError, match="--steps 0"):
-        presets.Settings(presets.RNN(), steps=0)
-    with pytest.raises(ValueError, match="--gain"):
-        presets.RNN(gain=float("nan"))
-    with pytest.raises(ValueError, match="--bad-step 9"):
-        presets.Explosion(length=8, bad_step=9)
-
-
-@pytest.mark.parametrize("missing", ["flax", "matplotlib", "rich"])
-def test_a_missing_extra_is_named(missing, here, capsys, monkeypatch):
-    for name in list(sys.modules):
-        if name.partition(".")[0] == missing or (
-            name.startswith(("clipjax.demos.", "clipjax.plotting"))
-            and not name.endswith((".cli", ".presets", ".options"))
-        ):
-            monkeypatch.delitem(sys.modules, name)
-    for name in ("compare", "report", "summary", "terminal", "train"):
-        monkeypatch.delattr(sys.modules["clipjax.demos"], name, raising=False)
-    monkeypatch.delattr(sys.modules["clipjax"], "plotting", raising=False)
-    monkeypatch.setitem(sys.modules, missing, None)
-    assert cli.main([*TINY, "--out", "new"]) == 2
-    error = capsys.readouterr().err
-    assert missing in error and "pip install 'clipjax[demos]'" in error
-    assert error.count("\n") == 1
-    assert not (here / "new").exists()
-
-
-def test_interruption_leaves_nothing(here, capsys, monkeypatch):
-    def interrupt(*unused):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train.Loop, "__init__", lambda *unused, **unused_too: None)
-    monkeypatch.setattr(train.Loop, "run", interrupt)
-    before = tree(here)
-    assert cli.main([*TINY, "--clips", "none", "--out", "new"]) == 130
-    assert capsys.readouterr().err == "clipjax: interrupted, nothing written\n"
-    assert tree(here) == before
-
-
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["compare", "--help"]])
-def test_help(arguments, capsys):
-    try:
-        assert cli.main(arguments) == 0
-    except SystemExit as leaving:
-        assert leaving.code == 0
-    assert "compare" in capsys.readouterr().out
-
-
-def test_every_option_of_every_task_is_on_the_command_line(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["compare", "--help"])
-    shown = capsys.readouterr().out
-    for name in (
-        "task optimizer lr clips steps seeds out cell hidden layers gain depth width "
-        "init normalisation batch length text mnist log-every heads"
-    ).split():
-        assert f"--{name} " in shown
-
-
-def test_recipes_are_found_by_themselves():
-    found = arms.clips_by_name()
-    assert {"clip_by_global_norm", "clip_by_value", "adaptive_grad_clip"} <= set(found)
-    assert all(found[name].__name__ == name for name in found)
-    built = arms.build_clips(("none", "adaptive_grad_clip:0.01:eps=1e-2"))
-    assert list(built) == ["none", "adaptive_grad_clip:0.01:eps=1e-2"]
 
 
 @pytest.fixture(scope="module")
@@ -200,13 +37,13 @@ def comparison(tmp_path_factory):
     out.mkdir()
     (out / "results.json").write_text("old")
     (out / "notes.txt").write_text("mine")
-    clips = "none,clip_by_global_norm:1e-1"
-    command = [*TINY, "--seeds", "2", "--lr", "0.5", "--clips", clips]
+    command = [*TINY, "--seeds", "2", "--lr", "0.5", "--clips", CLIPS]
     results, compare_all = [], compare.compare
 
     def keep(*args, **settings):
-        results.extend(compare_all(*args, **settings))
-        return results
+        for result in compare_all(*args, **settings):
+            results.append(result)
+            yield result
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "compare", keep)
@@ -224,16 +61,21 @@ def trained(comparison, monkeypatch):
     """What is tested comes after the training, which takes its time: its arms."""
     arms = []
 
-    def instead(settings, task, optimizers, **unused):
-        arms.extend(optimizers)
-        return comparison[1]
+    def instead(settings, task, built, *, finished=(), watch):
+        arms.extend(built)
+        for label, result in zip(built, comparison[1], strict=True):
+            for rate in settings.lr:
+                if (label, rate) not in finished:
+                    watch(compare.Moment(label, rate, 0, settings.steps, LOG))
+                    yield dataclasses.replace(result, label=label, learning_rate=rate)
 
     monkeypatch.setattr(compare, "compare", instead)
     return arms
 
 
 def test_new_directories_are_made(here, capsys, trained):
-    assert cli.main([*TINY, "--seeds", "2", "--out", "new/deeper"]) == 0
+    command = [*TINY, "--seeds", "2", "--clips", CLIPS]
+    assert cli.main([*command, "--out", "new/deeper"]) == 0
     assert tree(here / "new") == sorted(
         ["deeper", *(f"deeper/{name}" for name in report.FILES)]
     )
@@ -286,10 +128,11 @@ def test_failed_writing_leaves_nothing(here, capsys, monkeypatch, trained):
     def full(*unused):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report.os, "replace", full)
-    monkeypatch.setattr(report.pathlib.Path, "rename", full)
+    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(files.pathlib.Path, "rename", full)
     before = tree(here)
-    assert cli.main([*TINY, "--seeds", "2", "--out", "new/deeper"]) == 2
+    command = [*TINY, "--seeds", "2", "--clips", CLIPS]
+    assert cli.main([*command, "--out", "new/deeper"]) == 2
     assert "No space left" in capsys.readouterr().err
     assert tree(here) == before
 
@@ -306,3 +149,132 @@ def test_explode_prints_the_worked_step(capsys, trained):
     ):
         assert quantity in shown
     assert "clip_by_global_norm:0.25" in trained
+
+
+@pytest.mark.parametrize("window", [10**12, 10**9])
+def test_a_window_that_does_not_fit_is_refused(window, here, capsys, monkeypatch):
+    monkeypatch.setattr(train.os, "sysconf", lambda name: 2**15)  # 1 GiB
+    before = tree(here)
+    assert cli.main([*TINY, "--out", "new", "--clips", f"autoclip:50:{window}"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"clipjax: error: clip 'autoclip:50:{window}' cannot train")
+    assert tree(here) == before
+
+
+def test_an_interrupted_comparison_keeps_what_is_finished(
+    here, capsys, monkeypatch, trained
+):
+    all_arms = compare.compare
+
+    def interrupted(*args, **settings):
+        yield next(all_arms(*args, **settings))
+        signal.raise_signal(signal.SIGINT)
+        settings["watch"](compare.Moment("none", 0.5, 0, 1, LOG))
+        raise AssertionError("went on")
+
+    command = [*TINY, "--seeds", "2", "--lr", "0.5", "--clips", CLIPS, "--out", "new"]
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "compare", interrupted)
+        assert cli.main(command) == 130
+    shown = capsys.readouterr()
+    last = shown.err.splitlines()[-1]
+    assert "1 of 2 arms are finished" in last
+    assert last.endswith(f"{' '.join(['clipjax', *command])} --resume")
+    assert "new/report.html" in shown.out
+    first = json.loads((here / "new" / "results.json").read_text())
+    assert list(first["arms"]) == ["none"]
+
+    assert cli.main([*command, "--resume", "--steps", "7"]) == 2
+    assert "steps was 6" in capsys.readouterr().err
+    # What was finished is not trained again.
+    assert cli.main([*command, "--resume"]) == 0
+    second = json.loads((here / "new" / "results.json").read_text())
+    assert list(second["arms"]) == CLIPS.split(",")
+    assert second["arms"]["none"] == first["arms"]["none"]
+
+
+def test_resuming_trains_what_is_missing_alone(here, capsys, trained):
+    command = [*TINY, "--seeds", "2", "--clips", CLIPS, "--out", "new"]
+    assert cli.main([*command, "--lr", "0.5"]) == 0
+    capsys.readouterr()
+    assert cli.main([*command, "--lr", "0.5,1.5", "--resume"]) == 0
+    progress = capsys.readouterr().err
+    assert progress.count("lr 1.5") == 2 and "lr 0.5" not in progress
+
+
+def test_several_rates_show_each_arm_at_its_best(here, capsys, trained):
+    command = [*TINY, "--seeds", "2", "--clips", CLIPS, "--out", "new"]
+    assert cli.main([*command, "--lr", "0.5,1.5"]) == 0
+    shown = capsys.readouterr().out
+    assert "Each arm at its own best learning rate" in shown
+    arms = json.loads((here / "new" / "results.json").read_text())["arms"]
+    assert list(arms) == [
+        f"{clip} @ {lr}" for clip in CLIPS.split(",") for lr in (0.5, 1.5)
+    ]
+    page = (here / "new" / "report.html").read_text()
+    assert (
+        page.count("<th>rate</th>") == 1
+    )  # all at 0.5 where the arms are at their best
+    assert page.count("<tr>") == 3 + 5
+
+
+def test_interruption_leaves_nothing(here, capsys, monkeypatch):
+    def interrupt(*unused, **unused_too):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train.Loop, "__init__", lambda *unused, **unused_too: None)
+    monkeypatch.setattr(train.Loop, "run", interrupt)
+    before = tree(here)
+    assert cli.main([*TINY, "--clips", "none", "--out", "new"]) == 130
+    error = capsys.readouterr().err.strip()
+    assert error.splitlines()[-1] == "clipjax: interrupted, nothing written"
+    assert tree(here) == before
+
+
+def test_ctrl_c_waits_for_the_compiled_program():
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts.deferred() as check:
+        check()
+        signal.raise_signal(signal.SIGINT)  # raises nothing here
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def run_alone(tmp_path, arguments, **settings):
+    """The command in a process of its own."""
+    environment = dict(os.environ, PYTHONPATH=os.getcwd(), COLUMNS="80")
+    environment.pop("XLA_FLAGS", None)
+    if kept := jax.config.read("jax_compilation_cache_dir"):  # see tests/conftest.py
+        environment["JAX_COMPILATION_CACHE_DIR"] = kept
+        environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    return subprocess.Popen(
+        [sys.executable, "-m", "clipjax", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        **settings,
+    )
+
+
+def test_ctrl_c_ends_the_process_with_130_and_a_report(tmp_path):
+    options = ["--clips", "none,clip_by_global_norm:1", "--steps", "3000"]
+    process = run_alone(
+        tmp_path,
+        [*TINY, "--seeds", "1", *options, "--log-every", "50", "--out", "new"],
+    )
+    seen = []
+    assert process.stderr is not None
+    for line in process.stderr:  # what a pipe sees while it trains
+        seen.append(line)
+        if line.startswith("clip_by_global_norm:1: ") and "loss" in line:
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert any(line.startswith("none: 3000/3000 ") for line in seen)
+    assert "Traceback" not in err and "1 of 2 arms are finished" in err.splitlines()[-1]
+    assert "new/report.html" in out
+    assert (tmp_path / "new" / "report.html").exists()

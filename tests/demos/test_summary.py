@@ -9,11 +9,12 @@ from clipjax.demos.compare import Result
 STEPS = 40  # a window of two steps
 
 
-def result(label, losses, norms=None, clipped=0.5):
+def result(label, losses, norms=None, clipped=0.5, rate=0.1):
     losses = np.asarray(losses, np.float64)
     norms = np.full(losses.shape, 2.0) if norms is None else np.asarray(norms)
     return Result(
         label=label,
+        learning_rate=rate,
         log={
             "loss": losses,
             "grad_norm_raw": norms,
@@ -107,6 +108,33 @@ def test_findings_say_what_happened_and_no_more():
     assert "lowest" not in calm
     wild = " ".join(summary.findings(rows(result("none", bad, clipped=1.0))))
     assert "No arm learned" in wild
+
+
+def test_each_clip_at_its_own_best_rate():
+    good, better = falling(5, 2), falling(5, 1)
+    low = np.where(np.arange(STEPS) == 3, np.inf, falling(5, 0.1))
+    found = rows(
+        result("none", [good, good], rate=0.1),
+        result("none", [low, better], rate=1.0),  # lower, but one seed diverged
+        result("a", [good, good], rate=0.1),
+        result("a", [better, better], rate=1.0),
+        result("b", [low, low], rate=0.1),
+        result("b", [low, low], rate=1.0),
+    )
+    best = summary.at_best_rate(found)
+    assert [(row.label, row.learning_rate) for row in best] == [
+        ("none", 0.1),
+        ("a", 1.0),
+        ("b", 0.1),
+    ]
+    header, cells = summary.table(found)
+    assert header[1] == "rate" and [row[1] for row in cells] == ["0.1", "1"] * 3
+    said = " ".join(summary.findings(best, (0.1, 0.3, 1.0)))
+    assert "'a' is best at 1, the last one tried: try a higher one." in said
+    assert "'none' is best at 0.1, the last one tried: try a lower one." in said
+    assert "share one learning rate" not in said and "flatters" in said
+    said = " ".join(summary.findings(best[1:2], (0.1, 1.0, 3.0)))
+    assert "'a' is best at 1." in said
 
 
 def test_one_diverged_seed_is_not_all():

@@ -1,7 +1,9 @@
 """Text and digits: splits, batches, formats and what is refused."""
 
 import gzip
+import pathlib
 import struct
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -129,11 +131,12 @@ def test_idx_files_are_read_as_written(idx_files):
         (mnist.FILES[0], b"", "no IDX header"),
         (mnist.FILES[0], b"\0\0\x08\x03\0\0", "no IDX header"),
         (mnist.FILES[0], idx(np.zeros((6, 28, 28)))[:-1], "promises shape"),
-        (mnist.FILES[0], b"\0\0\x08\x03" + b"\xff" * 12, "promises shape"),
         (mnist.FILES[0], idx(np.zeros((6, 20, 28))), "(6, 20, 28)"),
         (mnist.FILES[0], idx(np.zeros((0, 28, 28))), "at least one image"),
         (mnist.FILES[1], idx(np.zeros(5)), "6 labels"),
         (mnist.FILES[1], idx(np.full(6, 10)), "up to 10"),
+        (mnist.FILES[0], b"\0\0\x08\x41" + b"\0\0\0\1" * 65 + b"\1", "65 dimensions"),
+        (mnist.FILES[0], b"\0\0\x08\x03" + b"\xff" * 12, "256 MiB"),
         (mnist.FILES[1] + ".gz", b"not gzip", "cannot read"),
         (
             mnist.FILES[1] + ".gz",
@@ -153,3 +156,21 @@ def test_malformed_digits_are_refused_by_name(idx_files, name, content, reason):
     assert reason in str(caught.value)
     assert name in str(caught.value)
     assert "accepted" in str(caught.value)
+
+
+def test_a_gzip_bomb_is_not_decompressed(tmp_path):
+    """A file of 60 kB that promises one byte and holds 64 million."""
+    path = tmp_path / "bomb.gz"
+    path.write_bytes(gzip.compress(idx(np.zeros(1)) + bytes(2**26)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"holds more bytes .* shape \(1,\)"):
+        mnist.read_idx(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+def test_a_text_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(text, "LARGEST", 2**20)
+    with pytest.raises(ValueError, match="'/dev/zero' is larger than 1 MiB"):
+        text.read_text(pathlib.Path("/dev/zero"))

@@ -2,7 +2,9 @@
 
 import functools
 import gzip
+import math
 import pathlib
+import struct
 import zlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,6 +18,8 @@ from .base import Batch, Task, cross_entropy
 
 PIXELS = 28 * 28
 CLASSES = 10
+LARGEST = 2**28  # bytes of one IDX file; MNIST's largest has 47 million
+MOST_DIMENSIONS = 64  # NumPy's own limit
 TRAIN_IMAGES = 4000  # of the 5,000 in the built-in set
 FILES = (
     "train-images-idx3-ubyte",
@@ -50,31 +54,45 @@ def default_digits() -> tuple[Digits, Digits]:
 def read_idx(path: pathlib.Path) -> np.ndarray:
     """Read one IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
 
+    No more is read, and decompressed, than the header promises and one byte.
+
     Raises:
         ValueError: if the file cannot be read or is not such a file.
     """
     accepted = "accepted: an IDX file of unsigned bytes, as MNIST is published"
+    named = repr(str(path))
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            # Two zero bytes, the type (8: unsigned byte), the number of dimensions,
+            # then each dimension as four bytes, the highest first.
+            start = file.read(4)
+            dimensions = start[3] if start[:3] == b"\0\0\x08" and len(start) > 3 else 0
+            header = file.read(4 * dimensions)
+            if not dimensions or len(header) < 4 * dimensions:
+                raise ValueError(f"{named} has no IDX header; {accepted}")
+            if dimensions > MOST_DIMENSIONS:
+                raise ValueError(
+                    f"{named} has {dimensions} dimensions, more than "
+                    f"{MOST_DIMENSIONS}; {accepted}"
+                )
+            shape = struct.unpack(f">{dimensions}I", header)
+            promised = math.prod(shape)
+            if promised > LARGEST:
+                raise ValueError(
+                    f"{named} promises shape {shape}, more than {LARGEST // 2**20} "
+                    f"MiB; {accepted}"
+                )
+            values = file.read(promised + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"cannot read {str(path)!r} ({reason}); {accepted}") from error
-    # Two zero bytes, the type (8: unsigned byte), the number of dimensions,
-    # then each dimension as four bytes, the highest first.
-    dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
-    start = 4 + 4 * dimensions
-    if not dimensions or len(content) < start:
-        raise ValueError(f"{str(path)!r} has no IDX header; {accepted}")
-    shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
-    values = np.frombuffer(content, np.uint8, offset=start)
-    if len(values) != int(np.prod(shape, dtype=object)):
+        raise ValueError(f"cannot read {named} ({reason}); {accepted}") from error
+    if len(values) != promised:
+        size = "more" if len(values) > promised else len(values)
         raise ValueError(
-            f"{str(path)!r} holds {len(values)} bytes of data where its header "
-            f"promises shape {shape}; {accepted}"
+            f"{named} holds {size} bytes of data where its header promises shape "
+            f"{shape}; {accepted}"
         )
-    return values.reshape(shape)
+    return np.frombuffer(values, np.uint8).reshape(shape)
 
 
 def _find(directory: pathlib.Path, name: str) -> pathlib.Path:

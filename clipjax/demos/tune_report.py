@@ -1,0 +1,214 @@
+"""What a heat map shows, in numbers, in words and as a figure."""
+
+import csv
+import io
+import math
+from typing import Any
+
+import numpy as np
+
+from . import files, recorded
+from .arms import recipe
+from .heat_map import HeatMap, Run
+from .presets import Tuning
+
+FILES = ("heat_map.json", "heat_map.csv", "heat_map.png")
+
+
+def label(threshold: float) -> str:
+    """The heading of a column."""
+    return "no clip" if threshold == math.inf else f"{threshold:g}"
+
+
+def cells(heat: HeatMap) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table; a star marks the best cell."""
+    best = heat.best()
+    rows = []
+    for row, rate in enumerate(heat.learning_rates):
+        texts = [f"{rate:g}"]
+        for column in range(len(heat.thresholds)):
+            bad = int(heat.diverged[row, column].sum())
+            mean = heat.mean[row, column]
+            text = f"{mean:.3f}" if np.isfinite(mean) and mean < 1e4 else "-"
+            text += f" ({bad} div.)" if bad else ""
+            texts.append(text + (" *" if best == (row, column) else ""))
+        rows.append(texts)
+    return ["rate", *map(label, heat.thresholds)], rows
+
+
+def pasted(settings: Tuning, heat: HeatMap) -> str | None:
+    """The expression of the best cell; None if every cell diverged."""
+    best = heat.best()
+    if best is None:
+        return None
+    row, column = best
+    return recipe(
+        settings.optimizer,
+        float(heat.learning_rates[row]),
+        float(heat.thresholds[column]),
+    )
+
+
+def findings(heat: HeatMap) -> list[str]:
+    """What is seen, sentence by sentence."""
+    best, unclipped = heat.best(), heat.best(slice(-1, None))
+    if best is None:
+        return ["Every cell diverged: these learning rates are too high."]
+    said = [f"Best cell: {_cell(heat, best)}."]
+    if unclipped is None:
+        said.append("Without a clip every learning rate diverged.")
+    elif unclipped != best:
+        gap = heat.mean[unclipped] - heat.mean[best]
+        noise = max(np.ptp(heat.loss[best]), np.ptp(heat.loss[unclipped]))
+        tie = ", within the range over seeds: no difference to rely on"
+        said.append(
+            f"Best without a clip: {_cell(heat, unclipped)}, {gap:.3f} above"
+            f"{tie if gap <= noise else ''}."
+        )
+    free = heat.highest_rate(-1)
+    clipped = heat.highest_rate(best[1])
+    said.append(
+        f"Learning rates without divergence: {_range(heat, free)} without a clip"
+    )
+    if label(heat.thresholds[best[1]]) != "no clip":
+        said[-1] += f", {_range(heat, clipped)} with {heat.thresholds[best[1]]:g}"
+    said[-1] += "."
+    if best[0] in (0, len(heat.learning_rates) - 1):
+        end = "lowest" if best[0] == 0 else "highest"
+        said.append(
+            f"The best learning rate is the {end} one tried: try beyond it, too."
+        )
+    return said
+
+
+def _cell(heat: HeatMap, at: tuple[int, int]) -> str:
+    row, column = at
+    spread = heat.loss[at].std(ddof=1) if heat.loss.shape[-1] > 1 else 0.0
+    threshold = heat.thresholds[column]
+    with_clip = "no clip" if threshold == math.inf else f"threshold {threshold:g}"
+    return (
+        f"learning rate {heat.learning_rates[row]:g}, {with_clip}, loss "
+        f"{heat.mean[at]:.3f} ± {spread:.3f}"
+    )
+
+
+def _range(heat: HeatMap, highest: float | None) -> str:
+    return "none of those tried" if highest is None else f"up to {highest:g}"
+
+
+def suggestion(heat: HeatMap) -> dict[str, Any] | None:
+    """What the norms alone recommend, beside the best columns of the heat map.
+
+    The norms are those of the runs without a clip at their best learning rate: what
+    somebody has recorded who has never clipped. None if all of them diverged, or if
+    every cell with a clip did.
+    """
+    unclipped, best = heat.best(slice(-1, None)), heat.best(slice(0, -1))
+    if unclipped is None or best is None:
+        return None
+    row = unclipped[0]
+    try:
+        table, recommended, reason = recorded.table_of(heat.norms[row].ravel())
+    except ValueError:  # too few steps to tell
+        return None
+    limits = heat.thresholds[:-1]
+
+    def distance(threshold: float, column: int) -> float:
+        return abs(math.log(threshold / limits[column]))
+
+    nearest = min(
+        range(len(limits)), key=lambda column: distance(recommended.threshold, column)
+    )
+    same_rate = np.where(heat.is_usable, heat.mean, np.inf)[row, :-1]
+    return {
+        "learning_rate": float(heat.learning_rates[row]),
+        "rows": [each._asdict() for each in table],
+        "recommended": recommended._asdict(),
+        "reason": reason,
+        "best_column": float(limits[best[1]]),
+        "best_column_at_this_rate": float(limits[int(np.argmin(same_rate))]),
+        "columns_apart": abs(nearest - best[1]),
+        "nearest_to_best": min(
+            table, key=lambda each: distance(each.threshold, best[1])
+        )._asdict(),
+    }
+
+
+def say_suggestion(suggested: dict[str, Any]) -> str:
+    """What the norms alone recommend, in two sentences for the terminal."""
+    apart = suggested["columns_apart"]
+    recommended, near = suggested["recommended"], suggested["nearest_to_best"]
+    where = {0: "that column", 1: "the column beside it"}.get(
+        apart, f"{apart} columns away"
+    )
+    return (
+        "The norms alone, recorded without a clip at learning rate "
+        f"{suggested['learning_rate']:g}, recommend {recommended['threshold']:.3g} "
+        f"({recommended['strategy']}); the best column is "
+        f"{suggested['best_column_at_this_rate']:g} at that learning rate, and "
+        f"{suggested['best_column']:g} over all: {where}. Of the strategies, "
+        f"{near['strategy']} comes nearest to it, {near['threshold']:.3g}."
+    )
+
+
+def contents(
+    settings: dict[str, Any],
+    heat: HeatMap,
+    runs: list[Run],
+    command: str,
+    paste: str | None,
+    suggested: dict[str, Any] | None,
+) -> dict[str, bytes]:
+    """The files of a heat map, by name."""
+    best = heat.best()
+    content = {
+        "command": command,
+        "settings": settings,
+        "learning_rates": heat.learning_rates,
+        "thresholds": heat.thresholds,
+        "loss": heat.loss,
+        "diverged": heat.diverged,
+        "best": best and [heat.learning_rates[best[0]], heat.thresholds[best[1]]],
+        "highest_learning_rate": [
+            heat.highest_rate(column) for column in range(len(heat.thresholds))
+        ],
+        "recipe": paste,
+        "suggested": suggested,
+        "findings": findings(heat),
+        "note": "'loss' and 'diverged' have the axes learning rate, threshold, seed. "
+        "Values that are not finite are the texts 'inf', '-inf' and 'nan'.",
+    }
+    table = io.StringIO()
+    names = ("learning_rate", "threshold", "seed", "loss", "diverged", "clipped")
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([getattr(run, name) for name in names] for run in runs)
+    image = io.BytesIO()
+    figure(heat).savefig(image, format="png")
+    return {
+        "heat_map.json": files.to_json(content),
+        "heat_map.csv": table.getvalue().encode(),
+        "heat_map.png": image.getvalue(),
+    }
+
+
+def figure(heat: HeatMap) -> Any:
+    """The heat map as a matplotlib figure."""
+    from matplotlib.colors import LogNorm
+    from matplotlib.figure import Figure
+
+    header, rows = cells(heat)
+    shown = np.where(np.isfinite(heat.mean), heat.mean, np.nan)
+    drawn = Figure(figsize=(7.5, 4.2), dpi=130, layout="constrained")
+    axes = drawn.subplots()
+    image = axes.imshow(shown, norm=LogNorm(), cmap="viridis_r", aspect="auto")
+    axes.set_xticks(range(len(header) - 1), header[1:])
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.set_xlabel("threshold of the global norm")
+    axes.set_ylabel("learning rate")
+    for row, texts in enumerate(rows):
+        for column, text in enumerate(texts[1:]):
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, bbox=box)
+    drawn.colorbar(image, label="mean of the last losses")
+    return drawn
