@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import plotting
 from . import files, recorded
 from .arms import recipe
 from .heat_map import HeatMap, Run
@@ -184,31 +185,16 @@ def contents(
     writer.writerow(names)
     writer.writerows([getattr(run, name) for name in names] for run in runs)
     image = io.BytesIO()
-    figure(heat).savefig(image, format="png")
+    figure = plotting.plot_sweep(
+        heat.mean,
+        heat.learning_rates,
+        heat.thresholds,
+        diverged=~heat.is_usable,
+        label="mean of the last losses",
+    )
+    figure.savefig(image, format="png")
     return {
         "heat_map.json": files.to_json(content),
         "heat_map.csv": table.getvalue().encode(),
         "heat_map.png": image.getvalue(),
     }
-
-
-def figure(heat: HeatMap) -> Any:
-    """The heat map as a matplotlib figure."""
-    from matplotlib.colors import LogNorm
-    from matplotlib.figure import Figure
-
-    header, rows = cells(heat)
-    shown = np.where(np.isfinite(heat.mean), heat.mean, np.nan)
-    drawn = Figure(figsize=(7.5, 4.2), dpi=130, layout="constrained")
-    axes = drawn.subplots()
-    image = axes.imshow(shown, norm=LogNorm(), cmap="viridis_r", aspect="auto")
-    axes.set_xticks(range(len(header) - 1), header[1:])
-    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
-    axes.set_xlabel("threshold of the global norm")
-    axes.set_ylabel("learning rate")
-    for row, texts in enumerate(rows):
-        for column, text in enumerate(texts[1:]):
-            box = {"facecolor": "white", "edgecolor": "none", "pad": 1, "alpha": 0.8}
-            axes.text(column, row, text, ha="center", va="center", fontsize=8, bbox=box)
-    drawn.colorbar(image, label="mean of the last losses")
-    return drawn
