@@ -201,11 +201,11 @@ PRESETS = {
     ),
 }
 
-# Learning rates where none is named, of 1 and 3 times powers of ten: a compromise between
-# the tasks, in short runs without a clip and with one at 1 (one seed; 120 steps of rnn,
-# 60 of mlp and transformer). Some optimizers end lower on rnn at higher rates. Not
-# measured: radam, adamax and adabelief (as Adam); adamw and nadam by mlp alone; rmsprop,
-# lamb and yogi not by transformer.
+# Learning rates where none is named, of 1 and 3 times powers of ten: a compromise
+# between the tasks, in short runs without a clip and with one at 1 (one seed; 120 steps
+# of rnn, 60 of mlp and transformer). Some optimizers end lower on rnn at higher rates.
+# Not measured: radam, adamax and adabelief (as Adam); adamw and nadam by mlp alone;
+# rmsprop, lamb and yogi not by transformer.
 RATES = {
     "sgd": 0.3,
     "momentum": 0.03,
