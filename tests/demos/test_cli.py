@@ -245,7 +245,7 @@ def run_alone(tmp_path, arguments, **settings):
     """The command in a process of its own."""
     environment = dict(os.environ, PYTHONPATH=os.getcwd(), COLUMNS="80")
     environment.pop("XLA_FLAGS", None)
-    if kept := jax.config.read("jax_compilation_cache_dir"):  # see tests/conftest.py
+    if kept := jax.config.jax_compilation_cache_dir:  # see tests/conftest.py
         environment["JAX_COMPILATION_CACHE_DIR"] = kept
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     return subprocess.Popen(
