@@ -59,6 +59,8 @@ from .wrappers.feedback import error_feedback as error_feedback
 from .wrappers.per_worker import per_worker as per_worker
 from .wrappers.reset import periodic_reset as periodic_reset
 from .wrappers.skip import skip_nonfinite as skip_nonfinite
+from .wrappers.skipped import SkippedStep as SkippedStep
+from .wrappers.skipped import skipped_steps as skipped_steps
 from .wrappers.spike import skip_on_spike as skip_on_spike
 from .wrappers.unscale import unscale as unscale
 
