@@ -48,12 +48,13 @@ class SkipOnSpikeState(NamedTuple):
         alarm: bool, true from the first streak of ``alarm_after`` steps on.
         is_spike: bool, whether the latest step was skipped.
         accepted: int32 number of steps not skipped. Set it to 0 to forget the history,
-            so that the wrapper learns a new level.
+            so that ``sigma`` learns a new level.
         history: for ``sigma``, the latest accepted norms, under ``norm`` and of shape
             ``(window, blocks)``, and losses, under ``loss`` and of shape ``(window,)``
             if the loss is watched: ring buffers, float32, or float64 where any
             parameter is. Without ``sigma`` a dictionary without entries.
         limit_memory: the memories of ``limit`` and ``multiple``, where they have one.
+            Set all of it to 0 to forget them.
         skip_record: the latest skipped steps; `clipjax.skipped_steps` reads it.
         inner_state: the state of the wrapped optimizer.
     """
@@ -102,8 +103,8 @@ def skip_on_spike(
 
     On a spike the update is zero, and the inner optimizer's state, including its step
     count, does not change by a bit. Rejected values never enter a statistic. So if the
-    level rises permanently, all steps are skipped: watch ``alarm``, and set
-    ``accepted`` in the state to 0 to make ``sigma`` learn the new level.
+    level rises permanently, all steps are skipped: watch ``alarm``. To learn the new
+    level, set ``accepted`` in the state to 0, and ``limit_memory`` to zeros.
 
     Wrap the whole chain, including the clip. If the clip is the first in the chain, it
     measures the same norm, and under ``jit`` XLA computes the common sum once.
