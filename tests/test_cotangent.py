@@ -102,7 +102,7 @@ def test_under_vmap_each_example_has_its_own_norm():
 
     of_each = jax.jit(jax.vmap(jax.grad(loss), (0, 0, 0)))
     assert_close(of_each(batch, np.ones(3, "f"), batch), expected, rtol=1e-6)
-    limits, xs = np.float32([0.5, 1, 100]), np.stack([X] * 3)
+    limits, xs = np.array([0.5, 1, 100], np.float32), np.stack([X] * 3)
     by_limit = np.stack([hard_clip(X, c) for c in limits])
     assert_close(of_each(xs, limits, xs), by_limit, rtol=1e-6)
 
