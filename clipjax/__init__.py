@@ -14,6 +14,7 @@ from .core.clip import clip_by as clip_by
 from .core.entries import clip_entries as clip_entries
 from .core.state import ClipInfo as ClipInfo
 from .core.state import ClipState as ClipState
+from .cotangent import clip_cotangent as clip_cotangent
 from .diagnostics.geometry import direction_cosine as direction_cosine
 from .diagnostics.geometry import leaf_norms as leaf_norms
 from .diagnostics.quantization import QuantizationReport as QuantizationReport
@@ -57,10 +58,13 @@ from .recipes import torch_clip_grad_norm as torch_clip_grad_norm
 from .recipes import two_sided_clip as two_sided_clip
 from .recipes import zclip as zclip
 from .spectral import clip_singular_values as clip_singular_values
+from .wrappers.error import raise_on_nonfinite as raise_on_nonfinite
 from .wrappers.feedback import error_feedback as error_feedback
 from .wrappers.per_worker import per_worker as per_worker
 from .wrappers.reset import periodic_reset as periodic_reset
 from .wrappers.skip import skip_nonfinite as skip_nonfinite
+from .wrappers.skipped import SkippedStep as SkippedStep
+from .wrappers.skipped import skipped_steps as skipped_steps
 from .wrappers.spike import skip_on_spike as skip_on_spike
 from .wrappers.unscale import unscale as unscale
 
@@ -69,7 +73,7 @@ __version__ = "0.2.0"
 normalize_by_global_norm = normalise_by_global_norm  # Optax's spelling
 
 # Python makes a submodule an attribute of its package once anything imports it.
-_INTERNAL = ("core", "demos", "per_example", "projection", "wrappers")
+_INTERNAL = ("core", "cotangent", "demos", "per_example", "projection", "wrappers")
 
 
 def __dir__() -> list[str]:

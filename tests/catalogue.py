@@ -124,6 +124,7 @@ THRESHOLDS = {
     "ema": lambda: thresholds.ema(1.5),
     "streaming_quantile": lambda: thresholds.streaming_quantile(0.5),
     "zscore": lambda: thresholds.zscore(1.0, warmup=2),
+    "log_mean_plus_std": lambda: thresholds.log_mean_plus_std(0.5, minimum_history=2),
     "moment_ratio": lambda: thresholds.moment_ratio(),
     "running_extremum": lambda: thresholds.running_extremum(),
     "relative_to_previous": lambda: thresholds.relative_to_previous(),

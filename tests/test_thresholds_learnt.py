@@ -76,6 +76,16 @@ def mean_plus_std(k):
     return threshold
 
 
+def log_mean_plus_std(k, decay):
+    def threshold(history, norm):
+        logs = np.log(history)
+        mean = weighted(logs, decay)
+        variance = weighted((logs - mean) ** 2, decay)
+        return np.exp(mean + k * max(np.sqrt(variance), 1e-3))
+
+    return threshold
+
+
 def zscore(z, decay, warmup, mode, factor):
     def threshold(history, norm):
         mean, variance = history[:warmup].mean(), history[:warmup].var()
@@ -147,6 +157,14 @@ CASES = {
     "mean_plus_std": (
         thresholds.mean_plus_std(WINDOW, 1.5),
         *(mean_plus_std(1.5), {}),
+    ),
+    "log_mean_plus_std": (
+        thresholds.log_mean_plus_std(1.5, decay=0.9, minimum_history=4),
+        *(log_mean_plus_std(1.5, 0.9), {"remember": "clipped", "minimum_history": 4}),
+    ),
+    "log_mean_plus_std-raw": (
+        thresholds.log_mean_plus_std(1, decay=0.8, remember="raw", minimum_history=1),
+        *(log_mean_plus_std(1, 0.8), {}),
     ),
     "maximum": (
         thresholds.running_extremum(factor=0.5),
@@ -237,10 +255,22 @@ def test_one_norm_for_the_whole():
     check("zscore-zscore", sequences(), 2e-5, granularity.whole())
 
 
-@pytest.mark.parametrize("name", ["mean_plus_std", "zscore-zscore"])
+@pytest.mark.parametrize(
+    "name", ["mean_plus_std", "log_mean_plus_std", "zscore-zscore"]
+)
 def test_float64(name):
     with jax.enable_x64(True):
         check(name, sequences(np.float64), rtol=1e-11)
+
+
+@pytest.mark.parametrize("level", [1e-30, 1.0, 1e30])
+def test_logarithms_of_a_constant_history_at_any_magnitude(level):
+    """A deviation of zero is taken as a thousandth, and units do not matter."""
+    source = thresholds.log_mean_plus_std(3.0, minimum_history=2, cap=2e30)
+    norms = np.full((5, 1), level, np.float32)
+    found, _, _ = run(clipjax.clip_by(source), norms)
+    assert found[:2].max() == np.float32(2e30)  # unknown so far: only the cap clips
+    np.testing.assert_allclose(found[2:, 0], level * np.exp(0.003), rtol=2e-5)
 
 
 def test_one_threshold_for_each_unit():

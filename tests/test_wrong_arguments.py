@@ -161,6 +161,7 @@ WRONG |= {
         LEARNT | {"multiplier": [np.inf], "decay": [1.01]},
     ),
     thresholds.mean_plus_std: ({}, LEARNT | {"window": [0], "k": [-1]}),
+    thresholds.log_mean_plus_std: ({}, LEARNT | {"k": [-1], "decay": [1.01]}),
     thresholds.running_extremum: ({}, LEARNT | {"largest": [1], "factor": [np.nan]}),
     thresholds.streaming_quantile: (
         {"q": 0.5},

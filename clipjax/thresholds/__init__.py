@@ -18,6 +18,7 @@ from .given import schedule as schedule
 from .history import Learnt as Learnt
 from .loss import from_loss as from_loss
 from .loss import polyak_cap as polyak_cap
+from .outliers import log_mean_plus_std as log_mean_plus_std
 from .outliers import zscore as zscore
 from .presets import rule_of_thumb as rule_of_thumb
 from .relative import relative_to_learning_rate as relative_to_learning_rate

@@ -1,16 +1,16 @@
-"""Thresholds for norms that are outliers by their z-score."""
+"""Thresholds for norms that are outliers: by their z-score, or by their logarithm's."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from ..core.checks import Scalar, require_choice, require_fraction, require_number
-from .averages import Moments, rms_average
+from .averages import Moments, average_weight, rms_average
 from .history import Learnt, Memory, Remembered, complement, reached
 from .window import LEAST_DEVIATION
 
@@ -64,6 +64,39 @@ class ZScore(Memory):
         return jnp.where(is_outlier, factor * target, jnp.inf)
 
 
+class LogMoments(NamedTuple):
+    """The average of the logarithms of norms, and their variance about it."""
+
+    logs_mean: jax.Array
+    logs_variance: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LogMeanPlusStd(Memory):
+    """Exponential averages, with bias correction, of the logarithms of norms."""
+
+    k: Scalar
+    decay: Scalar
+
+    def start(self, zeros):
+        return LogMoments(zeros, jnp.zeros_like(zeros))
+
+    def observe(self, memory, norm, seen):
+        mean, variance = memory
+        weight = average_weight(self.decay, seen, norm.dtype)
+        # Zero never enters, but its logarithm would reach jax_debug_nans.
+        deviation = jnp.log(jnp.where(norm > 0, norm, 1)) - mean
+        variance = (1 - weight) * (variance + weight * jnp.square(deviation))
+        return LogMoments(mean + weight * deviation, variance)
+
+    def threshold(self, memory, norm, seen):
+        del norm, seen
+        mean, variance = memory
+        # A thousandth of the norm is a thousandth in its logarithm.
+        deviation = jnp.sqrt(jnp.maximum(variance, LEAST_DEVIATION**2))
+        return jnp.exp(mean + jnp.asarray(self.k, mean.dtype) * deviation)
+
+
 def zscore(
     z: Scalar = 2.5,
     *,
@@ -113,6 +146,74 @@ def zscore(
         "zscore",
         remember=remember,
         minimum_history=warmup,
+        floor=floor,
+        cap=cap,
+    )
+
+
+def log_mean_plus_std(
+    k: Scalar = 4.0,
+    *,
+    decay: Scalar = 0.99,
+    include_current: bool = False,
+    remember: Remembered = "clipped",
+    minimum_history: Scalar = 25,
+    floor: Scalar = 0.0,
+    cap: Scalar = math.inf,
+) -> Learnt:
+    r"""Return a threshold at the mean log norm plus standard deviations of log norms.
+
+    .. math:: c = \exp(\mu + k \sigma), \qquad
+        \mu, \sigma^2 = \text{exponential mean and variance of } \log n
+
+    Norms of gradients are about log-normal, so that one ``k`` clips about the same
+    fraction of steps in any model, and the statistic is unchanged by units: norms
+    times a constant give thresholds times that constant. The standard deviation is
+    taken as at least 0.001, which is a thousandth of the norm.
+
+    | input | result |
+    |---|---|
+    | fewer than ``minimum_history`` norms known | only the cap clips |
+    | zero, NaN or inf | never enters the averages |
+    | a constant history of norms n | n · exp(0.001 k) |
+    | exp(μ + kσ) beyond the dtype | inf: only the cap clips |
+
+    Args:
+        k: the number of standard deviations.
+        decay: weight of the past in the averages, from 0 to 1; the first average is the
+            first logarithm.
+        include_current: whether the current norm counts for the current threshold.
+        remember: which norm is averaged; see `clipjax.thresholds.Learnt`.
+        minimum_history: how many norms must be known; before, only the cap clips.
+        floor: the least threshold, in the gradient's units.
+        cap: the largest threshold.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range.
+
+    Example:
+        Clip, or skip the whole step, as the paper does:
+
+        >>> import clipjax, optax
+        >>> source = clipjax.thresholds.log_mean_plus_std(4.0)
+        >>> clip = clipjax.clip_by(source)
+        >>> optimizer = clipjax.skip_on_spike(optax.adam(1e-3), limit=source)
+
+    References:
+        Chen et al., `The best of both worlds: combining recent advances in neural
+        machine translation <https://arxiv.org/abs/1804.09849>`_, 2018, which skips
+        steps beyond four standard deviations; ``adaptive_clipping_fn`` of
+        TensorFlow 1 clips at two.
+    """
+    require_number("k", k, infinite=False)
+    require_fraction("decay", decay)
+    return Learnt(
+        LogMeanPlusStd(k, decay),
+        "log-mean-plus-std",
+        include_current,
+        remember,
+        minimum_history,
         floor=floor,
         cap=cap,
     )

@@ -17,6 +17,7 @@ from .inner import (
     no_update_if,
     state_before_if,
 )
+from .record import SkipRecord, empty_record, next_record
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -29,6 +30,7 @@ class SkipNonfiniteState(NamedTuple):
         alarm: bool, true from the first streak of ``alarm_after`` steps on.
         nonfinite_leaf: int32 position of the first offending leaf in the latest skipped
             step, -1 before; `clipjax.nonfinite_path` gives its path.
+        skip_record: the latest skipped steps; `clipjax.skipped_steps` reads it.
         inner_state: the state of the wrapped optimizer.
     """
 
@@ -37,6 +39,7 @@ class SkipNonfiniteState(NamedTuple):
     streak: Int[Array, ""]
     alarm: Bool[Array, ""]
     nonfinite_leaf: Int[Array, ""]
+    skip_record: SkipRecord
     inner_state: Any
 
 
@@ -44,6 +47,7 @@ def skip_nonfinite(
     inner: optax.GradientTransformation,
     *,
     alarm_after: int = 10,
+    record_size: int = 8,
     axis_name: AxisNames = None,
     name: str = "skip_nonfinite",
 ) -> optax.GradientTransformationExtraArgs:
@@ -64,6 +68,8 @@ def skip_nonfinite(
     Args:
         inner: the optimizer to protect.
         alarm_after: length of a streak of bad steps that sets the alarm, at least 1.
+        record_size: how many of the latest skipped steps `clipjax.skipped_steps` lists,
+            with ``batch_id`` if that is passed to update.
         axis_name: mesh or pmap axes that leaves are split over, inside ``shard_map``
             and ``pmap``, so that all devices take the same decision.
         name: prefix of its metrics.
@@ -72,8 +78,8 @@ def skip_nonfinite(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: inner is no gradient transformation, or alarm_after no integer.
-        ValueError: alarm_after is below 1, or name is no string or empty.
+        TypeError: inner is no gradient transformation, or a number no integer.
+        ValueError: a number is below 1, or name is no string or empty.
 
     Example:
         >>> import clipjax, optax, jax.numpy as jnp
@@ -87,6 +93,7 @@ def skip_nonfinite(
     """
     inner = as_transformation("inner", inner)
     require_integer("alarm_after", alarm_after, 1)
+    require_integer("record_size", record_size, 1)
     require_name(name)
 
     def fresh(inner_state: Any) -> SkipNonfiniteState:
@@ -96,6 +103,7 @@ def skip_nonfinite(
             streak=jnp.zeros((), jnp.int32),
             alarm=jnp.zeros((), bool),
             nonfinite_leaf=jnp.full((), -1, jnp.int32),
+            skip_record=empty_record(record_size),
             inner_state=inner_state,
         )
 
@@ -118,6 +126,9 @@ def skip_nonfinite(
             streak=streak,
             alarm=state.alarm | (streak >= alarm_after),
             nonfinite_leaf=jnp.where(is_bad, leaf, state.nonfinite_leaf),
+            skip_record=next_record(
+                state.skip_record, is_bad, state.skipped_count, leaf, extra
+            ),
             inner_state=state_before_if(is_bad, state.inner_state, inner_state),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -9,75 +10,101 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from ..core.blocks import Blocks
 from ..core.checks import (
+    Scalar,
     require_bool,
     require_integer,
     require_name,
     require_number,
 )
+from ..core.clip import clip_by
 from ..core.measure import measure
 from ..core.meshes import AxisNames, mesh_axes
 from ..core.trees import Leaves
+from ..granularity import Granularity, whole
 from ..norms import l2
+from ..rules import valid
+from ..thresholds.averages import ema
+from ..thresholds.combine import minimum
+from ..thresholds.given import ThresholdLike, as_threshold
 from .inner import (
     as_transformation,
     checked_own_state,
     no_update_if,
     state_before_if,
-    whole_tree,
 )
+from .record import NONE, SkipRecord, empty_record, in_ring, next_record
 
 
 class SkipOnSpikeState(NamedTuple):
     """The state of `skip_on_spike`.
 
     Attributes:
-        skip_names: the wrapper's name, a key without leaves.
+        skip_names: the wrapper's name, and below it the granularity, keys without
+            leaves.
         skipped_count: int32 number of steps skipped so far.
         streak: int32 number of latest steps that were skipped in a row.
         alarm: bool, true from the first streak of ``alarm_after`` steps on.
         is_spike: bool, whether the latest step was skipped.
         accepted: int32 number of steps not skipped. Set it to 0 to forget the history,
-            so that the wrapper learns a new level.
-        history: the latest accepted norms, under ``norm``, and losses, under ``loss``
-            if it is watched: ring buffers of shape ``(window,)``, float32, or float64
-            where any parameter is.
+            so that ``sigma`` learns a new level.
+        history: for ``sigma``, the latest accepted norms, under ``norm`` and of shape
+            ``(window, blocks)``, and losses, under ``loss`` and of shape ``(window,)``
+            if the loss is watched: ring buffers, float32, or float64 where any
+            parameter is. Without ``sigma`` a dictionary without entries.
+        limit_memory: the memories of ``limit`` and ``multiple``, where they have one.
+            Set all of it to 0 to forget them.
+        skip_record: the latest skipped steps; `clipjax.skipped_steps` reads it.
         inner_state: the state of the wrapped optimizer.
     """
 
-    skip_names: dict[str, tuple[()]]
+    skip_names: dict[str, dict[str, tuple[()]]]
     skipped_count: Int[Array, ""]
     streak: Int[Array, ""]
     alarm: Bool[Array, ""]
     is_spike: Bool[Array, ""]
     accepted: Int[Array, ""]
-    history: dict[str, Float[Array, " window"]]
+    history: dict[str, Float[Array, "window ..."]]
+    limit_memory: Any
+    skip_record: SkipRecord
     inner_state: Any
 
 
 def skip_on_spike(
     inner: optax.GradientTransformation,
     *,
+    limit: ThresholdLike | None = None,
+    multiple: Scalar | None = None,
+    sigma: Scalar | None = None,
+    tolerance: Scalar = 0.15,
     window: int = 128,
-    sigma: float = 6.0,
-    tolerance: float = 0.15,
     minimum_history: int | None = None,
     loss: bool = True,
+    granularity: Granularity = whole(),  # noqa: B008  a frozen dataclass
     alarm_after: int = 10,
+    record_size: int = 8,
     axis_name: AxisNames = None,
     name: str = "skip_on_spike",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Skip a step whose loss or gradient norm lies far above the latest ones.
+    r"""Skip a step whose gradient norm, or loss, lies far above the usual.
+
+    A step is a spike if the L2 norm :math:`n` of the whole gradient, as it comes in, is
+    above any of three limits. The last also holds for the loss, in place of the norm:
 
     .. math::
-        x - \bar x > \max(\sigma s, \, \tau \lvert \bar x \rvert)
+        n > c, \qquad n > m \, \tilde n, \qquad
+        n - \bar n > \max(\sigma s, \, \tau \lvert \bar n \rvert)
 
-    Here :math:`x` is the loss, or the L2 norm of the whole gradient as it comes in, and
-    :math:`\bar x` and :math:`s` are mean and sample standard deviation of the latest
-    accepted ones. On such a step the update is zero, and the inner optimizer's state,
-    including its step count, does not change by a bit. Rejected values never enter the
-    history. So if the level rises permanently, all steps are skipped: watch ``alarm``,
-    and set ``accepted`` in the state to 0 to learn the new level.
+    Here :math:`c` is ``limit``; :math:`m` is ``multiple``, and :math:`\tilde n` the
+    exponential average of accepted norms, with decay 0.99; :math:`\bar n` and :math:`s`
+    are mean and sample standard deviation of the latest ``window`` accepted ones. A
+    limit that is not given is not in force; if none is, ``sigma`` is 6.
+
+    On a spike the update is zero, and the inner optimizer's state, including its step
+    count, does not change by a bit. Rejected values never enter a statistic. So if the
+    level rises permanently, all steps are skipped: watch ``alarm``. To learn the new
+    level, set ``accepted`` in the state to 0, and ``limit_memory`` to zeros.
 
     Wrap the whole chain, including the clip. If the clip is the first in the chain, it
     measures the same norm, and under ``jit`` XLA computes the common sum once.
@@ -85,29 +112,42 @@ def skip_on_spike(
     | input | result |
     |---|---|
     | no spike | exactly the updates of ``inner`` |
-    | spike in the loss or the norm | -0.0 in every leaf, inner state bit-identical |
-    | NaN or inf in either, a norm beyond the dtype | likewise, whatever the history |
-    | fewer than ``minimum_history`` steps accepted | finite steps are never skipped |
-    | a rise of at most ``tolerance`` · mean | never a spike, however even the history |
-    | growth by 1 % per step | never a spike, even after a constant history |
-    | a drop | never a spike |
-    | the history is all zeros | finite steps are never skipped |
+    | a spike | -0.0 in every leaf, inner state bit-identical |
+    | a norm equal to a limit | no spike |
+    | NaN or inf in the gradient, a norm beyond the dtype | a spike |
+    | NaN or inf in the loss, with ``sigma`` and ``loss`` | a spike |
+    | fewer than ``minimum_history`` values known | ``limit`` alone is in force |
+    | a limit that turns negative or NaN under jit | acts as 0: a spike, unless n is 0 |
+    | a drop; a rise of at most ``tolerance`` · mean | no spike by ``sigma`` |
+    | growth by 1 % per step | no spike by ``sigma``, even after a constant history |
+    | norms and losses of zero | no spike, and in no average: they tell no level |
     | ``alarm_after`` spikes in a row | also skipped; ``alarm`` is set, and stays |
     | `clipjax.skip_nonfinite` around it, or in it | works; the outer one counts |
     | a state that is not this wrapper's, None included | ValueError |
 
     Args:
         inner: the optimizer to protect.
-        window: how many accepted steps are remembered, at least 2.
+        limit: the largest norm that is not a spike, in the gradient's units: a number,
+            an array, a schedule of the number of updates, or a
+            `clipjax.thresholds.Threshold`, which learns from accepted norms.
+        multiple: the largest ratio of a norm to the average of accepted norms.
         sigma: the rise above the mean, in standard deviations, from which on a value is
-            a spike.
-        tolerance: the smallest rise of a spike, as a fraction of the mean's magnitude;
-            0 for sigma alone.
-        minimum_history: how many steps must have been accepted before a step can be
-            skipped, from 2 to ``window``; by default half the window.
-        loss: whether to watch the loss besides the norm. Pass it to update, as
-            ``value=loss``.
+            a spike; by default 6 if neither limit nor multiple is given.
+        tolerance: the smallest rise of a spike by ``sigma``, as a fraction of the
+            mean's magnitude; 0 for sigma alone.
+        window: how many accepted steps ``sigma`` remembers, at least 2.
+        minimum_history: how many values that are not zero must be known before
+            ``multiple`` and ``sigma`` are in force, from 2 to ``window``; by default
+            half the window. A Threshold has its own.
+        loss: whether ``sigma`` watches the loss besides the norm. Pass it to update, as
+            ``value=loss``. Without ``sigma`` the loss is not watched.
+        granularity: what has a norm, limits and statistics of its own: the whole
+            gradient, or each leaf or group. A step is then skipped if any of them has a
+            spike, and `clipjax.skipped_steps` names the one furthest above its limit.
+            Of a hundred leaves any one is rarely usual: choose larger limits.
         alarm_after: length of a streak of skipped steps that sets the alarm.
+        record_size: how many of the latest skipped steps `clipjax.skipped_steps` lists,
+            with ``batch_id`` if that is passed to update.
         axis_name: mesh or pmap axes that leaves are split over, inside ``shard_map``
             and ``pmap``, so that all devices take the same decision. A loss that
             differs over them is averaged.
@@ -123,110 +163,160 @@ def skip_on_spike(
 
     Example:
         >>> import clipjax, optax, jax.numpy as jnp
-        >>> optimizer = clipjax.skip_on_spike(optax.sgd(0.1), minimum_history=2)
-        >>> params = jnp.ones(2)
+        >>> optimizer = clipjax.skip_on_spike(optax.adam(0.1), limit=100.0)
+        >>> params = jnp.ones(1)
         >>> state = optimizer.init(params)
-        >>> for loss in (2.0, 2.1, 9.0):
-        ...     _, state = optimizer.update(jnp.ones(2), state, params, value=loss)
-        ...     print(state.is_spike, state.accepted)
-        False 1
-        False 2
-        True 2
+        >>> for norm in (3.0, 500.0, 2.0):
+        ...     _, state = optimizer.update(jnp.array([norm]), state, params)
+        ...     print(state.is_spike, state.accepted, optax.tree.get(state, "count"))
+        False 1 1
+        True 1 1
+        False 2 2
 
     References:
-        OLMo team, `2 OLMo 2 Furious <https://arxiv.org/abs/2501.00656>`_, 2025. Their
-        code, and that of Levanter and MaxText, use the same window and sigma, but enter
-        rejected values into the history and have no tolerance.
+        ``limit``: ``grad_norm_skip_threshold`` of Megatron-LM. ``multiple``:
+        ``skip_and_clip_by_global_norm`` of axlearn. ``sigma``: OLMo team, `2 OLMo 2
+        Furious <https://arxiv.org/abs/2501.00656>`_, 2025; their code, and that of
+        Levanter and MaxText, use the same window and sigma, but enter rejected values
+        into the history and have no tolerance.
     """
     inner = as_transformation("inner", inner)
+    source = as_threshold(limit, "limit")
+    watch = clip_by(source, granularity=granularity, axis_name=axis_name).clipper
     require_integer("window", window, lowest=2)
     least = max(2, window // 2) if minimum_history is None else minimum_history
     require_integer("minimum_history", least, lowest=2)
     if least > window:
         raise ValueError(f"minimum_history must be at most {window=}, got {least!r}")
-    require_integer("alarm_after", alarm_after, lowest=1)
-    require_number("sigma", sigma, infinite=False)
+    if multiple is not None:
+        require_number("multiple", multiple, infinite=False)
+        limits = minimum(source, ema(multiple, remember="raw", minimum_history=least))
+    else:
+        limits = minimum(source)
+    if sigma is None and limit is None and multiple is None:
+        sigma = 6.0
+    if sigma is not None:
+        require_number("sigma", sigma, infinite=False)
     require_number("tolerance", tolerance, infinite=False)
     require_bool("loss", loss)
+    require_integer("alarm_after", alarm_after, lowest=1)
+    require_integer("record_size", record_size, lowest=1)
     require_name(name)
-    watched = ("loss", "norm") if loss else ("norm",)
 
-    def fresh(inner_state: Any, dtype: Any = jnp.float32) -> SkipOnSpikeState:
+    def fresh(blocks: Blocks, params: Any, inner_state: Any) -> SkipOnSpikeState:
+        shapes = {"norm": (window, blocks.count), "loss": (window,)}
+        watched = () if sigma is None else ("loss", "norm") if loss else ("norm",)
         return SkipOnSpikeState(
-            skip_names={name: ()},
+            skip_names={name: {repr(granularity): ()}},
             skipped_count=jnp.zeros((), jnp.int32),
             streak=jnp.zeros((), jnp.int32),
             alarm=jnp.zeros((), bool),
             is_spike=jnp.zeros((), bool),
             accepted=jnp.zeros((), jnp.int32),
-            history={key: jnp.zeros(window, dtype) for key in watched},
+            history={k: jnp.zeros(shapes[k], blocks.leaves.dtype) for k in watched},
+            limit_memory=limits.init(blocks, params),
+            skip_record=empty_record(record_size),
             inner_state=inner_state,
         )
 
     def init(params: Any) -> SkipOnSpikeState:
-        return fresh(inner.init(params), Leaves.of(params).dtype)
+        leaves = Leaves.of(params)
+        blocks = granularity.of(leaves, [()] * len(leaves.arrays))
+        return fresh(blocks, params, inner.init(params))
 
     def update(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, SkipOnSpikeState]:
-        state = checked_own_state(state, fresh, "skip_on_spike")
-        blocks = whole_tree(updates, axis_name, params)
-        (norm,) = measure(l2, blocks, blocks.leaves.arrays).norms
-        values = {"norm": norm}
-        if loss:
-            values["loss"] = _loss(extra.get("value"), axis_name)
-        is_spike = jnp.zeros((), bool)
+        leaves = Leaves.of(updates)
+        blocks = granularity.of(leaves, mesh_axes(leaves, axis_name, params))
+        own = functools.partial(fresh, blocks, updates)
+        state = checked_own_state(state, own, "skip_on_spike")
+        measured = measure(l2, blocks, leaves.arrays)
+        steps = state.skip_record.steps_seen
+        context = watch.context(blocks, steps, params, extra)
+        allowed, memory = limits.update(measured.norms, state.limit_memory, context)
+
+        norms, highest = blocks.vector(measured.norms), valid(blocks.vector(allowed))
+        values = {"norm": norms}
+        is_high = jnp.zeros((), bool)
         for key, past in state.history.items():
-            values[key] = values[key].astype(past.dtype)
-            is_high = _is_high(values[key], past, state.accepted, sigma, tolerance)
-            is_spike |= is_high & (state.accepted >= least)
-            is_spike |= ~jnp.isfinite(values[key])
+            usual = _highest(past, state.accepted, sigma, tolerance, least)
+            if key == "norm":
+                highest = jnp.minimum(highest, usual)
+            else:
+                values[key] = _loss(extra.get("value"), axis_name).astype(past.dtype)
+                is_high |= (values[key] > usual) | ~jnp.isfinite(values[key])
+        are_high = (norms > highest) | (norms == jnp.inf)
+        is_spike = is_high | jnp.any(are_high)
 
         new_updates, inner_state = inner.update(
             updates, state.inner_state, params, **extra
         )
         streak = jnp.where(is_spike, optax.safe_increment(state.streak), 0)
         accepted = optax.safe_increment(state.accepted)
-        position = state.accepted % window
+        history = {
+            key: in_ring(past, state.accepted, values[key])
+            for key, past in state.history.items()
+        }
+        block = NONE
+        if granularity.reports_blocks and blocks.count:
+            block = _furthest(norms, highest, are_high)
+        kept = (state.accepted, state.history, state.limit_memory)
+        entered = (jnp.asarray(accepted), history, memory)
+        accepted, history, memory = state_before_if(is_spike, kept, entered)
         return no_update_if(is_spike, new_updates), SkipOnSpikeState(
             skip_names=state.skip_names,
             skipped_count=state.skipped_count + is_spike.astype(jnp.int32),
             streak=streak,
             alarm=state.alarm | (streak >= alarm_after),
             is_spike=is_spike,
-            accepted=jnp.where(is_spike, state.accepted, accepted),
-            history={
-                key: past.at[position].set(
-                    jnp.where(is_spike, past[position], values[key])
-                )
-                for key, past in state.history.items()
-            },
+            accepted=accepted,
+            history=history,
+            limit_memory=memory,
+            skip_record=next_record(
+                state.skip_record, is_spike, state.skipped_count, block, extra
+            ),
             inner_state=state_before_if(is_spike, state.inner_state, inner_state),
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _is_high(
-    value: jax.Array,
-    past: jax.Array,
-    accepted: jax.Array,
-    sigma: float,
-    tolerance: float,
+def _highest(
+    past: jax.Array, accepted: jax.Array, sigma: Any, tolerance: Any, least: int
 ) -> jax.Array:
-    """Return whether a value is a spike over ``accepted`` entries of a ring buffer."""
-    counts = jnp.arange(past.size) < accepted
-    peak = jnp.max(jnp.where(counts, jnp.abs(past), 0))
-    has_scale = peak > 0
+    """Return the largest value that is no spike over a ring buffer; inf if unknown.
+
+    Args:
+        past: the ring buffer, along the first axis.
+        accepted: how many values have entered it.
+        sigma: see `skip_on_spike`.
+        tolerance: likewise.
+        least: how many values that are not zero must be known.
+    """
+    slots = jax.lax.broadcasted_iota(jnp.int32, past.shape, 0)
+    # A layer that is frozen at first would otherwise have a mean near zero, and every
+    # later step would be a spike.
+    counts = (slots < accepted) & (past != 0)
+    number = jnp.sum(counts.astype(past.dtype), axis=0)
     # Relative to the largest entry, so that no square overflows.
-    scale = jnp.where(has_scale, peak, 1)
-    past, value = jnp.where(counts, past / scale, 0), value / scale
-    number = jnp.minimum(accepted, past.size).astype(past.dtype)
-    mean = jnp.sum(past) / jnp.maximum(number, 1)
-    squares = jnp.where(counts, jnp.square(past - mean), 0)
-    deviation = jnp.sqrt(jnp.sum(squares) / jnp.maximum(number - 1, 1))
+    peak = jnp.max(jnp.where(counts, jnp.abs(past), 0), axis=0)
+    scale = jnp.where(peak > 0, peak, 1)
+    past = jnp.where(counts, past / scale[None], 0)
+    mean = jnp.sum(past, axis=0) / jnp.maximum(number, 1)
+    squares = jnp.where(counts, jnp.square(past - mean[None]), 0)
+    deviation = jnp.sqrt(jnp.sum(squares, axis=0) / jnp.maximum(number - 1, 1))
+    sigma, tolerance = (jnp.asarray(x, past.dtype) for x in (sigma, tolerance))
     rise = jnp.maximum(sigma * deviation, tolerance * jnp.abs(mean))
-    return has_scale & (value - mean > rise)
+    return jnp.where(number >= least, scale * (mean + rise), jnp.inf)
+
+
+def _furthest(norms: jax.Array, highest: jax.Array, are_high: jax.Array) -> jax.Array:
+    """Return the position of the spike furthest above its limit, or -1."""
+    finite = norms < jnp.inf
+    ratio = jnp.where(finite, norms, 0) / jnp.where(highest > 0, highest, 1)
+    excess = jnp.where(are_high, jnp.where(finite, ratio, jnp.inf), -1)
+    return jnp.where(jnp.any(are_high), jnp.argmax(excess), NONE).astype(jnp.int32)
 
 
 def _loss(value: Any, axis_name: AxisNames) -> jax.Array:

@@ -60,6 +60,11 @@ def states_of(opt_state: Any) -> list[ClipState | SkipState]:
     return states
 
 
+def skip_states_of(opt_state: Any) -> list[SkipState]:
+    """Return the states of skip wrappers of a user's optimizer state."""
+    return [state for state in states_of(opt_state) if isinstance(state, SkipState)]
+
+
 def _is_ours(node: Any) -> bool:
     return isinstance(node, ClipState | SkipState)
 
