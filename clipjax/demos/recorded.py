@@ -5,29 +5,16 @@ import json
 import math
 import pathlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from ..diagnostics import suggest_thresholds
 from .options import did_you_mean
 
 LONGEST_LINE = 2**20  # bytes; a line of metrics has some hundreds
 NORM = "grad_norm_raw"
 ACCEPTED = "accepted: a JSONL file with a norm, or an object of metrics, per line"
-
-
-class Row(NamedTuple):
-    """A threshold from recorded norms.
-
-    Attributes:
-        strategy: how it is computed.
-        threshold: the threshold.
-        clipped_fraction: fraction of the recorded steps that it would have clipped.
-    """
-
-    strategy: str
-    threshold: float
-    clipped_fraction: float
 
 
 def read_norms(path: pathlib.Path, key: str | None = None) -> np.ndarray:
@@ -117,32 +104,23 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def table_of(norms: np.ndarray) -> tuple[list[Row], Row, str]:
-    """Thresholds by strategy, the recommended one of them, and why."""
-    from ..diagnostics import suggest_thresholds
-
-    suggested = suggest_thresholds(norms)
-    rows = [Row(*row) for row in suggested.rows]
-    reason = " ".join([suggested.reason, *suggested.cautions])
-    return rows, Row(*suggested.recommended), reason
-
-
 def tune(path: pathlib.Path, key: str | None) -> int:
     """Print the table of thresholds for the norms in a file, and a line to paste."""
     norms = read_norms(path, key)
-    rows, recommended, reason = table_of(norms)
+    table = suggest_thresholds(norms)
     from . import terminal
 
     cells = [
         [row.strategy, f"{row.threshold:.4g}", f"{100 * row.clipped_fraction:.1f} %"]
-        for row in rows
+        for row in table.rows
     ]
     terminal.show_table(
         f"Thresholds from {len(norms)} recorded norms",
         ("strategy", "threshold", "would have clipped"),
         cells,
     )
-    threshold = f"{recommended.threshold:.4g}"
-    terminal.say(f"Recommended: {threshold} ({recommended.strategy}). {reason}")
+    threshold = f"{table.recommended.threshold:.4g}"
+    reason = " ".join([table.reason, *table.cautions])
+    terminal.say(f"Recommended: {threshold} ({table.recommended.strategy}). {reason}")
     print(f"\nclipjax.clip_by_global_norm({threshold})")
     return 0

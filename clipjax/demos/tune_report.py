@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from .. import plotting
-from . import files, recorded
+from ..diagnostics import suggest_thresholds
+from . import files
 from .arms import recipe
 from .heat_map import HeatMap, Run
 from .presets import Tuning
@@ -109,10 +110,10 @@ def suggestion(heat: HeatMap) -> dict[str, Any] | None:
         return None
     row = unclipped[0]
     try:
-        table, recommended, reason = recorded.table_of(heat.norms[row].ravel())
+        table = suggest_thresholds(heat.norms[row].ravel())
     except ValueError:  # too few steps to tell
         return None
-    limits = heat.thresholds[:-1]
+    limits, recommended = heat.thresholds[:-1], table.recommended
 
     def distance(threshold: float, column: int) -> float:
         return abs(math.log(threshold / limits[column]))
@@ -123,14 +124,14 @@ def suggestion(heat: HeatMap) -> dict[str, Any] | None:
     same_rate = np.where(heat.is_usable, heat.mean, np.inf)[row, :-1]
     return {
         "learning_rate": float(heat.learning_rates[row]),
-        "rows": [each._asdict() for each in table],
+        "rows": [each._asdict() for each in table.rows],
         "recommended": recommended._asdict(),
-        "reason": reason,
+        "reason": " ".join([table.reason, *table.cautions]),
         "best_column": float(limits[best[1]]),
         "best_column_at_this_rate": float(limits[int(np.argmin(same_rate))]),
         "columns_apart": abs(nearest - best[1]),
         "nearest_to_best": min(
-            table, key=lambda each: distance(each.threshold, best[1])
+            table.rows, key=lambda each: distance(each.threshold, best[1])
         )._asdict(),
     }
 

@@ -18,11 +18,11 @@ from clipjax.demos import (
     compare,
     heat_map,
     presets,
-    recorded,
     report,
     train,
     tune_report,
 )
+from clipjax.diagnostics import ThresholdRow, ThresholdTable
 
 TINY = ["tune", "--hidden", "8", "--length", "10", "--batch", "4", "--steps", "6"]
 TINY += ["--last", "2", "--seeds", "2", "--lr", "0.1,1.0", "--thresholds", "0.01,1"]
@@ -46,8 +46,9 @@ def quick_generator():
 @pytest.fixture(autouse=True)
 def table(monkeypatch):
     """A table by hand: the rules for thresholds have tests of their own."""
-    rows = [recorded.Row("median", 3.0, 0.5), recorded.Row("largest", 0.9, 0.0)]
-    monkeypatch.setattr(recorded, "table_of", lambda norms: (rows, rows[1], "Rare."))
+    rows = [ThresholdRow("median", 3.0, 0.5), ThresholdRow("largest", 0.9, 0.0)]
+    found = ThresholdTable(rows, rows[1], "Rare.", [], 3, 0, 0)
+    monkeypatch.setattr(tune_report, "suggest_thresholds", lambda norms: found)
 
 
 @pytest.fixture(scope="module")
