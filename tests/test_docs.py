@@ -106,10 +106,11 @@ def needs_own_process(page):
 
 
 ALONE = [[page] for page in PAGES if needs_own_process(page)]
-TOGETHER = [page for page in PAGES if [page] not in ALONE]
+OTHERS = [page for page in PAGES if [page] not in ALONE]
+HALVES = [OTHERS[::2], OTHERS[1::2]]  # one for each worker
 
 
-@pytest.mark.parametrize("pages", [TOGETHER, *ALONE], ids=lambda pages: pages[-1].stem)
+@pytest.mark.parametrize("pages", [*HALVES, *ALONE], ids=lambda pages: pages[-1].stem)
 def test_snippets(pages, pytestconfig):
     """Run in a process that has no conftest, as a reader has none."""
     command = [sys.executable, "-W", "error", DOCS / "run_snippets.py", *pages]
