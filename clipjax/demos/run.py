@@ -124,9 +124,10 @@ def tune(settings: Tuning, out: pathlib.Path, *, command: str) -> int:
         )
         return interrupts.EXIT_CODE
     heat = heat_map.gather(settings, kept.runs)
+    seeds = "one seed" if settings.seeds == 1 else f"{settings.seeds} seeds"
     terminal.show_table(
         f"Mean of the last {settings.last} of {settings.steps} losses, "
-        f"{settings.seeds} seeds; columns are thresholds, * is the best cell",
+        f"{seeds}; columns are thresholds, * is the best cell",
         *tune_report.cells(heat),
     )
     terminal.say(" ".join(tune_report.findings(heat)))
