@@ -36,6 +36,7 @@ from .recipes import clip_by_block_rms as clip_by_block_rms
 from .recipes import clip_by_global_norm as clip_by_global_norm
 from .recipes import clip_by_group_norm as clip_by_group_norm
 from .recipes import clip_by_leaf_norm as clip_by_leaf_norm
+from .recipes import clip_by_momentum as clip_by_momentum
 from .recipes import clip_by_value as clip_by_value
 from .recipes import clip_update_by_history as clip_update_by_history
 from .recipes import clippy as clippy

@@ -75,6 +75,7 @@ RECIPES = {
 COMPOUNDS = {
     "stable_update_clip": clipjax.stable_update_clip,
     "spam_clip": partial(clipjax.spam_clip, theta=2.0, warmup_steps=2),
+    "clip_by_momentum": partial(clipjax.clip_by_momentum, 5.0),
     "stable_spam_clip": clipjax.stable_spam_clip,
     "acclip": clipjax.acclip,
 }

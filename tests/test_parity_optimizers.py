@@ -13,6 +13,7 @@ from stored_answers import factors, load, replay, rows, stacked, train
 
 import clipjax
 from clipjax.thresholds.entries import AverageMaximum
+from clipjax.wrappers.momentum import momentum_of
 
 
 def mixing_dtypes(optimizer):
@@ -261,3 +262,49 @@ def test_clippy(number):
     # Parameters are near 1, and each of 10 steps rounds them: some ulps of 1.
     np.testing.assert_allclose(rows(found), case["parameters"], rtol=0, atol=3e-7)
     assert np.all(np.sum(by < 1, axis=0) >= 5)
+
+
+@pytest.mark.parametrize("inner", [optax.scale_by_adam(0.8), optax.trace(0.8)])
+@jax.numpy_dtype_promotion("standard")  # Adam itself mixes dtypes
+def test_clip_by_momentum(inner):
+    """The rule of OLMo's optimizer, in NumPy: `max_grad_norm_ratio`, without its 1e-6.
+
+    The momentum averages clipped gradients; `optax.trace` adds them instead.
+    """
+    share = 1.0 if isinstance(inner.init(jnp.zeros(1)), optax.TraceState) else 0.2
+    clip = clipjax.clip_by_momentum(3.0, 2.0, inner)
+    generator = np.random.default_rng(0)
+    params = {"a": np.zeros(4, np.float32), "b": np.zeros((2, 3), np.float32)}
+    state, update = clip.init(params), jax.jit(clip.update)
+    momentum = {name: np.zeros(leaf.shape) for name, leaf in params.items()}
+    clipped = 0
+    for step in range(20):
+        scale = 30.0 if step == 12 else 1.0
+        grads = {
+            name: (scale * generator.normal(size=leaf.shape)).astype(np.float32)
+            for name, leaf in params.items()
+        }
+        _, state = update(grads, state)
+        for name, grad in grads.items():
+            length = np.linalg.norm(momentum[name])
+            limit = 3.0 * length if step else 2.0
+            factor = min(1.0, limit / np.linalg.norm(grad))
+            clipped += factor < 1
+            momentum[name] = 0.8 * momentum[name] + share * factor * grad
+            found = momentum_of(state)[name]
+            np.testing.assert_allclose(found, momentum[name], rtol=1e-5, atol=1e-6)
+    assert 2 <= clipped < 40
+
+
+@pytest.mark.parametrize(("ratio", "survives"), [(2.0, False), (10.0, True)])
+@jax.numpy_dtype_promotion("standard")
+def test_a_small_ratio_to_the_momentum_shortens_noise_to_nothing(ratio, survives):
+    clip = clipjax.clip_by_momentum(ratio)
+    noise = np.random.default_rng(0).normal(size=(200, 100)).astype(np.float32)
+
+    def step(state, grad):
+        _, state = clip.update(grad, state)
+        return state, state.clip_state.clip_info.norm_after
+
+    _, lengths = jax.jit(lambda n: jax.lax.scan(step, clip.init(n[0]), n))(noise)
+    assert (lengths[-1] > 1e-3) == survives

@@ -137,6 +137,10 @@ WRONG = {
             "period": [0],
         },
     ),
+    clipjax.clip_by_momentum: (
+        {"ratio": 5.0},
+        {"ratio": ["1", -1], "max_norm": ["1", -1], "inner": ["adam", 3]},
+    ),
     clipjax.stable_spam_clip: ({}, {f"gamma{i}": [2, "1"] for i in (1, 2, 3)}),
     clipjax.stable_update_clip: (
         {},

@@ -18,6 +18,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "clip_by_block_rms": (0.002,),
     "clip_by_global_norm": (1.0,),
     "clip_by_leaf_norm": (0.5,),
+    "clip_by_momentum": (5.0,),
     "clip_by_value": (0.02,),
     "clip_update_by_history": (4, 0.5),
     "delta_clip": (1.0,),

@@ -19,6 +19,7 @@ from .history import norm_growth_limiter as norm_growth_limiter
 from .history import quantile_clip as quantile_clip
 from .history import zclip as zclip
 from .optimizers import acclip as acclip
+from .optimizers import clip_by_momentum as clip_by_momentum
 from .optimizers import spam_clip as spam_clip
 from .optimizers import stable_spam_clip as stable_spam_clip
 from .optimizers import stable_update_clip as stable_update_clip

@@ -11,6 +11,8 @@ from ..core.entries import clip_entries
 from ..core.meshes import AxisNames
 from ..thresholds.entries import AverageMaximum, PowerAverage, SecondMoment
 from ..thresholds.given import ThresholdLike
+from ..thresholds.relative import RelativeToMomentum
+from ..wrappers.momentum import momentum_of
 from ..wrappers.with_optimizer import (
     CompoundClip,
     clip_after,
@@ -91,6 +93,75 @@ def stable_update_clip(
     )
     adam = optax.scale_by_adam(b1, b2, eps)
     return clip_after(adam, clip, lambda g, adam: {"gradient": g, "adam": adam})
+
+
+def clip_by_momentum(
+    ratio: Scalar,
+    max_norm: Scalar = 1.0,
+    inner: optax.GradientTransformation | None = None,
+    *,
+    axis_name: AxisNames = None,
+    name: str = "clip",
+) -> CompoundClip:
+    r"""Clip each leaf to a multiple of the norm of its momentum (OLMo).
+
+    .. math:: u_l = g_l
+        \min\Bigl(1, \frac{\rho \lVert m_l \rVert_2}{\lVert g_l \rVert_2}\Bigr)
+
+    Coordinates: ``leaf × l2 × hard × relative-to-momentum``
+
+    m is the first moment of the optimizer that follows, before this step and without
+    bias correction. It averages clipped gradients, so that a spike hardly raises the
+    next thresholds. The same makes a small ratio a trap: where gradients are mostly
+    noise, m is shorter than they are by :math:`\sqrt{(1 - \beta_1) / (1 + \beta_1)}`,
+    0.23 for 0.9, and a ratio below the inverse, 4.4, shortens gradients and thresholds
+    in turn until nothing is left. In its first step after zero, m is
+    :math:`1 - \beta_1` of a gradient.
+
+    | input | result |
+    |---|---|
+    | a leaf without momentum, as in the first step | clipped to max_norm |
+    | a spike in one leaf | that leaf is shortened, all others bit-identical |
+    | NaN or inf | see `clipjax.guards`; wrap in `clipjax.skip_nonfinite` |
+    | norms of m below 1e-19 or above 1e19 | as 0 or inf |
+    | all else | as `clipjax.clip_by` guarantees |
+
+    Args:
+        ratio: ρ, the largest ratio of the norms of gradient and momentum, at least 0.
+        max_norm: the threshold of a leaf without momentum, in the gradient's units.
+        inner: an optimizer that keeps a momentum under the name ``mu`` or ``trace``;
+            None for ``optax.scale_by_adam()``.
+        axis_name: mesh or pmap axes that leaves are split over; see
+            `clipjax.clip_by`.
+        name: prefix of the clip's metrics.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs``.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is negative or NaN, or inner has no momentum.
+
+    Example:
+        >>> import clipjax, optax
+        >>> optimizer = clipjax.clip_by_momentum(10.0, inner=optax.adamw(1e-3))
+
+    References:
+        ``max_grad_norm_ratio`` of `OLMo
+        <https://github.com/allenai/OLMo/blob/main/olmo/optim.py>`_, which adds 1e-6 to
+        the gradient's norm
+    """
+    clip = clip_by(
+        RelativeToMomentum(ratio, max_norm),
+        granularity=granularity.leaf(),
+        axis_name=axis_name,
+        name=name,
+    )
+    return clip_before(
+        optax.scale_by_adam() if inner is None else inner,
+        clip,
+        lambda _, state: {"momentum": momentum_of(state)},
+    )
 
 
 def spam_clip(

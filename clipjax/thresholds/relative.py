@@ -1,4 +1,4 @@
-"""Thresholds relative to the parameters or to the learning rate."""
+"""Thresholds relative to the parameters, the momentum or the learning rate."""
 
 from __future__ import annotations
 
@@ -56,6 +56,31 @@ def relative_to_params(ratio: Scalar, floor: Scalar = 1e-3) -> RelativeToParams:
         ... )
     """
     return RelativeToParams(ratio, floor)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class RelativeToMomentum(Threshold):
+    """``ratio · ‖m‖``, for m an optimizer's momentum before this step.
+
+    m is the extra argument ``momentum``, a tree like the updates. Blocks without a
+    momentum so far (m = 0) have the threshold ``initial``.
+    """
+
+    ratio: Scalar
+    initial: Scalar
+    kind = "relative-to-momentum"
+
+    def __post_init__(self):
+        require_number("ratio", self.ratio)
+        require_number("max_norm", self.initial)
+
+    def update(self, norms: Values, state: Any, context: Context) -> tuple[Values, Any]:
+        del norms
+        momentum = context.argument("momentum", "clip_by_momentum")
+        arrays = context.blocks.leaves.aligned(momentum, "momentum")
+        ratio, initial = context.cast(self.ratio), context.cast(self.initial)
+        lengths = context.measure(arrays)
+        return [jnp.where(n > 0, ratio * n, initial) for n in lengths], state
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
