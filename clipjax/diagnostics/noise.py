@@ -16,11 +16,11 @@ class NoiseScale(NamedTuple):
     """The simple noise scale, and the two estimates that it is the ratio of.
 
     Attributes:
-        noise_scale: tr(Σ) / |G|², in examples; inf where the estimate of |G|² is not
+        noise_scale: tr(Σ) over ‖G‖², in examples; inf where the estimate of ‖G‖² is not
             positive.
         trace: the unbiased estimate of tr(Σ), the variance of one example's gradient
             summed over its entries. It can be negative.
-        squared_grad_norm: the unbiased estimate of |G|², the squared norm of the
+        squared_grad_norm: the unbiased estimate of ‖G‖², the squared norm of the
             gradient without noise. It can be negative.
     """
 
@@ -52,7 +52,7 @@ def gradient_noise_scale(
 
     | input | result |
     |---|---|
-    | an estimate of \|G\|² that is not positive | a noise scale of inf |
+    | an estimate of ‖G‖² that is not positive | a noise scale of inf |
     | NaN or inf among the norms | NaN |
 
     Args:
