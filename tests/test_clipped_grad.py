@@ -1,7 +1,6 @@
 """Clipping each example by itself: both methods, against one example at a time.
 
-Where calls are not jitted, parameters and batch have the same shapes, so that all tests
-share what they compile.
+What several tests ask for is compiled once, in one program.
 """
 
 import functools
@@ -21,11 +20,13 @@ BATCH = 6
 
 
 def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 PARAMS = {"first": normal(0, 4, 5), "bias": normal(1, 1, 5), "last": normal(2, 5, 3)}
 INPUTS, TARGETS = normal(3, BATCH, 4), normal(4, BATCH, 3)
+NO_PADDING = np.zeros(BATCH, bool)
+LIMITS = np.linspace(0.1, 5.0, BATCH, dtype=np.float32)
 
 
 def loss(params, inputs, targets):
@@ -36,8 +37,8 @@ def loss(params, inputs, targets):
 @functools.cache
 def singles():
     """Gives every example's gradient, by itself."""
-    one, inputs, targets = jax.jit(jax.grad(loss)), *map(np.asarray, (INPUTS, TARGETS))
-    found = [one(PARAMS, inputs[i : i + 1], targets[i : i + 1]) for i in range(BATCH)]
+    one = jax.jit(jax.grad(loss))
+    found = [one(PARAMS, INPUTS[i : i + 1], TARGETS[i : i + 1]) for i in range(BATCH)]
     return jax.tree.map(np.asarray, found)
 
 
@@ -57,19 +58,55 @@ RULES = {
 }
 
 
+TABLE = {"first": 0.5, "bias": None, "last": 2.0}
+VARIANTS = {name: {"rule": getattr(rules, name), "normalize_by": 2.0} for name in RULES}
+VARIANTS |= {
+    "reported": {"return_grad_norms": True, "return_values": True},
+    "unsafe": {"nan_safe": False},
+    "by function": {"l2_clip_norm": lambda x, y: jnp.abs(x[0]) + 0 * y[0]},
+    "by table": {"l2_clip_norm": TABLE},
+    "zero": {"l2_clip_norm": 0.0},
+    "infinite": {"l2_clip_norm": np.inf},
+}
+
+
+@functools.cache
+def compiled(method):
+    """Compiles all variants in one program, of thresholds that are arguments too."""
+
+    def run(inputs, targets, padding, limit, limits):
+        traced = {"limit": limit, "limits": limits}
+        of_limits = {name: {"l2_clip_norm": value} for name, value in traced.items()}
+        return {
+            name: make(method, **options)(
+                PARAMS, inputs, targets, is_padding_example=padding
+            )
+            for name, options in (VARIANTS | of_limits).items()
+        }
+
+    return jax.jit(run)
+
+
+def results(method, inputs=INPUTS, padding=NO_PADDING, limit=1.0, targets=TARGETS):
+    found = compiled(method)(inputs, targets, padding, np.float32(limit), LIMITS)
+    return jax.tree.map(np.asarray, found)
+
+
 @every_method
 @pytest.mark.parametrize("rule", RULES)
 def test_rules(method, rule):
-    grad = make(method, rule=getattr(rules, rule), normalize_by=2.0)
-    found = grad(PARAMS, INPUTS, TARGETS)
+    found = results(method)[rule]
     exact = expected(lambda i, n: RULES[rule](n) / 2)
     np.testing.assert_allclose(flat(found), exact, rtol=1e-5, atol=1e-6)
 
 
-@every_method
-@pytest.mark.parametrize("size", [4, 6, 8, None])
+# How a batch is divided does not depend on the method.
+@pytest.mark.parametrize(
+    ("method", "size"),
+    [("ghost", 4), ("ghost", None), ("vmap", 4), ("vmap", 6), ("vmap", 8)],
+)
 def test_microbatches(method, size):
-    padding = jnp.arange(BATCH) == 2
+    padding = np.arange(BATCH) == 2
     grad = make(
         method, microbatch_size=size, return_grad_norms=True, return_values=True
     )
@@ -89,76 +126,68 @@ def test_j64_two_gradients(method):
     grad = clipjax.clipped_grad(
         lambda w, x: jnp.sum(x @ w), l2_clip_norm=1.0, method=method
     )
-    found = jax.jit(grad)(jnp.zeros(2), jnp.array([[3.0, 4.0], [0.3, 0.4]]))
+    found = jax.jit(grad)(np.zeros(2, "f4"), np.float32([[3.0, 4.0], [0.3, 0.4]]))
     np.testing.assert_allclose(found, [0.9, 1.2], rtol=1e-6)
 
 
 @every_method
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e25])
 def test_bad_examples_add_exactly_nothing(method, bad):
-    grad = make(method, return_grad_norms=True)
-    clean, _ = grad(PARAMS, INPUTS, TARGETS, is_padding_example=jnp.arange(BATCH) == 1)
-    found, extra = grad(PARAMS, INPUTS, TARGETS.at[1].set(bad))
+    clean, _ = results(method, padding=np.arange(BATCH) == 1)["reported"]
+    targets = TARGETS.copy()
+    targets[1] = bad
+    with_bad = results(method, targets=targets)
+    found, extra = with_bad["reported"]
     np.testing.assert_array_equal(flat(found), flat(clean))
     assert int(extra.nonfinite_count) == 1
-    unsafe = make(method, nan_safe=False)(PARAMS, INPUTS, TARGETS.at[1].set(np.nan))
-    assert np.isnan(flat(unsafe)).any()
+    if np.isnan(bad):
+        assert np.isnan(flat(with_bad["unsafe"])).any()
 
 
 @every_method
 def test_empty_and_padding_batches(method):
-    grad = make(method, return_values=True)
+    grad = jax.jit(make(method, return_values=True).__call__)
     found, extra = grad(PARAMS, INPUTS[:0], TARGETS[:0])
     assert not flat(found).any() and extra.values.shape == (0,)
-    found, _ = grad(PARAMS, INPUTS, TARGETS, is_padding_example=jnp.ones(BATCH, bool))
+    found, _ = results(method, padding=np.ones(BATCH, bool))["reported"]
     assert not flat(found).any()
 
 
 @every_method
 def test_thresholds_by_example_and_by_parameter(method):
-    limits = jnp.linspace(0.1, 5.0, BATCH)
-    by_example = expected(lambda i, n: min(1, float(limits[i]) / n))
-    found = make(method, l2_clip_norm=limits)(PARAMS, INPUTS, TARGETS)
-    np.testing.assert_allclose(flat(found), by_example, rtol=1e-5, atol=1e-6)
-    of_example = lambda x, y: jnp.abs(x[0]) + 0 * y[0]  # noqa: E731
-    found = make(method, l2_clip_norm=of_example)(PARAMS, INPUTS, TARGETS)
+    found = results(method)
+    by_example = expected(lambda i, n: min(1, float(LIMITS[i]) / n))
+    np.testing.assert_allclose(flat(found["limits"]), by_example, rtol=1e-5, atol=1e-6)
     exact = expected(lambda i, n: min(1, abs(float(INPUTS[i, 0])) / n))
-    np.testing.assert_allclose(flat(found), exact, rtol=1e-5, atol=1e-6)
-
-    table = {"first": 0.5, "bias": None, "last": 2.0}
-    grad = make(method, l2_clip_norm=table)
-    found = grad(PARAMS, INPUTS, TARGETS)
-    for name, limit in table.items():
+    np.testing.assert_allclose(flat(found["by function"]), exact, rtol=1e-5, atol=1e-6)
+    for name, limit in TABLE.items():
         exact = sum(
             g[name] * min(1, (limit or np.inf) / norm(g[name])) for g in singles()
         )
-        np.testing.assert_allclose(found[name], exact, rtol=1e-5, atol=1e-6)
-    assert grad.sensitivity() == np.inf
+        np.testing.assert_allclose(found["by table"][name], exact, rtol=1e-5, atol=1e-6)
+    assert make(method, l2_clip_norm=TABLE).sensitivity() == np.inf
     bounded = make(method, l2_clip_norm={"first": 3.0, "bias": 0.0, "last": 4.0})
     assert bounded.sensitivity("REPLACE_ONE") == 10.0
 
 
 @every_method
-@pytest.mark.parametrize("limit", [0.0, np.inf])
+@pytest.mark.parametrize("limit", ["zero", "infinite"])
 def test_limits_of_the_threshold(method, limit):
-    found = make(method, l2_clip_norm=limit)(PARAMS, INPUTS, TARGETS)
-    exact = expected(lambda i, n: 1.0 if limit else 0.0)
+    found = results(method)[limit]
+    exact = expected(lambda i, n: 1.0 if limit == "infinite" else 0.0)
     np.testing.assert_allclose(flat(found), exact, rtol=1e-5, atol=1e-5)
 
 
 @every_method
 def test_invalid_thresholds_that_are_traced(method):
-    @jax.jit
-    def traced(limit):
-        return make(method, l2_clip_norm=limit)(PARAMS, INPUTS, TARGETS)
-
-    assert flat(traced(jnp.float32(1.0))).any()
+    assert flat(results(method)["limit"]).any()
     for invalid in (-1.0, np.nan):
-        assert not flat(traced(jnp.float32(invalid))).any()
+        assert not flat(results(method, limit=invalid)["limit"]).any()
 
 
-@every_method
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize(
+    ("method", "dtype"), [("ghost", jnp.bfloat16), ("vmap", jnp.float16)]
+)
 def test_bound_in_narrow_dtypes(method, dtype):
     params, inputs, targets = jax.tree.map(
         lambda x: np.asarray(x).astype(dtype), (PARAMS, INPUTS, TARGETS)
@@ -196,7 +225,7 @@ def test_aux_keys_and_several_arguments(method):
         plain = jax.grad(summed, argnums=(0, 1))(weights, offset, inputs, key)
         return grad(weights, {"x": inputs}, key, offset), plain
 
-    arguments = (normal(0, 4), jnp.float32(0.5), INPUTS, jax.random.key(7))
+    arguments = (normal(0, 4), np.float32(0.5), INPUTS, jax.random.key(7))
     ((found, offset), extra), alone = both(*arguments)
     assert extra.aux["kept"].shape == INPUTS.shape and extra.values is None
     np.testing.assert_allclose(found, alone[0], rtol=1e-5)
@@ -210,7 +239,7 @@ def test_all_else_on_a_mesh(method):
     def named(params, inputs, targets, name):
         return loss(params, inputs, targets) * (2.0 if name == "twice" else 1.0)
 
-    batch = (normal(5, 8, 4), normal(6, 8, 3), jnp.linspace(0.1, 2.0, 8))
+    batch = (normal(5, 8, 4), normal(6, 8, 3), np.linspace(0.1, 2.0, 8, dtype="f4"))
     options = {"batch_argnums": (1, 2), "method": method}
 
     def measure(inputs, targets, limits):
@@ -220,12 +249,13 @@ def test_all_else_on_a_mesh(method):
         return grad(*arguments), norms(*arguments)
 
     alone = jax.jit(measure)(*batch)
-    for kind in (AxisType.Auto, AxisType.Explicit):
-        mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
-        with jax.set_mesh(mesh):
-            split = NamedSharding(mesh, PartitionSpec("data"))
-            found = jax.jit(measure)(*jax.device_put(batch, split))
-        np.testing.assert_allclose(flat(found), flat(alone), rtol=1e-5, atol=1e-6)
+    # XLA chooses shardings in both modes: `test_one_all_reduce` has all four pairs.
+    kind = AxisType.Explicit if method == "ghost" else AxisType.Auto
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        split = NamedSharding(mesh, PartitionSpec("data"))
+        found = jax.jit(measure)(*jax.device_put(batch, split))
+    np.testing.assert_allclose(flat(found), flat(alone), rtol=1e-5, atol=1e-6)
 
 
 def test_norms_alone():
@@ -262,11 +292,16 @@ def test_jit_takes_it_whatever_the_threshold_is():
         grad = make("ghost", l2_clip_norm=limit)
         form = jax.jit(grad).eval_shape(PARAMS, INPUTS, TARGETS)
         assert jax.tree.structure(form) == jax.tree.structure(PARAMS)
-    table = {"first": jnp.linspace(0.1, 5.0, BATCH), "bias": None, "last": 2.0}
-    grad = make("ghost", l2_clip_norm=table)
+    # Without jit: `test_parity_jax_privacy.py`.
+    grad = make("ghost", l2_clip_norm=TABLE | {"first": LIMITS})
     found = jax.jit(grad)(PARAMS, INPUTS, TARGETS)
-    expected = grad(PARAMS, INPUTS, TARGETS)
-    np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-5, atol=1e-6)
+    for name, limit in (TABLE | {"first": None}).items():
+        limits = LIMITS if name == "first" else np.full(BATCH, limit or np.inf)
+        exact = sum(
+            g[name] * min(1, c / norm(g[name]))
+            for c, g in zip(limits, singles(), strict=True)
+        )
+        np.testing.assert_allclose(found[name], exact, rtol=1e-5, atol=1e-6)
 
 
 def test_plan():
@@ -339,7 +374,7 @@ def test_plan_takes_shapes_for_all_arguments():
 @pytest.mark.parametrize("method", ["ghost", "vmap"])
 def test_shard_map_must_not_sum_before_the_clip(method):
     mesh = jax.make_mesh((4,), ("d",), (AxisType.Auto,), devices=jax.devices()[:4])
-    inputs, part = 3 * jnp.eye(4), PartitionSpec("d")
+    inputs, part = 3 * np.eye(4, dtype=np.float32), PartitionSpec("d")
     whole = PartitionSpec()
     grad = clipjax.clipped_grad(
         lambda w, x: jnp.sum(x @ w), l2_clip_norm=1.0, method=method
@@ -352,26 +387,6 @@ def test_shard_map_must_not_sum_before_the_clip(method):
     run = jax.shard_map(summed, out_specs=whole, check_vma=False, **where)
     found, alone = jax.jit(lambda inputs: (run(inputs), local(inputs)))(inputs)
     np.testing.assert_allclose(found, alone)
-
-
-@every_method
-def test_double_precision_beside_single(method):
-    with jax.enable_x64(True):
-        params = {"a": jnp.ones((3, 2), jnp.float64), "b": jnp.ones(2, jnp.float32)}
-
-        def mixed(params, inputs):
-            return jnp.sum(inputs @ params["a"]).astype(jnp.float32) + jnp.sum(
-                params["b"]
-            )
-
-        grad = clipjax.clipped_grad(
-            mixed, l2_clip_norm=0.5, method=method, return_grad_norms=True
-        )
-        inputs = np.asarray(normal(5, 4, 3), np.float64)
-        total, info = jax.jit(grad)(params, inputs)
-        assert (total["a"].dtype, total["b"].dtype) == (jnp.float64, jnp.float32)
-        assert info.grad_norms.dtype == jnp.float64
-        assert norm(total) <= 4 * 0.5 * (1 + 1e-6)
 
 
 def test_padding_of_another_shape_is_refused():

@@ -1,6 +1,7 @@
 """Book-keeping gives the norms and sums of a loop over single examples."""
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks.per_example.exactness import measure
@@ -68,6 +69,8 @@ def test_plan(model, dense):
         return loss(leaves.tree_by_name(arrays), example)
 
     with jax.numpy_rank_promotion("allow"):
-        closed, _ = trace(flat_loss, values, jax.tree.map(lambda x: x[0], batch))
+        closed, _ = trace(
+            flat_loss, values, jax.tree.map(lambda x: np.asarray(x)[0], batch)
+        )
     plan = make_plan(closed.jaxpr, names, values)
     assert {names[leaf] for leaf in plan.dense} == dense

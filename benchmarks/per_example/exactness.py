@@ -48,8 +48,11 @@ def norm(arrays: Any) -> float:
 
 def has_aux(loss: Any, params: Any, batch: Any) -> bool:
     """Tells whether a loss gives more than a number."""
-    example = jax.tree.map(lambda leaf: leaf[0], batch)
-    return isinstance(jax.eval_shape(loss, params, example), tuple)
+
+    def first(params: Any, batch: Any) -> Any:
+        return loss(params, jax.tree.map(lambda leaf: leaf[0], batch))
+
+    return isinstance(jax.eval_shape(first, params, batch), tuple)
 
 
 def measure(kind: Kind, method: str = "ghost") -> Errors:
@@ -59,13 +62,13 @@ def measure(kind: Kind, method: str = "ghost") -> Errors:
     alone = loss if not more else lambda *arguments: loss(*arguments)[0]
     floating = Leaves.of(params)
 
-    def of_floating(arrays: Any, example: Any) -> Any:
+    def of_floating(arrays: Any, batch: Any, row: int) -> Any:
+        example = jax.tree.map(lambda leaf: leaf[row], batch)
         return alone(floating.tree_by_name(arrays), example)
 
     single = jax.jit(jax.value_and_grad(of_floating))
     size = jax.tree.leaves(batch)[0].shape[0]
-    rows = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(size)]
-    found = [single(floating.by_name, row) for row in rows]
+    found = [single(floating.by_name, batch, row) for row in range(size)]
     losses = np.array([float(value) for value, _ in found])
     gradients = [wide(gradient) for _, gradient in found]
     norms = np.array([norm(gradient.values()) for gradient in gradients])

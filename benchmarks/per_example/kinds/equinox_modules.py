@@ -6,14 +6,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .inputs import BATCH, normal
+from .inputs import BATCH, filled, normal
 
 
 def equinox_partitioned():
     """A module whose arrays are parameters and whose functions are not."""
-    keys = jax.random.split(jax.random.key(0), 2)
-    network = eqx.nn.MLP(5, 2, 8, 2, key=keys[0])
-    params, static = eqx.partition((network, eqx.nn.LayerNorm(5)), eqx.is_array)
+
+    def modules(key):
+        return eqx.nn.MLP(5, 2, 8, 1, key=key), eqx.nn.LayerNorm(5)
+
+    both = eqx.filter_eval_shape(modules, jax.random.key(0))
+    shapes, static = eqx.partition(
+        both, lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+    )
+    params = filled(shapes)
 
     def loss(params, inputs):
         network, norm = eqx.combine(params, static)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 BATCH = 4
 
 
-def normal(seed, *shape):
+def normal(seed, *shape, size=1.0):
     """Makes Gaussian numbers."""
     # By NumPy: JAX would compile the generator for every shape.
-    drawn = np.random.default_rng(seed).standard_normal(shape)
-    return jnp.asarray(drawn, jnp.float32)
+    drawn = np.random.default_rng(seed).standard_normal(shape) * size
+    return jnp.asarray(drawn.astype(np.float32))
 
 
-def normals(shapes):
+def normals(shapes, size=1.0):
     """Makes parameters by name."""
-    return {name: normal(i, *shape) for i, (name, shape) in enumerate(shapes.items())}
+    named = enumerate(shapes.items())
+    return {name: normal(i, *shape, size=size) for i, (name, shape) in named}
+
+
+def filled(shapes):
+    """Makes parameters of these shapes: a module's own start takes long to compile."""
+    leaves, structure = jax.tree.flatten(shapes)
+    drawn = [normal(i, *leaf.shape, size=0.5) for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(structure, drawn)
 
 
 def tokens(length=7, size=11):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen
 
-from .inputs import BATCH, normal, tokens
+from .inputs import BATCH, filled, normal, tokens
 
 
 def _apply(module: linen.Module, *arguments: Any, **options: Any) -> Any:
@@ -18,7 +18,7 @@ def _apply(module: linen.Module, *arguments: Any, **options: Any) -> Any:
 def linen_lstm():
     """A recurrent cell of the library's own."""
     cell = linen.RNN(linen.OptimizedLSTMCell(6))
-    params = jax.jit(cell.init)(jax.random.key(0), jnp.ones((1, 5, 3)))
+    params = filled(jax.eval_shape(cell.init, jax.random.key(0), jnp.ones((1, 5, 3))))
 
     def loss(params, inputs):
         return jnp.sum(_apply(cell, params, inputs[None]) ** 2)
@@ -40,7 +40,7 @@ class _Block(linen.Module):
 def linen_attention_with_dropout():
     """Attention with biases, a norm layer, and a key for each example."""
     block = _Block(0.3)
-    params = jax.jit(block.init)(jax.random.key(0), jnp.ones((5, 4)))
+    params = filled(jax.eval_shape(block.init, jax.random.key(0), jnp.ones((5, 4))))
 
     def loss(params, example):
         inputs, key = example
@@ -77,7 +77,7 @@ class _Scanned(linen.Module):
 def linen_tied_transformer():
     """A tied embedding, scanned blocks with remat, and GroupNorm."""
     model, words = _Tied(), tokens()
-    params = jax.jit(model.init)(jax.random.key(0), words[0])
+    params = filled(jax.eval_shape(model.init, jax.random.key(0), words[0]))
 
     def loss(params, words):
         scores = jax.nn.log_softmax(_apply(model, params, words))

@@ -10,8 +10,8 @@ from .inputs import BATCH, normal, normals
 
 def recurrent():
     """One cell through a scan."""
-    params = normals({"input": (4, 6), "hidden": (6, 6), "bias": (6,), "out": (6, 2)})
-    params = jax.tree.map(lambda leaf: 0.5 * leaf, params)
+    shapes = {"input": (4, 6), "hidden": (6, 6), "bias": (6,), "out": (6, 2)}
+    params = normals(shapes, size=0.5)
 
     def loss(params, inputs):
         def step(state, value):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from .inputs import BATCH, normal
+from .inputs import BATCH, filled, normal
 
 
 class _Network(nnx.Module):
@@ -21,7 +21,9 @@ class _Network(nnx.Module):
 
 def nnx_network():
     """A convolution, a norm layer and a dense layer."""
-    definition, params = nnx.split(nnx.jit(_Network)(nnx.Rngs(0)), nnx.Param)
+    network = nnx.eval_shape(lambda: _Network(nnx.Rngs(0)))
+    definition, shapes = nnx.split(network, nnx.Param)
+    params = filled(shapes)
 
     def loss(params, image):
         return jnp.sum(nnx.merge(definition, params)(image) ** 2)
