@@ -186,7 +186,8 @@ def test_invalid_thresholds_that_are_traced(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "dtype"), [("ghost", jnp.bfloat16), ("vmap", jnp.float16)]
+    ("method", "dtype"),
+    [("ghost", jnp.bfloat16), ("ghost", jnp.float16), ("vmap", jnp.float16)],
 )
 def test_bound_in_narrow_dtypes(method, dtype):
     params, inputs, targets = jax.tree.map(
