@@ -201,7 +201,7 @@ def test_what_a_clip_does_not_need_changes_nothing():
             if key in catalogue.NEED_PARAMS:
                 needed = {"params": params}
                 with pytest.raises(ValueError, match=r"\w+ needs params: call update"):
-                    update(grads, state)
+                    jax.eval_shape(update, grads, state)
             given = {"params": params, "value": 1.0, "spam": "x"}
             assert jaxpr(partial(update, **given), grads, state) == jaxpr(
                 partial(update, **needed), grads, state
@@ -227,7 +227,7 @@ def test_empty_trees_and_bare_arrays():
     """Containers are JAX's affair: one tree without leaves stands for all of them."""
     for key in plain_clips():
         clip = catalogue.clip(key)
-        for tree in ({"a": None}, jnp.ones(2), jnp.zeros((3, 0))):
+        for tree in ({"a": None}, jnp.zeros((3, 0))):
             needs = ("axes", "stacked", "group_norm")  # leaves of certain names
             if jax.tree.leaves(tree) and any(word in key for word in needs):
                 continue

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -69,6 +70,16 @@ GATES = {
 # The others cost what the global clip does.
 COMPILED = [name for name in GATES if name not in ("group", "autoclip")]
 DTYPES = ["float32", "bfloat16"]
+# Where both dtypes have one bar, bfloat16 comes nearer to it: its sums are wider.
+EACH = [
+    (name, dtype)
+    for name in COMPILED
+    for dtype in (DTYPES if GATES[name].reads else DTYPES[1:])
+    if name != "drop"
+] + [("drop", "float32")]  # of bfloat16, XLA:CPU writes less down
+ALONE = [(name, "bfloat16") for name in COMPILED] + [("drop", "float32")]
+# What is counted is in gradients, and so the same for any number of leaves.
+FEW = 2
 # XLA also counts scalars and partial sums: a few hundredths of a read of the gradient.
 SLACK = 0.05
 
@@ -76,15 +87,14 @@ SLACK = 0.05
 @recent_jax
 @pytest.mark.parametrize("name", [name for name in GATES if GATES[name].equations])
 def test_equations_per_leaf(name):
-    assert equations_per_leaf(GATES[name].make) <= GATES[name].equations
+    assert equations_per_leaf(GATES[name].make, 20, 30) <= GATES[name].equations
 
 
 @recent_jax
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(("name", "dtype"), EACH)
 def test_a_step_with_adam(name, dtype):
     gate = GATES[name]
-    params = structs(dtype=jnp.dtype(dtype))
+    params = structs(FEW, jnp.dtype(dtype))
     added = cost_beyond_adam(gate.make(params), params)
     assert added.temporaries <= gate.temporaries + SLACK * (gate.temporaries >= 1)
     if gate.reads:
@@ -92,12 +102,11 @@ def test_a_step_with_adam(name, dtype):
 
 
 @recent_jax
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize(("name", "dtype"), ALONE)
 def test_a_donated_gradient_is_clipped_in_place(name, dtype):
     gate = GATES[name]
     bar = gate.alone[DTYPES.index(dtype)]
-    params = structs(dtype=jnp.dtype(dtype))
+    params = structs(FEW, jnp.dtype(dtype))
     cost = cost_alone(gate.make(params), params)
     assert cost.temporaries <= bar + SLACK * (bar >= 1)
 
@@ -105,8 +114,9 @@ def test_a_donated_gradient_is_clipped_in_place(name, dtype):
 @recent_jax
 def test_metrics_add_no_pass():
     clip = clipjax.clip_by_global_norm(1.0)
-    silent = compile_step(clip, structs()).cost_analysis()["bytes accessed"]
-    telling = compile_step(clip, structs(), with_metrics=clipjax.metrics)
+    params = structs(FEW)
+    silent = compile_step(clip, params).cost_analysis()["bytes accessed"]
+    telling = compile_step(clip, params, with_metrics=clipjax.metrics)
     bytes_accessed = telling.cost_analysis()["bytes accessed"]
     assert bytes_accessed == pytest.approx(silent, rel=0.01)
 
@@ -127,7 +137,7 @@ def test_a_reader_follows_one_gradient():
 
 def array_threshold(traces):
     """Pass the threshold as an argument of the jitted step."""
-    grads = {"a": jnp.full(4, 2.0)}
+    grads = {"a": np.full(4, 2.0, np.float32)}
     state = clipjax.clip_by_global_norm(1.0).init(grads)
 
     @jax.jit
@@ -142,9 +152,9 @@ def array_threshold(traces):
 
 def schedule(traces):
     """Look the threshold up by the count of steps in the state."""
-    limits = jnp.array([1.0, 3.0, 2.0])
+    limits = jnp.asarray(np.float32([1.0, 3.0, 2.0]))
     clip = clipjax.clip_by_global_norm(lambda count: limits[count])
-    grads = {"a": jnp.full(4, 2.0)}
+    grads = {"a": np.full(4, 2.0, np.float32)}
     state = clip.init(grads)
 
     @jax.jit
@@ -160,7 +170,7 @@ def schedule(traces):
 def injected(traces):
     """Set the threshold in the state of `optax.inject_hyperparams`."""
     clip = optax.inject_hyperparams(clipjax.clip_by_global_norm)(max_norm=1.0)
-    grads = {"a": jnp.full(4, 2.0)}
+    grads = {"a": np.full(4, 2.0, np.float32)}
     state = clip.init(grads)
 
     @jax.jit
@@ -178,5 +188,5 @@ def injected(traces):
 def test_a_new_threshold_does_not_retrace(steps):
     traces = []
     for limit, updates in steps(traces):
-        assert jnp.linalg.norm(updates["a"]) == pytest.approx(limit, rel=1e-6)
+        assert np.linalg.norm(updates["a"]) == pytest.approx(limit, rel=1e-6)
     assert len(traces) == 1

@@ -53,7 +53,7 @@ def noisy(steps, seed=0, level=2.0, noise=0.02):
 @functools.cache
 def wrapped(**settings):
     """Builds one wrapper per settings, which JAX compiles once."""
-    return skip_on_spike(ADAM, **({"window": 16} | settings))
+    return skip_on_spike(ADAM, **({"window": 16, "alarm_after": 5} | settings))
 
 
 SPIKES = {
@@ -123,8 +123,8 @@ def test_the_history_is_that_of_the_latest_accepted_steps():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("sigma", [3.0, 6.0])
-def test_the_limit_is_that_of_numpy(sigma):
+def test_the_limit_is_that_of_numpy():
+    sigma = 3.0
     batches = noisy(30, noise=0.2)
     losses = np.array([loss for _, loss in batches][-16:])
     limit = losses.mean() + sigma * losses.std(ddof=1)
@@ -181,22 +181,23 @@ def test_histories_at_extreme_magnitudes(scale):
 
 def test_slow_growth_is_followed():
     optimizer = skip_on_spike(optax.identity())
-    growth = 1.01 ** jnp.arange(800.0)
-    from_a_standstill = jnp.concatenate([jnp.ones(200), growth[:600]])
+    growth = np.float32(1.01 ** np.arange(800.0))
+    from_a_standstill = np.append(np.ones(200, np.float32), growth[:600])
 
     def step(state, size):
         updates, state = optimizer.update(size, state, value=size)
         return state, state.is_spike
 
+    @jax.jit
     @jax.vmap
     def spikes(sizes):
         return jax.lax.scan(step, optimizer.init(jnp.zeros(())), sizes)[1]
 
-    assert not np.any(spikes(jnp.stack([growth, from_a_standstill])))
+    assert not np.any(spikes(np.stack([growth, from_a_standstill])))
 
 
 def test_a_lasting_shift_raises_the_alarm_until_told():
-    optimizer = wrapped(alarm_after=5)
+    optimizer = wrapped()
     found = run(optimizer, noisy(20) + [(1.0, 4.0)] * 30)
     for step, (_, state) in enumerate(found[20:], start=1):
         assert int(state.streak) == int(state.skipped_count) == step
@@ -258,13 +259,16 @@ def test_scan_and_vmap_keep_seeds_apart():
 
         return jax.lax.scan(step, optimizer.init(PARAMS), losses)
 
-    states, spikes = jax.jit(jax.vmap(train))(jnp.asarray(losses))
-    assert_same_bits(np.asarray(spikes), losses != 2.0)
-    train_alone = jax.jit(train)
+    together = jax.jit(jax.vmap(train))
+    states, spikes = jax.tree.map(np.asarray, together(losses))
+    assert_same_bits(spikes, losses != 2.0)
     for seed in range(3):
-        expected, _ = train_alone(jnp.asarray(losses[seed]))
-        alone = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
-        assert_close(alone, expected, rtol=1e-6)
+        expected, _ = together(np.stack([losses[seed]] * 3))  # beside its equals
+        mine, expected = (
+            jax.tree.map(lambda leaf, seed=seed: np.asarray(leaf)[seed], tree)
+            for tree in (states, expected)
+        )
+        assert_same_bits(mine, expected)
 
 
 def test_it_works_with_skip_nonfinite_in_both_orders():
@@ -299,7 +303,7 @@ def test_extra_arguments_reach_the_inner_optimizer():
 
 def test_shapes_only_and_a_clip_inside():
     inner = optax.chain(clipjax.clip_by_global_norm(1.0), optax.sgd(0.1))
-    optimizer = skip_on_spike(inner, name="watch")
+    optimizer = skip_on_spike(inner, name="watch", loss=False)
     shapes = jax.eval_shape(lambda: PARAMS)
     assert kinds(optimizer.init(shapes)) == kinds(optimizer.init(PARAMS))
     state = run(optimizer, noisy(2))[-1][1]
