@@ -70,6 +70,7 @@ ASK_FOR_A_THRESHOLD = {
     "clip_by_global_norm",
     "clip_by_group_norm",
     "clip_by_leaf_norm",
+    "clip_by_momentum",
     "clip_by_value",
     "scale_by_l0_l1",
     "soft_clip_by_global_norm",

@@ -70,9 +70,10 @@ def test_tensorboard_events(tmp_path):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_reads_them(tmp_path):
     """Its own reader: two runs in one folder, the second from step 4 on."""
-    accumulators = pytest.importorskip(
-        "tensorboard.backend.event_processing.event_accumulator"
+    from tensorboard.backend.event_processing import (
+        event_accumulator as accumulators,
     )
+
     first = TensorBoardWriter(tmp_path)
     first.write(batch())
     first.close()
