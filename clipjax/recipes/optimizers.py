@@ -147,9 +147,8 @@ def clip_by_momentum(
         >>> optimizer = clipjax.clip_by_momentum(10.0, inner=optax.adamw(1e-3))
 
     References:
-        ``max_grad_norm_ratio`` of `OLMo
-        <https://github.com/allenai/OLMo/blob/main/olmo/optim.py>`_, which adds 1e-6 to
-        the gradient's norm
+        `OLMo <https://github.com/allenai/OLMo/blob/main/olmo/optim.py>`_, the option
+        ``max_grad_norm_ratio``, which adds 1e-6 to the gradient's norm
     """
     clip = clip_by(
         RelativeToMomentum(ratio, max_norm),

@@ -17,6 +17,25 @@ from .history import Learnt, Memory, Remembered
 LEAST_DEVIATION = 1e-3
 
 
+def in_ring(ring: jax.Array, count: jax.Array, value: jax.Array) -> jax.Array:
+    """Return a ring buffer in which a value has taken the place of the oldest.
+
+    Args:
+        ring: values along the first axis.
+        count: how many values have entered before: a scalar, or of the value's shape.
+        value: the new one.
+    """
+    # A selection, which XLA fuses with what reads the ring; a scatter is a kernel.
+    oldest = count % ring.shape[0]
+    oldest = oldest[None] if oldest.ndim else oldest
+    return jnp.where(slots(ring) == oldest, value[None], ring)
+
+
+def slots(ring: jax.Array) -> jax.Array:
+    """Return the position along the first axis of each entry."""
+    return jax.lax.broadcasted_iota(jnp.int32, ring.shape, 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class Window(Memory):
     """The latest norms, in a ring buffer along a leading axis."""
@@ -30,15 +49,11 @@ class Window(Memory):
         return jnp.zeros((self.size, *zeros.shape), zeros.dtype)
 
     def observe(self, memory, norm, seen):
-        oldest = (seen % self.size)[None]
-        return jnp.where(self._slots(memory) == oldest, norm[None], memory)
+        return in_ring(memory, seen, norm)
 
     def is_filled(self, memory, seen):
         """Return which slots hold a norm."""
-        return self._slots(memory) < seen[None]
-
-    def _slots(self, memory: jax.Array) -> jax.Array:
-        return jax.lax.broadcasted_iota(jnp.int32, memory.shape, 0)
+        return slots(memory) < seen[None]
 
 
 @dataclasses.dataclass(frozen=True)

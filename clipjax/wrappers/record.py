@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, Int
 
 from ..core.meshes import shared
+from ..thresholds.window import in_ring
 
 NONE = -1
 
@@ -58,19 +59,6 @@ def next_record(
     return SkipRecord(
         jnp.asarray(optax.safe_increment(seen)), jnp.where(is_skipped, written, rows)
     )
-
-
-def in_ring(ring: jax.Array, count: jax.Array, value: jax.Array) -> jax.Array:
-    """Return a ring buffer in which a value has taken the place of the oldest.
-
-    Args:
-        ring: values along the first axis.
-        count: how many values have entered before.
-        value: the new one.
-    """
-    # A selection, which XLA fuses with what reads the ring; a scatter is a kernel.
-    slots = jax.lax.broadcasted_iota(jnp.int32, ring.shape, 0)
-    return jnp.where(slots == count % ring.shape[0], value[None], ring)
 
 
 def _batch_id(value: Any) -> jax.Array:

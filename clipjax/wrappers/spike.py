@@ -28,13 +28,14 @@ from ..rules import valid
 from ..thresholds.averages import ema
 from ..thresholds.combine import minimum
 from ..thresholds.given import ThresholdLike, as_threshold
+from ..thresholds.window import in_ring, slots
 from .inner import (
     as_transformation,
     checked_own_state,
     no_update_if,
     state_before_if,
 )
-from .record import NONE, SkipRecord, empty_record, in_ring, next_record
+from .record import NONE, SkipRecord, empty_record, next_record
 
 
 class SkipOnSpikeState(NamedTuple):
@@ -294,10 +295,9 @@ def _highest(
         tolerance: likewise.
         least: how many values that are not zero must be known.
     """
-    slots = jax.lax.broadcasted_iota(jnp.int32, past.shape, 0)
     # A layer that is frozen at first would otherwise have a mean near zero, and every
     # later step would be a spike.
-    counts = (slots < accepted) & (past != 0)
+    counts = (slots(past) < accepted) & (past != 0)
     number = jnp.sum(counts.astype(past.dtype), axis=0)
     # Relative to the largest entry, so that no square overflows.
     peak = jnp.max(jnp.where(counts, jnp.abs(past), 0), axis=0)
