@@ -14,7 +14,7 @@ from .options import did_you_mean
 
 UNCLIPPED = "none"
 # Arguments that this command leaves alone.
-NOT_NUMBERS = ("axis_name", "name", "report")
+NOT_NUMBERS = ("axis_name", "name", "report", "watch")
 
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": optax.sgd,
@@ -95,7 +95,12 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.Signature(numbers)
 
 
-def _bind(call: functools.partial, spec: str, kind: str) -> inspect.BoundArguments:
+def bind(call: functools.partial, spec: str, kind: str) -> inspect.BoundArguments:
+    """The arguments of a call that was read, with its defaults.
+
+    Raises:
+        ValueError: naming the spec and what is accepted.
+    """
     signature = _signature(call.func)
     try:
         bound = signature.bind(*call.args, **call.keywords)
@@ -128,7 +133,7 @@ def build_clips(
     clips, seen = {}, []
     for spec in specs:
         call = parse_call(spec, catalogue, "clip")
-        bound = _bind(call, spec, "clip")
+        bound = bind(call, spec, "clip")
         # Equal numbers are equal clips: 1 and 1.0 compare so.
         if (call.func, bound.arguments) in seen:
             raise ValueError(f"clip {spec!r} is there twice; accepted: each clip once")
@@ -152,7 +157,7 @@ def read_optimizer(
         return call.func(learning_rate, *call.args, **call.keywords)
 
     first = functools.partial(call.func, 1.0, *call.args, **call.keywords)
-    _bind(first, spec, "optimizer")
+    bind(first, spec, "optimizer")
     _build(first, spec, "optimizer")
     return build
 
@@ -166,7 +171,7 @@ def recipe(spec: str, learning_rate: float, threshold: float) -> str:
         threshold: the threshold of the clip; infinite for none.
     """
     call = parse_call(spec, OPTIMIZERS, "optimizer")
-    bound = _bind(
+    bound = bind(
         functools.partial(call.func, learning_rate, *call.args, **call.keywords),
         spec,
         "optimizer",

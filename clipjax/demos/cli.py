@@ -16,6 +16,7 @@ import clipjax
 
 from . import arms, interrupts, presets
 from .options import Kind, Name, OptionalPath, flag, read
+from .probes.catalogue import GROUPS, PROBES
 
 Given = dict[str, Any]
 OUT = OptionalPath("a directory")
@@ -152,6 +153,18 @@ def _explode(given: Given, command: str) -> int:
     return run.explode(settings)
 
 
+def _probe(given: Given, command: str) -> int:
+    names, out = given.pop("names"), given.pop("out")
+    from .probes import run
+
+    return run.run(names, out, command)
+
+
+def _probe_epilog() -> str:
+    listed = "\n".join(f"  {name}: {entry.summary}" for name, entry in PROBES.items())
+    return f"\b\nProbes:\n{listed}\n  {', '.join(GROUPS)}: several of them"
+
+
 def _listed(title: str, names: Iterable[str]) -> str:
     # "\b" keeps click from joining the lines.
     text = textwrap.fill(", ".join(names), 74, break_on_hyphens=False)
@@ -276,9 +289,21 @@ def make_command() -> click.Group:
         "One clipped step of an exploding recurrent network, and one bad time step "
         "followed back through time.",
     )
+    probing = _command(
+        "probe",
+        _probe,
+        [
+            click.Argument(["names"], nargs=-1, required=True, metavar="NAME..."),
+            _out_option("clipjax-probes", "NAME.json, NAME.md and NAME.png"),
+        ],
+        "measure one thing that clipping or an architecture does",
+        "Run small measurements, each by its name or as name:key=number...; print "
+        "what they find and draw it. Numbers reported elsewhere stand beside.",
+        _probe_epilog(),
+    )
     group = click.Group(
         "clipjax",
-        commands=[comparing, tuning, exploding],
+        commands=[comparing, tuning, exploding, probing],
         help="What gradient clipping does to real training runs.",
         epilog="`clipjax compare --help` lists clips, optimizers, tasks and cells.",
         context_settings={"help_option_names": ["-h", "--help"]},
