@@ -76,15 +76,11 @@ def report(measured: Measured) -> Report:
         for index, (l0, l1) in enumerate(measured.constants)
         for which, (name, found) in enumerate(kinds.items())
     ]
-    loss_falls = {
-        name: (np.diff(np.abs(found), axis=1) <= 1e-6).all(axis=1)
-        for name, found in kinds.items()
-    }
     rising = [
         f"{name} (L0 = {l0:g})"
-        for name, falls in loss_falls.items()
-        for (l0, _), is_falling in zip(measured.constants, falls, strict=True)
-        if not is_falling
+        for name, found in kinds.items()
+        for (l0, _), path in zip(measured.constants, found, strict=True)
+        if (np.diff(np.abs(path)) > 1e-6).any()
     ]
     farthest = np.abs(measured.inverse).max(axis=1)
     same = np.ptp(measured.ratio, axis=0).max()

@@ -107,7 +107,7 @@ def _lemma(name: str, count: int, dimension: int, key: jax.Array) -> Lemma:
         eigenvalues = jax.random.normal(scales, (dimension,))
         smoothness = jnp.abs(eigenvalues).max()
         basis = jnp.eye(dimension) - 2 * jnp.outer(mirror, mirror)
-        hessian = (basis * eigenvalues) @ basis
+        hessian = basis @ jnp.diag(eigenvalues) @ basis
         x = jax.random.normal(point, (dimension,))
 
         def loss(x: jax.Array) -> jax.Array:
@@ -154,7 +154,7 @@ def report(measured: Measured) -> Report:
         + (number(each.least_slack),)
         for name, each in measured.lemma.items()
     ]
-    rises = (np.diff(measured.losses, axis=1) > 0).any(axis=1)
+    rises = [bool((np.diff(losses) > 0).any()) for losses in measured.losses]
     steps = np.diff(measured.runaway)[1:]
     total = sum(each.increases for each in measured.lemma.values())
     return Report(
@@ -169,7 +169,7 @@ def report(measured: Measured) -> Report:
         [
             "It is often said that the loss of a convex function with gradients below "
             "G falls at each step if η ≤ C/G. On √(x² + 10⁻⁴) with η = C/G it rises "
-            f"in {rises.sum()} of {len(rises)} runs; "
+            f"in {sum(rises)} of {len(rises)} runs; "
             f"{(~measured.is_clipped).sum()} of them never clip, since C ≥ G.",
             "What holds: for an L-smooth loss, convex or not, and ηL < 2 each step "
             "lowers it by at least ηs·n²·(1 − ηsL/2), with s the factor of the clip. "

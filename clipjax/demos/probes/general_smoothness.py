@@ -183,8 +183,8 @@ def report(measured: Measured) -> Report:
         ],
         [
             "ℓ bounds the change of the gradient per length of a step: "
-            "|∇f(y) − ∇f(x)| ≤ ℓ(|∇f(x)|)·|y − x|, to first order in the step; without the factor "
-            "|y − x| the units of both sides differ.",
+            "|∇f(y) − ∇f(x)| ≤ ℓ(|∇f(x)|)·|y − x|, to first order in the step. "
+            "Without the factor |y − x| the units of both sides differ.",
             f"With the step 1/ℓ the loss falls at every step on {', '.join(falling)}."
             if falling
             else "With the step 1/ℓ the loss rises at some step of each function.",

@@ -58,7 +58,7 @@ def _count(condition: float) -> list[int]:
     clip = scale_by_l0_l1(condition, 1.0)
 
     def soft(gradient: jax.Array) -> jax.Array:
-        return clip.update(gradient, clip.init(gradient))[0]
+        return jnp.asarray(clip.update(gradient, clip.init(gradient))[0])
 
     return [
         _until_arrived(curvatures, lambda gradient: gradient / condition),
@@ -88,8 +88,10 @@ def report(measured: Measured) -> Report:
     is_reported = largest == 1e4
     reported = ("138149" if is_reported else None, None, "1" if is_reported else None)
     last = measured.steps[:, -1]
-    rows = list(zip(METHODS, reported, last, strict=True))
-    rows.append(("theory of the slow coordinate", None, measured.theory[-1]))
+    rows = [
+        *zip(METHODS, reported, last, strict=True),
+        ("theory of the slow coordinate", None, measured.theory[-1]),
+    ]
     soft, newton = last[1:]
     return Report(
         [

@@ -124,7 +124,7 @@ def tune(
             point, state, count, is_there = carry
             is_there |= jnp.sqrt(jnp.sum(point**2)) < limit
             updates, state = optimizer.update(gradient(point), state, point)
-            count += ~is_there
+            count += jnp.where(is_there, 0.0, 1.0)
             return (point + updates, state, count, is_there), None
 
         first = (start, optimizer.init(start), 0.0, False)
