@@ -25,6 +25,13 @@ PROBES = {
     "attention-scaling": Entry(
         "variance and gradient of attention logits with and without 1/sqrt(d)", True
     ),
+    "quartic": Entry("clipped descent on a fourth power: tuned, and by theory", True),
+    "cosh": Entry("thresholds from known L0 and L1: L0/L1 against 1/L1", True),
+    "descent": Entry("when the loss falls at each clipped step, and 2-cycles", True),
+    "rates": Entry("what a clip does to the learning rates that converge", True),
+    "newton": Entry("a soft clip against Newton's method on a quadratic", True),
+    "general-smoothness": Entry("a step 1/l(|g|) as a rule of one's own"),
+    "smoothness-fit": Entry("smoothness against gradient norm of an MLP", True),
 }
 
 GROUPS = {
