@@ -25,6 +25,17 @@ PROBES = {
     "attention-scaling": Entry(
         "variance and gradient of attention logits with and without 1/sqrt(d)", True
     ),
+    "bias": Entry("where descent ends if examples or batches are clipped", True),
+    "minimizers": Entry(
+        "which least-squares minimizer each kind of clip reaches", True
+    ),
+    "implicit-penalty": Entry("norms and margins of separable logistic data", True),
+    "heavy-tails": Entry("a quadratic with Student t noise, by threshold", True),
+    "per-worker": Entry("clips of workers against the clip of their mean", True),
+    "weight-decay": Entry("L2 and L1 with a clip, and the spectral radius", True),
+    "quantization": Entry("int8 gradients with and without a clip", True),
+    "threshold-traps": Entry("thresholds that a spike lifts, or that collapse", True),
+    "alarms": Entry("how often thresholds from recorded norms clip", True),
 }
 
 GROUPS = {
