@@ -10,7 +10,7 @@ import optax
 import clipjax
 
 from ...plotting import plot_lines
-from .arguments import require_count, require_positive
+from .arguments import require_counts, require_positive
 from .base import Report, Table, beside, number
 from .descend import descend
 
@@ -56,10 +56,9 @@ def measure(
         width: number of parameters.
         learning_rate: the learning rate.
     """
-    for name in ("repeats", "seeds", "width"):
-        require_count(name, locals()[name])
-    require_count("steps", steps, 100)
-    require_positive("learning_rate", learning_rate)
+    require_counts(repeats=repeats, seeds=seeds, width=width)
+    require_counts(100, steps=steps)
+    require_positive(learning_rate=learning_rate)
     noise = np.random.default_rng(0).standard_t(DEGREES, (repeats, seeds, steps, width))
 
     def losses(threshold: jax.Array, noise: jax.Array) -> jax.Array:
@@ -123,9 +122,9 @@ def report(measured: Measured) -> Report:
         [
             f"The lowest loss is {number(middle[lowest])}, with {names[lowest]}, "
             f"against {number(middle[0])} without a clip. The noise is "
-            "symmetric, so that a clip adds no bias; it bounds every step by ηC, and a smaller threshold "
-            "takes longer. Still falling, to less than half since the first quarter of "
-            f"the steps: {', '.join(unsettled) or 'none'}.",
+            "symmetric, so that a clip adds no bias; it bounds every step by ηC, and a "
+            "smaller threshold takes longer. Still falling, to less than half since "
+            f"the first quarter of the steps: {', '.join(unsettled) or 'none'}.",
             f"Single runs without a clip lie between {number(single[0].min())} and "
             f"{number(single[0].max())}, since the noise has no finite variance: the "
             "median of a few is itself uncertain, and depends on the length of the "

@@ -10,7 +10,7 @@ import optax
 import clipjax
 
 from ...plotting import plot_lines
-from .arguments import require_count, require_positive
+from .arguments import require_counts, require_positive
 from .base import Report, beside
 from .descend import descend
 
@@ -49,9 +49,8 @@ def measure(
         threshold: the threshold C of the clip by global norm.
         learning_rate: the learning rate η.
     """
-    require_count("steps", steps, 100)
-    require_positive("threshold", threshold)
-    require_positive("learning_rate", learning_rate)
+    require_counts(100, steps=steps)
+    require_positive(threshold=threshold, learning_rate=learning_rate)
     decades = 10.0 ** np.arange(1, int(np.log10(steps)) + 1)
     recorded = np.concatenate([decades, np.geomspace(1, steps, 60)])
     recorded = np.unique(recorded.round().astype(int))

@@ -9,7 +9,7 @@ import numpy as np
 import clipjax
 
 from ...plotting import plot_lines
-from .arguments import require_count
+from .arguments import require_counts
 from .base import Report, beside
 
 HETEROGENEITY = (0.0, 0.3, 1.0, 2.0, 5.0)
@@ -47,8 +47,7 @@ def measure(
         workers: number of workers.
         width: number of parameters.
     """
-    for name in ("seeds", "draws", "workers", "width"):
-        require_count(name, locals()[name])
+    require_counts(seeds=seeds, draws=draws, workers=workers, width=width)
     clip = clipjax.clip_by_global_norm(1.0)
     shared = jnp.zeros(width).at[0].set(10.0)
 

@@ -1,6 +1,6 @@
 """Thresholds that are a multiple of a moving average of norms: spikes and collapse."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import clipjax
 from clipjax import thresholds
 
 from ...plotting import plot_lines
-from .arguments import require_count, require_positive
+from .arguments import require_counts, require_positive
 from .base import Report, beside
 
 MULTIPLIERS = (0.5, 0.9, 1.0, 1.5)
@@ -58,9 +58,9 @@ def measure(*, seeds: int = 20, steps: int = 3000, spike: float = 1e6) -> Measur
         steps: number of steps, at least 100.
         spike: the norm in the middle of the steps of the second experiment.
     """
-    require_count("seeds", seeds)
-    require_count("steps", steps, 100)
-    require_positive("spike", spike)
+    require_counts(seeds=seeds)
+    require_counts(100, steps=steps)
+    require_positive(spike=spike)
     norms = np.exp(0.35 * np.random.default_rng(0).standard_normal((seeds, steps)))
     with_spike = norms.copy()
     with_spike[:, steps // 2] = spike
@@ -91,7 +91,7 @@ def _thresholds(sources: list[thresholds.Threshold], norms: np.ndarray) -> np.nd
         def of(source: thresholds.Threshold) -> jax.Array:
             clip = clipjax.clip_by(source)
 
-            def step(state, norm):  # noqa: ANN001, ANN202
+            def step(state: Any, norm: jax.Array) -> tuple[Any, Any]:
                 state = clip.update(norm, state)[1]
                 return state, state.clip_info.clip_threshold
 

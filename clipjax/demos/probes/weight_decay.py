@@ -10,7 +10,7 @@ import optax
 import clipjax
 
 from ...plotting import plot_lines
-from .arguments import require_count, require_positive
+from .arguments import require_counts, require_positive
 from .base import Report, Table, beside, over_seeds
 from .descend import descend
 
@@ -57,10 +57,8 @@ def measure(
         learning_rate: the learning rate η.
         penalty: the penalty λ of the decayed matrices.
     """
-    require_count("seeds", seeds)
-    require_count("steps", steps)
-    require_positive("learning_rate", learning_rate)
-    require_positive("penalty", penalty)
+    require_counts(seeds=seeds, steps=steps)
+    require_positive(learning_rate=learning_rate, penalty=penalty)
     if learning_rate * penalty >= 1:
         raise ValueError(
             "learning_rate · penalty must be below 1, got "
@@ -110,6 +108,7 @@ def _stationarity(seeds: int) -> np.ndarray:
     strength, width, steps = 0.5, 10, 4000
     # The L1 penalty has no gradient at 0, around which steps of constant length jump.
     rate = optax.linear_schedule(0.2, 0.0, steps)
+    signs = optax.stateless(lambda grads, theta: grads + strength * jnp.sign(theta))
 
     def end(key: jax.Array, kind: str, order: str, threshold: float) -> jax.Array:
         curvatures = jnp.geomspace(0.1, 1.0, width)
@@ -118,20 +117,15 @@ def _stationarity(seeds: int) -> np.ndarray:
         def data(theta: jax.Array) -> jax.Array:
             return curvatures * (theta - aim)
 
-        def pull(theta: jax.Array) -> jax.Array:
-            return strength * (theta if kind == "L2" else jnp.sign(theta))
-
         clip = clipjax.clip_by_global_norm(threshold)
-        add = optax.stateless(
-            lambda grads, params: grads + pull(params)  # type: ignore[operator]
-        )
+        add = optax.add_decayed_weights(strength) if kind == "L2" else signs
         parts = (add, clip) if order == "penalty, then clip" else (clip, add)
         optimizer = optax.chain(*parts, optax.sgd(rate))
         path = descend(optimizer, lambda t, step: data(t), jnp.zeros(width), steps)
         theta = path[-1]
         against = -data(theta)
         if kind == "L2":
-            residual = against - pull(theta)
+            residual = against - strength * theta
         else:
             # A proximal step changes nothing if and only if -∇L0 is a subgradient.
             moved = theta + against
