@@ -32,6 +32,17 @@ PROBES = {
     "newton": Entry("a soft clip against Newton's method on a quadratic", True),
     "general-smoothness": Entry("a step 1/l(|g|) as a rule of one's own"),
     "smoothness-fit": Entry("smoothness against gradient norm of an MLP", True),
+    "bias": Entry("where descent ends if examples or batches are clipped", True),
+    "minimizers": Entry(
+        "which least-squares minimizer each kind of clip reaches", True
+    ),
+    "implicit-penalty": Entry("norms and margins of separable logistic data", True),
+    "heavy-tails": Entry("a quadratic with Student t noise, by threshold", True),
+    "per-worker": Entry("clips of workers against the clip of their mean", True),
+    "weight-decay": Entry("L2 and L1 with a clip, and the spectral radius", True),
+    "quantization": Entry("int8 gradients with and without a clip", True),
+    "threshold-traps": Entry("thresholds that a spike lifts, or that collapse", True),
+    "alarms": Entry("how often thresholds from recorded norms clip", True),
 }
 
 GROUPS = {
