@@ -22,9 +22,16 @@ class Entry(NamedTuple):
 
 # The name of a probe is that of its module, with "-" in place of "_".
 PROBES = {
+    "adam-epsilon": Entry("Adam's epsilon as a soft clip of every coordinate"),
+    "adam-spike": Entry(
+        "Adam after one spike, with and without a clip before it", True
+    ),
     "attention-scaling": Entry(
         "variance and gradient of attention logits with and without 1/sqrt(d)", True
     ),
+    "loss-weights": Entry("where a threshold by diffusion time step has to act"),
+    "low-precision": Entry("loss scale, overflow and underflow in 16 bits", True),
+    "sensitivity": Entry("what one example changes, and noise that hides it", True),
 }
 
 GROUPS = {
