@@ -2,8 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -120,31 +120,109 @@ def _build(call: functools.partial, spec: str, kind: str) -> Any:
         raise ValueError(f"{kind} {spec!r}: {error}") from error
 
 
-def build_clips(
-    specs: tuple[str, ...],
-) -> dict[str, optax.GradientTransformationExtraArgs]:
-    """The clips of a comparison by what the user called them, in that order.
+class ClipCall(NamedTuple):
+    """A clip as the user wrote it.
+
+    Attributes:
+        label: the text.
+        place: where it stands; "" where the text does not say.
+        call: the recipe with its arguments.
+        arguments: the arguments by name, with defaults.
+    """
+
+    label: str
+    place: str
+    call: functools.partial
+    arguments: Mapping[str, Any]
+
+    def build(self, name: str = "clip") -> optax.GradientTransformationExtraArgs:
+        """The clip, whose numbers have this name in `clipjax.metrics`."""
+        return self.call(name=name)
+
+
+OptimizerOf = Callable[[float | jax.Array], optax.GradientTransformation]
+# From the loss, `(params, batch) -> scalar`, to a function of the same arguments that
+# returns the loss, the gradient, and what it knows about clipping of its own: values
+# of the log that take the place of those of the clip in the optimizer's state.
+Gradient = Callable[
+    [Callable[..., jax.Array]], Callable[..., tuple[jax.Array, Any, dict]]
+]
+
+
+def of_batch(loss: Callable[..., jax.Array]) -> Callable[..., tuple]:
+    """The gradient of the loss of the whole batch."""
+
+    def gradient(params: Any, batch: Any) -> tuple[jax.Array, Any, dict]:
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        return value, grads, {}
+
+    return gradient
+
+
+class Arm(NamedTuple):
+    """One arm of a comparison.
+
+    Attributes:
+        chain: from the learning rate to the clip and the optimizer.
+        gradient: how the gradient is taken.
+    """
+
+    chain: Callable[..., optax.GradientTransformation]
+    gradient: Gradient = of_batch
+
+
+Place = Callable[[ClipCall, OptimizerOf], Arm]
+
+
+def in_chain(clip: ClipCall, optimizer: OptimizerOf) -> Arm:
+    """The clip right before the optimizer."""
+    return Arm(
+        lambda learning_rate: optax.chain(clip.build(), optimizer(learning_rate))
+    )
+
+
+def _unclipped(name: str = "clip") -> optax.GradientTransformationExtraArgs:
+    return recipes.clip_by_global_norm(float("inf"), name=name)
+
+
+def read_clips(
+    specs: Sequence[str], places: Mapping[str, str] | None = None
+) -> list[ClipCall]:
+    """The clips of a comparison, `[place@]name[:arg...]`, in that order.
+
+    Args:
+        specs: what the user wrote.
+        places: the places that there are, besides the one before the optimizer.
 
     Raises:
-        ValueError: for an unknown clip, a wrong argument or a clip given twice.
+        ValueError: for an unknown clip or place, a wrong argument or a clip given
+            twice.
     """
-    catalogue = {UNCLIPPED: lambda: recipes.clip_by_global_norm(float("inf"))}
-    catalogue |= clips_by_name()
-    clips, seen = {}, []
+    catalogue = {UNCLIPPED: _unclipped} | clips_by_name()
+    found: list[ClipCall] = []
     for spec in specs:
-        call = parse_call(spec, catalogue, "clip")
-        bound = bind(call, spec, "clip")
+        place, _, rest = spec.rpartition("@")
+        if place and place not in (places or {}):
+            hint = did_you_mean(place, places or {})
+            accepted = ", ".join(places or {}) or "none for this task"
+            raise ValueError(
+                f"clip {spec!r}: unknown place {place!r}{hint}; accepted: {accepted}"
+            )
+        call = parse_call(rest, catalogue, "clip")
+        arguments = bind(call, rest, "clip").arguments
+        _build(call, spec, "clip")
         # Equal numbers are equal clips: 1 and 1.0 compare so.
-        if (call.func, bound.arguments) in seen:
-            raise ValueError(f"clip {spec!r} is there twice; accepted: each clip once")
-        seen.append((call.func, bound.arguments))
-        clips[spec] = _build(call, spec, "clip")
-    return clips
+        for other in found:
+            same = (other.place, other.call.func, other.arguments)
+            if same == (place, call.func, arguments):
+                raise ValueError(
+                    f"clip {spec!r} is there twice; accepted: each clip once"
+                )
+        found.append(ClipCall(spec, place, call, arguments))
+    return found
 
 
-def read_optimizer(
-    spec: str,
-) -> Callable[[float | jax.Array], optax.GradientTransformation]:
+def read_optimizer(spec: str) -> OptimizerOf:
     """What builds the optimizer that follows the clip from its learning rate.
 
     Raises:

@@ -15,7 +15,7 @@ import click
 import clipjax
 
 from . import arms, interrupts, presets
-from .options import Kind, Name, OptionalPath, flag, read
+from .options import Choice, Kind, Name, OptionalPath, flag, read
 from .probes.catalogue import GROUPS, PROBES
 
 Given = dict[str, Any]
@@ -171,12 +171,24 @@ def _listed(title: str, names: Iterable[str]) -> str:
     return f"\b\n{title}\n" + textwrap.indent(text, "  ")
 
 
+def _places() -> str:
+    lines = [
+        f"  {place}@ ({task}): {meaning}"
+        for task, preset in presets.PRESETS.items()
+        for place, meaning in preset.model.places.items()
+    ]
+    if not lines:
+        return ""
+    return "\n".join(["\b", "Places of a clip (--clips), as place@name:", *lines])
+
+
 def _epilog() -> str:
     clips = [arms.usage(clip) for clip in arms.clips_by_name().values()]
     cells = presets.RNN.__dataclass_fields__["cell"].metadata["kind"].names
     return "\n\n".join(
         [
             _listed("Tasks (--task), a model with its data:", presets.PRESETS),
+            _places(),
             _listed("Cells (--cell) of --task rnn:", cells),
             _listed(
                 "Optimizers (--optimizer), as name[:key=number...]:", arms.OPTIMIZERS
@@ -213,7 +225,7 @@ def _command(
 
 
 def _task_option() -> click.Option:
-    kind = presets.Choice(tuple(presets.PRESETS))
+    kind = Choice(tuple(presets.PRESETS))
     return click.Option(
         ["--task"],
         type=Setting(kind),

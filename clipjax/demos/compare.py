@@ -6,17 +6,10 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import optax
-from flax import nnx
 
 from . import presets
-from .arms import build_clips, read_optimizer
-from .models.mlp import MLP
-from .models.rnn import RNN
-from .models.transformer import Transformer
+from .arms import Arm, in_chain, read_clips, read_optimizer
 from .tasks.base import Task
-from .tasks.mnist import CLASSES, PIXELS, mnist_task
-from .tasks.text import text_task
 from .train import History, Loop
 
 
@@ -51,6 +44,9 @@ class Result:
         log: `(seeds, steps)` arrays: the loss and what the clip measured.
         held_out: `(seeds,)` arrays of scores on the held-out data.
         seconds_per_step: `(seeds,)`, without compilation.
+        score_steps: `(intervals,)`, the steps after which it was scored.
+        scores: `(seeds, intervals)` arrays of the scores along training.
+        outcome: what the picture of the task shows; arrays of shape `(seeds, …)`.
     """
 
     label: str
@@ -58,79 +54,33 @@ class Result:
     log: dict[str, np.ndarray]
     held_out: dict[str, np.ndarray]
     seconds_per_step: np.ndarray
+    score_steps: np.ndarray
+    scores: dict[str, np.ndarray]
+    outcome: dict[str, np.ndarray]
 
 
-def build_task(model: presets.Model) -> Task:
-    """The data and the model that the settings describe.
-
-    Raises:
-        ValueError: if a file is unreadable, malformed or too small.
-    """
-    match model:
-        case presets.RNN():
-            return text_task(
-                lambda vocabulary, key: RNN(
-                    vocabulary,
-                    hidden=model.hidden,
-                    layers=model.layers,
-                    cell=model.cell,
-                    gain=model.gain,
-                    rngs=nnx.Rngs(params=key),
-                ),
-                path=model.text,
-                batch=model.batch,
-                length=model.length,
-            )
-        case presets.MLP():
-            return mnist_task(
-                lambda key: MLP(
-                    PIXELS,
-                    CLASSES,
-                    depth=model.depth,
-                    width=model.width,
-                    init=model.init,
-                    normalisation=model.normalisation,
-                    rngs=nnx.Rngs(params=key),
-                ),
-                directory=model.mnist,
-                batch=model.batch,
-            )
-        case presets.Transformer():
-            return text_task(
-                lambda vocabulary, key: Transformer(
-                    vocabulary,
-                    context=model.length,
-                    layers=model.layers,
-                    width=model.width,
-                    heads=model.heads,
-                    rngs=nnx.Rngs(params=key),
-                ),
-                path=model.text,
-                batch=model.batch,
-                length=model.length,
-            )
-
-
-def build_arms(
-    settings: presets.Settings,
-) -> dict[str, Callable[..., optax.GradientTransformationExtraArgs]]:
-    """What builds each arm, a clip and the optimizer, from the learning rate.
+def build_arms(settings: presets.Settings, task: Task) -> dict[str, Arm]:
+    """The arms of a comparison by what the user called them.
 
     Raises:
-        ValueError: if a clip or the optimizer is unknown or refuses its arguments.
+        ValueError: if a clip or the optimizer is unknown, refuses its arguments, or
+            cannot stand in its place.
     """
     optimizer = read_optimizer(settings.optimizer)
-
-    def arm(clip: optax.GradientTransformationExtraArgs):
-        return lambda learning_rate: optax.chain(clip, optimizer(learning_rate))
-
-    return {label: arm(clip) for label, clip in build_clips(settings.clips).items()}
+    places = {"": in_chain} | dict(task.places)
+    arms = {}
+    for call in read_clips(settings.clips, settings.model.places):
+        try:
+            arms[call.label] = places[call.place](call, optimizer)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"clip {call.label!r}: {error}") from error
+    return arms
 
 
 def compare(
     settings: presets.Settings,
     task: Task,
-    arms: Mapping[str, Callable[..., optax.GradientTransformation]],
+    arms: Mapping[str, Arm],
     *,
     finished: Collection[tuple[str, float]] = (),
     watch: Watch = lambda moment: None,
@@ -143,7 +93,7 @@ def compare(
     Args:
         settings: what to compare.
         task: what `build_task(settings.model)` returned.
-        arms: what `build_arms(settings)` returned.
+        arms: what `build_arms(settings, task)` returned.
         finished: arms and learning rates to leave out.
         watch: called after each logging interval, and when an arm is about to be
             compiled.
@@ -164,7 +114,8 @@ def compare(
         try:
             loops[label] = Loop(
                 task,
-                arms[label],
+                arms[label].chain,
+                gradient=arms[label].gradient,
                 steps=settings.steps,
                 interval=settings.log_every,
             )
@@ -196,14 +147,17 @@ def _no_memory(label: str, error: Exception) -> ValueError:
 
 
 def _stack(label: str, learning_rate: float, runs: list[History]) -> Result:
-    first = runs[0]
+    def stacked(field: str) -> dict[str, np.ndarray]:
+        rows = [getattr(run, field) for run in runs]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
     return Result(
         label=label,
         learning_rate=learning_rate,
-        log={name: np.stack([run.log[name] for run in runs]) for name in first.log},
-        held_out={
-            name: np.array([run.held_out[name] for run in runs])
-            for name in first.held_out
-        },
+        log=stacked("log"),
+        held_out=stacked("held_out"),
         seconds_per_step=np.array([run.seconds_per_step for run in runs]),
+        score_steps=runs[0].score_steps,
+        scores=stacked("scores"),
+        outcome=stacked("outcome"),
     )

@@ -104,7 +104,7 @@ def build(task: Task) -> Network:
         task,
         graph=start.static[0],
         params=start.params,
-        batch=task.sample(jax.random.fold_in(start.batches, 0), task.train),
+        batch=task.sample(start.batches, 0, task.train),
         recurrent=np.asarray(model.cells[0].dense_h.kernel[...], np.float64),
     )
 

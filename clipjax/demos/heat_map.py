@@ -69,7 +69,7 @@ def train(
 
     Args:
         settings: what to train.
-        task: what `compare.build_task(settings.model)` returned.
+        task: what `build_task(settings.model)` returned.
         keys: the runs.
         watch: called with the run, its steps done and its last log after each interval.
 
@@ -89,6 +89,7 @@ def train(
             names=("learning_rate", "threshold"),
             steps=settings.steps,
             interval=settings.log_every,
+            is_scored=False,
         )
         for key in keys:
             rate, threshold, seed = key

@@ -26,7 +26,11 @@ FIGURES = {
     "ratio": "1 where the gradient passed unchanged.",
     "threshold": "What each arm allowed.",
 }
-FILES = ("report.html", "results.json", *(f"{name}.png" for name in FIGURES))
+FILES = (
+    "report.html",
+    "results.json",
+    *(f"{name}.png" for name in (*FIGURES, "score", "outcome")),
+)
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
@@ -57,7 +61,7 @@ def write(
     best = at_best_rate(rows)
     by_arm = {(result.label, result.learning_rate): result for result in results}
     shown = [by_arm[row.label, row.learning_rate] for row in best]
-    figures = _figures(shown, task.unit)
+    figures = _figures(shown, task)
     versions = _versions()
     pngs = {f"{name}.png": png for name, png in figures.items()}
     page = _html(settings, task, rows, best, figures, command, versions)
@@ -104,10 +108,24 @@ def _read_arm(arm: dict[str, Any]) -> Result:
         log={name: numbers(rows, np.float32) for name, rows in arm["log"].items()},
         held_out={name: numbers(row) for name, row in summary["held_out"].items()},
         seconds_per_step=numbers(summary["seconds"]),
+        score_steps=numbers(arm["score_steps"], np.int64),
+        scores={name: numbers(rows) for name, rows in arm["scores"].items()},
+        outcome={name: numbers(rows) for name, rows in arm["outcome"].items()},
     )
 
 
-def _figures(results: Sequence[Result], unit: str) -> dict[str, bytes]:
+def _captions(task: Task, score: str) -> dict[str, str]:
+    captions = {
+        "loss": FIGURES["loss"],
+        "score": f"{score.capitalize()} on data that "
+        "training never sees, along training.",
+    }
+    if task.picture is not None:
+        captions["outcome"] = task.picture.caption
+    return captions | FIGURES
+
+
+def _figures(results: Sequence[Result], task: Task) -> dict[str, bytes]:
     def by_arm(name: str) -> dict[str, np.ndarray]:
         return {result.label: result.log[name] for result in results}
 
@@ -115,11 +133,23 @@ def _figures(results: Sequence[Result], unit: str) -> dict[str, bytes]:
     raw, clipped = by_arm("grad_norm_raw"), by_arm("grad_norm_clipped")
     threshold = by_arm("threshold")
     figures = {
-        "loss": plotting.plot_loss(by_arm("loss"), window=width, unit=unit),
+        "loss": plotting.plot_loss(by_arm("loss"), window=width, unit=task.unit),
         "norm": plotting.plot_norms(raw, clipped, threshold),
         "ratio": plotting.plot_clip_ratio(by_arm("clip_ratio"), window=width),
         "threshold": plotting.plot_threshold(threshold),
     }
+    score = next(iter(results[0].scores))
+    figures["score"] = plotting.plot_lines(
+        {result.label: result.scores[score] for result in results},
+        {result.label: result.score_steps for result in results},
+        x_label="step",
+        y_label=score,
+        title=f"Held out: {score}",
+    )
+    if task.picture is not None:
+        figures["outcome"] = task.picture.draw(
+            {result.label: result.outcome for result in results}
+        )
     pngs = {}
     for name, figure in figures.items():
         buffer = io.BytesIO()
@@ -139,9 +169,8 @@ def _versions() -> dict[str, str]:
 
 
 def described(settings: Settings | Tuning) -> dict[str, Any]:
-    """The settings as a dictionary, with the name of the task."""
-    named = {"task": type(settings.model).__name__.lower()} | vars(settings)
-    return named | {"model": vars(settings.model)}
+    """The settings as a dictionary."""
+    return vars(settings) | {"model": vars(settings.model)}
 
 
 def _json(
@@ -156,9 +185,16 @@ def _json(
         "versions": versions,
         "settings": described(settings),
         "note": "One entry per seed. Values that are not finite are the texts "
-        "'inf', '-inf' and 'nan'. 'log' has one list of steps per seed.",
+        "'inf', '-inf' and 'nan'. 'log' has one list of steps per seed, 'scores' one "
+        "of held-out scores after each of 'score_steps'.",
         "arms": {
-            name_of(row, settings): {"summary": vars(row), "log": result.log}
+            name_of(row, settings): {
+                "summary": vars(row),
+                "log": result.log,
+                "score_steps": result.score_steps,
+                "scores": result.scores,
+                "outcome": result.outcome,
+            }
             for row, result in zip(rows, results, strict=True)
         },
     }
@@ -194,14 +230,15 @@ def _html(
     command: str,
     versions: dict[str, str],
 ) -> bytes:
-    name = described(settings)["task"]
+    name = settings.task
     model = {key: value for key, value in vars(settings.model).items() if value}
     setup = ", ".join(f"{key} {value}" for key, value in model.items())
+    captions = _captions(task, next(iter(rows[0].held_out)))
     images = "\n".join(
         f'<figure><img alt="{title}" src="data:image/png;base64,'
         f'{base64.b64encode(figures[title]).decode()}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for title, caption in FIGURES.items()
+        for title, caption in captions.items()
     )
     used = ", ".join(f"{key} {value}" for key, value in versions.items())
     rates = " or ".join(f"{rate:g}" for rate in settings.lr)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from . import compare as training
 from . import explode as exploding
 from . import files, heat_map, interrupts, report, summary, terminal, tune_report
-from .arms import read_optimizer
+from .arms import read_clips, read_optimizer
 from .presets import Explosion, Settings, Tuning
 from .tasks.base import Task
+from .tasks.build import build_task
 
 
 def _train(
@@ -18,7 +19,7 @@ def _train(
     """Train what is not finished; all results in order, and whether it ended early."""
     results = list(finished)
     keys = [(one.label, one.learning_rate) for one in results]
-    arms = training.build_arms(settings)
+    arms = training.build_arms(settings, task)
     is_whole = False
     try:
         with interrupts.deferred() as check, terminal.live(settings, finished) as show:
@@ -44,13 +45,15 @@ def compare(
 ) -> int:
     """Train, show the table and write the report; return the exit code."""
     files.check_destination(out, report.FILES)
-    training.build_arms(settings)  # refuse a wrong clip before the data are read
+    # Refuse a mistake before the data are read.
+    read_optimizer(settings.optimizer)
+    read_clips(settings.clips, settings.model.places)
     finished = report.read_finished(out, settings) if resume else []
-    task = training.build_task(settings.model)
+    task = build_task(settings.model)
     results, is_whole = _train(settings, task, finished)
     if not results:
         raise KeyboardInterrupt
-    rows = [summary.summarise(result) for result in results]
+    rows = [summary.summarise(result, task.goal) for result in results]
     terminal.show_comparison(settings, rows)
     report.write(out, settings, task, results, rows, command)
     print(f"Report: {out / 'report.html'}")
@@ -68,7 +71,7 @@ def compare(
 
 def explode(settings: Explosion) -> int:
     """Show one clipped step, one bad time step and the run that follows."""
-    task = training.build_task(settings.training.model)
+    task = build_task(settings.training.model)
     network = exploding.build(task)
     step = exploding.clipped_step(network, max_norm=settings.max_norm, lr=settings.lr)
     terminal.show_step(settings, step)
@@ -81,7 +84,7 @@ def explode(settings: Explosion) -> int:
     terminal.show_bad_step(settings, seen)
     results, is_whole = _train(settings.training, task)
     if results:
-        rows = [summary.summarise(result) for result in results]
+        rows = [summary.summarise(result, task.goal) for result in results]
         terminal.show_comparison(settings.training, rows)
     if is_whole:
         return 0
@@ -96,7 +99,7 @@ def tune(settings: Tuning, out: pathlib.Path, *, command: str) -> int:
     described = report.described(settings)
     kept = heat_map.RunFile(out / "cells.jsonl", described)
     keys = heat_map.keys_of(settings)
-    task = training.build_task(settings.model)
+    task = build_task(settings.model)
     missing = [key for key in keys if key not in kept.runs]
     try:
         with interrupts.deferred() as check, terminal.bars({"runs": len(keys)}) as show:

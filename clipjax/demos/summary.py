@@ -16,13 +16,15 @@ def window(steps: int) -> int:
     return max(1, steps // 20)
 
 
-def diverged(losses: np.ndarray) -> np.ndarray:
+def diverged(losses: np.ndarray, *, must_fall: bool = True) -> np.ndarray:
     """Which seeds diverged.
 
-    A seed has diverged if its loss is not finite somewhere, or if the mean of its last
-    5 % of losses is above its loss at step 0.
+    A seed has diverged if its loss is not finite somewhere, or, where a loss must fall,
+    if the mean of its last 5 % of losses is above its loss at step 0.
     """
-    finite = np.isfinite(losses).all(axis=-1)
+    finite = np.asarray(np.isfinite(losses).all(axis=-1))
+    if not must_fall:
+        return ~finite
     last = losses[..., -window(losses.shape[-1]) :].mean(axis=-1)
     return ~finite | (last > losses[..., 0])
 
@@ -42,6 +44,7 @@ class Row:
         ratio: mean of norm after over norm before.
         norm: median of the finite norms before clipping.
         seconds: time per step.
+        goal: what arms are ranked by: "loss", or the name of a score.
     """
 
     label: str
@@ -54,6 +57,12 @@ class Row:
     ratio: np.ndarray
     norm: np.ndarray
     seconds: np.ndarray
+    goal: str = "loss"
+
+    @property
+    def rank(self) -> np.ndarray:
+        """What arms are ranked by, per seed; the lower the better."""
+        return self.final if self.goal == "loss" else -self.held_out[self.goal]
 
 
 def _over_finite(reduce, values: np.ndarray) -> np.ndarray:
@@ -62,8 +71,8 @@ def _over_finite(reduce, values: np.ndarray) -> np.ndarray:
     return np.array([reduce(row) if row.size else np.nan for row in rows])
 
 
-def summarise(result: Result) -> Row:
-    """The figures of one arm."""
+def summarise(result: Result, goal: str = "loss") -> Row:
+    """The figures of one arm, and what it is ranked by."""
     losses = result.log["loss"]
     width = window(losses.shape[-1])
     smoothed = running_mean(losses, width)[:, width - 1 :]
@@ -73,23 +82,24 @@ def summarise(result: Result) -> Row:
         final=smoothed[:, -1],
         best=_over_finite(np.min, smoothed),
         held_out=result.held_out,
-        diverged=diverged(losses),
+        diverged=diverged(losses, must_fall=goal == "loss"),
         clipped=(result.log["clipped_fraction"] > 0).mean(axis=-1),
         ratio=_over_finite(np.mean, result.log["clip_ratio"]),
         norm=_over_finite(np.median, result.log["grad_norm_raw"]),
         seconds=result.seconds_per_step,
+        goal=goal,
     )
 
 
 def at_best_rate(rows: Sequence[Row]) -> list[Row]:
-    """One row per clip: of its learning rates, the one with the lowest final loss.
+    """One row per clip: of its learning rates, the one with the best mean rank.
 
     A learning rate at which fewer seeds diverge comes first.
     """
 
     def badness(row: Row) -> tuple[int, float]:
-        loss = float(row.final.mean())
-        return int(row.diverged.sum()), loss if np.isfinite(loss) else math.inf
+        rank = float(row.rank.mean())
+        return int(row.diverged.sum()), rank if np.isfinite(rank) else math.inf
 
     by_label: dict[str, Row] = {}
     for row in rows:
@@ -179,17 +189,19 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
             "stability, and differences between the losses are what is left to see."
         )
     if len(steady) > 1:
-        best, second = sorted(steady, key=lambda row: row.final.mean())[:2]
-        gap = second.final.mean() - best.final.mean()
-        noise = max(np.ptp(best.final), np.ptp(second.final))
+        best, second = sorted(steady, key=lambda row: row.rank.mean())[:2]
+        gap = second.rank.mean() - best.rank.mean()
+        noise = max(np.ptp(best.rank), np.ptp(second.rank))
         tie = (
             " (within the range over seeds, so no difference to rely on)"
             if gap <= noise
             else ""
         )
+        by_loss = best.goal == "loss"
+        what = "The lowest final loss" if by_loss else f"The highest {best.goal}"
+        side = "below" if by_loss else "above"
         said.append(
-            f"The lowest final loss is that of {best.label!r}, {gap:.3f} below "
-            f"{second.label!r}{tie}."
+            f"{what} is that of {best.label!r}, {gap:.3f} {side} {second.label!r}{tie}."
         )
     few = "one seed" if seeds == 1 else f"{seeds} seeds"
     if len(rates) > 1:

@@ -155,7 +155,7 @@ def show_table(
 
 def show_comparison(settings: Settings, rows: Sequence[Row]) -> None:
     """The table of a comparison and what is seen in it."""
-    name = type(settings.model).__name__
+    name = settings.task.upper()
     rates = ", ".join(f"{rate:g}" for rate in settings.lr)
     title = f"{name}, {settings.optimizer}, learning rate {rates}, "
     title += f"{settings.steps} steps, seeds per arm: {settings.seeds}"

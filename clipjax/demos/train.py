@@ -15,6 +15,7 @@ from flax import nnx
 
 import clipjax
 
+from .arms import Gradient, of_batch
 from .tasks.base import Task
 
 METRICS = (
@@ -53,10 +54,12 @@ def make_step(
     static: tuple[Any, Any],
     *,
     learning_rate: float | jax.Array,
+    gradient: Gradient = of_batch,
 ) -> Callable[..., tuple[tuple[Any, Any], dict[str, jax.Array]]]:
-    """One optimization step, `(params, state), data, key -> (params, state), log`.
+    """One optimization step, `carry, data, key, index -> carry, log`.
 
-    The log holds the loss *before* the step and what the clip measured in it.
+    The carry is the parameters and the optimizer's state; the index is that of the
+    step. The log holds the loss *before* the step and what the clip measured in it.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -64,15 +67,16 @@ def make_step(
         graph, rest = static
         return task.loss(nnx.merge(graph, params, rest), batch)
 
-    def step(carry, data, key):
+    def step(carry, data, key, index):
         params, state = carry
-        batch = task.sample(key, data)
-        loss, grads = jax.value_and_grad(loss_of)(params, batch)
+        batch = task.sample(key, index, data)
+        loss, grads, seen = gradient(loss_of)(params, batch)
         updates, state = optimizer.update(
             grads, state, params, value=loss, learning_rate=learning_rate
         )
         measured = clipjax.metrics(state, blocks=False)
         log = {"loss": loss} | {name: measured[f"clip/{name}"] for name in METRICS}
+        log |= seen
         # Without a finite gradient there was no ratio to average.
         is_finite = log["grad_norm_raw"] < jnp.inf
         log["clip_ratio"] = jnp.where(is_finite, log["clip_ratio"], jnp.nan)
@@ -89,12 +93,18 @@ class History:
     Attributes:
         log: one array of length `steps` for the loss and for each of `METRICS`.
         held_out: scores of the last parameters on the held-out data.
+        score_steps: the steps after which it was scored.
+        scores: the scores then, an array for each.
+        outcome: what the picture of the task shows.
         seconds_per_step: median over the logging intervals, without compilation.
         params: the last parameters.
     """
 
     log: dict[str, np.ndarray]
     held_out: dict[str, float]
+    score_steps: np.ndarray
+    scores: dict[str, np.ndarray]
+    outcome: dict[str, np.ndarray]
     seconds_per_step: float
     params: Any
 
@@ -109,9 +119,12 @@ class Loop:
             the clips that ask for it. They are traced, so that other values need no
             other program.
         names: names of the hyper-parameters.
+        gradient: how the gradient is taken.
         steps: number of optimization steps.
         interval: steps per call into the compiled loop; the host sees the log only
             in between.
+        is_scored: whether the scores are taken after every interval, not at the end
+            alone.
 
     Raises:
         ValueError: if the loop needs more memory than there is.
@@ -123,12 +136,14 @@ class Loop:
         build: Callable[..., optax.GradientTransformation],
         *,
         names: Sequence[str] = ("learning_rate",),
+        gradient: Gradient = of_batch,
         steps: int,
         interval: int,
+        is_scored: bool = True,
     ):
         """Compile the loop."""
         self.task, self.build, self.steps = task, build, steps
-        self.interval = min(interval, steps)
+        self.interval, self.is_scored = min(interval, steps), is_scored
         shapes = jax.eval_shape(lambda: begin(task, seed=0).params)
         require_memory(
             sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
@@ -139,7 +154,11 @@ class Loop:
 
         def run_interval(carry, data, key, first, values):
             step = make_step(
-                task, build(**values), static, learning_rate=values["learning_rate"]
+                task,
+                build(**values),
+                static,
+                learning_rate=values["learning_rate"],
+                gradient=gradient,
             )
 
             def advance(carry, index):
@@ -147,7 +166,7 @@ class Loop:
                 # one compiled program serves every interval.
                 return jax.lax.cond(
                     index < steps,
-                    lambda carry: step(carry, data, jax.random.fold_in(key, index)),
+                    lambda carry: step(carry, data, key, index),
                     lambda carry: (carry, skipped),
                     carry,
                 )
@@ -174,6 +193,10 @@ class Loop:
         self.evaluate = jax.jit(
             lambda params, data: task.evaluate(nnx.merge(graph, params, rest), data)
         )
+        outcome = task.picture.outcome if task.picture else lambda model, data: {}
+        self.outcome = jax.jit(
+            lambda params, data: outcome(nnx.merge(graph, params, rest), data)
+        )
 
     def run(
         self,
@@ -192,7 +215,7 @@ class Loop:
         numbers = {name: jnp.float32(value) for name, value in values.items()}
         _, params, batches = begin(self.task, seed)
         carry = (params, self.begin_state(params, numbers))
-        logs, seconds = [], []
+        logs, seconds, scores, score_steps = [], [], [], []
         for first in range(0, self.steps, self.interval):
             done = min(first + self.interval, self.steps)
             began = time.perf_counter()
@@ -205,12 +228,21 @@ class Loop:
             logs.append(
                 {name: np.asarray(row)[: done - first] for name, row in log.items()}
             )
+            if self.is_scored or done == self.steps:
+                scores.append(self.evaluate(carry[0], self.task.held_out))
+                score_steps.append(done)
             if report:
                 report(done, {name: float(row[-1]) for name, row in logs[-1].items()})
-        scores = self.evaluate(carry[0], self.task.held_out)
+        along = {
+            name: np.array([float(row[name]) for row in scores]) for name in scores[0]
+        }
+        outcome = self.outcome(carry[0], self.task.held_out)
         return History(
             log={name: np.concatenate([log[name] for log in logs]) for name in logs[0]},
-            held_out={name: float(score) for name, score in scores.items()},
+            held_out={name: float(row[-1]) for name, row in along.items()},
+            score_steps=np.array(score_steps),
+            scores=along,
+            outcome={name: np.asarray(array) for name, array in outcome.items()},
             seconds_per_step=float(np.median(seconds)),
             params=carry[0],
         )

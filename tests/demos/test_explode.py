@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from clipjax.demos import compare, explode, presets
+from clipjax.demos import explode, presets
+from clipjax.demos.tasks.build import build_task
 
 SMALL = presets.Explosion(
     hidden=8, gain=2.0, length=12, batch=3, lr=0.5, max_norm=0.25, bad_step=10, steps=5
@@ -15,7 +16,7 @@ SMALL = presets.Explosion(
 
 @pytest.fixture(scope="module")
 def network():
-    return explode.build(compare.build_task(SMALL.training.model))
+    return explode.build(build_task(SMALL.training.model))
 
 
 def test_step_is_consistent(network):

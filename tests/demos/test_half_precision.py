@@ -72,7 +72,7 @@ def trainer(dtype, order):
 
         def step(carry, index):
             params, state, scale, good_steps = carry
-            batch = task.sample(jax.random.fold_in(batches, index), task.train)
+            batch = task.sample(batches, index, task.train)
             narrow = jax.tree.map(lambda p: p.astype(dtype), params)
             grads = jax.grad(scaled_loss)(narrow, batch, scale)
             updates, state = optimizer.update(grads, state, params, loss_scale=scale)

@@ -128,7 +128,7 @@ def test_settings_are_checked_without_the_command_line():
     for preset in presets.PRESETS.values():
         check(preset)
     with pytest.raises(ValueError, match="--steps 0"):
-        presets.Settings(presets.RNN(), steps=0)
+        presets.Settings("rnn", presets.RNN(), steps=0)
     with pytest.raises(ValueError, match="--gain"):
         presets.RNN(gain=float("nan"))
     with pytest.raises(ValueError, match="--bad-step 9"):
@@ -196,8 +196,22 @@ def test_recipes_are_found_by_themselves():
     found = arms.clips_by_name()
     assert {"clip_by_global_norm", "clip_by_value", "adaptive_grad_clip"} <= set(found)
     assert all(found[name].__name__ == name for name in found)
-    built = arms.build_clips(("none", "adaptive_grad_clip:0.01:eps=1e-2"))
-    assert list(built) == ["none", "adaptive_grad_clip:0.01:eps=1e-2"]
+    none, agc = arms.read_clips(("none", "adaptive_grad_clip:0.01:eps=1e-2"))
+    assert none.build().init({"w": 1.0}).clip_names.keys() == {"clip"}
+    assert agc.arguments["eps"] == 1e-2 and agc.place == ""
+
+
+def test_places_of_clips():
+    places = {"generator": "the generator alone"}
+    one, other = arms.read_clips(
+        ("generator@clip_by_global_norm:2", "clip_by_global_norm:2"), places
+    )
+    assert (one.place, other.place) == ("generator", "")
+    assert one.arguments["max_norm"] == 2
+    with pytest.raises(ValueError, match="did you mean 'generator'"):
+        arms.read_clips(("generater@none",), places)
+    with pytest.raises(ValueError, match="unknown place 'critic'.*none for this task"):
+        arms.read_clips(("critic@none",))
 
 
 def test_each_optimizer_has_a_rate_of_its_own():

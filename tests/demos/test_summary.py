@@ -25,6 +25,9 @@ def result(label, losses, norms=None, clipped=0.5, rate=0.1):
         },
         held_out={"held-out loss": losses[:, -1]},
         seconds_per_step=np.full(len(losses), 0.01),
+        score_steps=np.array([STEPS]),
+        scores={"held-out loss": losses[:, -1:]},
+        outcome={},
     )
 
 

@@ -33,7 +33,7 @@ def test_targets_are_the_next_characters(tmp_path):
     tokens, vocabulary = text.encode(content)
     assert vocabulary == 29
     np.testing.assert_array_equal(np.concatenate([task.train, task.held_out]), tokens)
-    inputs, targets = task.sample(jax.random.key(3), task.train)
+    inputs, targets = task.sample(jax.random.key(3), 0, task.train)
     assert inputs.shape == targets.shape == (4, 12)
     np.testing.assert_array_equal(inputs[:, 1:], targets[:, :-1])
     flat = " ".join(map(str, np.asarray(task.train)))
@@ -70,7 +70,7 @@ def test_built_in_digits_are_4000_and_1000_and_mixed():
     for labels in (task.train.labels, task.held_out.labels):
         counts = np.bincount(labels, minlength=10)
         assert counts.sum() == len(labels) and counts.min() > 0.08 * len(labels)
-    images, labels = task.sample(jax.random.key(0), task.train)
+    images, labels = task.sample(jax.random.key(0), 0, task.train)
     assert images.shape == (32, 784) and labels.shape == (32,)
     assert images.dtype == jnp.float32
     assert 0 <= images.min() and 0.9 < images.max() <= 1

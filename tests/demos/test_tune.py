@@ -15,18 +15,19 @@ import clipjax
 from clipjax.demos import (
     arms,
     cli,
-    compare,
     heat_map,
     presets,
     report,
     train,
     tune_report,
 )
+from clipjax.demos.tasks.build import build_task
 from clipjax.diagnostics import ThresholdRow, ThresholdTable
 
 TINY = ["tune", "--hidden", "8", "--length", "10", "--batch", "4", "--steps", "6"]
 TINY += ["--last", "2", "--seeds", "2", "--lr", "0.1,1.0", "--thresholds", "0.01,1"]
 SETTINGS = presets.Tuning(
+    "rnn",
     presets.RNN(hidden=8, length=10, batch=4),
     lr=(0.1, 1.0),
     thresholds=(0.01, 1.0),
@@ -53,7 +54,7 @@ def table(monkeypatch):
 
 @pytest.fixture(scope="module")
 def task():
-    return compare.build_task(SETTINGS.model)
+    return build_task(SETTINGS.model)
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_a_cell_is_the_run_with_its_numbers(task, runs):
     step = jax.jit(train.make_step(task, optimizer, static, learning_rate=rate))
     carry, losses = (params, optimizer.init(params)), []
     for index in range(6):
-        carry, log = step(carry, task.train, jax.random.fold_in(batches, index))
+        carry, log = step(carry, task.train, batches, index)
         losses.append(float(log["loss"]))
     found = runs[rate, threshold, seed]
     assert found.loss == pytest.approx(np.mean(losses[-2:]), rel=1e-5)

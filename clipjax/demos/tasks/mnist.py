@@ -152,7 +152,8 @@ def mnist_task(
     """
     train, held_out = default_digits() if directory is None else read_digits(directory)
 
-    def sample(key: jax.Array, train: Digits) -> Batch:
+    def sample(key: jax.Array, step: jax.Array, train: Digits) -> Batch:
+        key = jax.random.fold_in(key, step)
         chosen = jax.random.randint(key, (batch,), 0, len(train.labels))
         images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
         return _scaled(images[chosen]), labels[chosen]

