@@ -26,11 +26,15 @@ PROBES = {
     "adam-spike": Entry(
         "Adam after one spike, with and without a clip before it", True
     ),
+    "adam-thresholds": Entry("Adam on MNIST by threshold and by epsilon", True),
     "attention-scaling": Entry(
         "variance and gradient of attention logits with and without 1/sqrt(d)", True
     ),
+    "deep-mlp": Entry("a ReLU net of ten layers by initialization and clip", True),
+    "heat-map": Entry("loss of that net by learning rate and threshold", True),
     "loss-weights": Entry("where a threshold by diffusion time step has to act"),
     "low-precision": Entry("loss scale, overflow and underflow in 16 bits", True),
+    "recurrent-rates": Entry("learning rates that recurrent nets bear", True),
     "sensitivity": Entry("what one example changes, and noise that hides it", True),
 }
 
