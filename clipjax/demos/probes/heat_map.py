@@ -56,6 +56,7 @@ def measure(
     require(Whole(1000), seeds=seeds)
     require(Whole(1_000_000), steps=steps)
     settings = presets.Tuning(
+        "mlp",
         presets.MLP(),
         lr=tuple(REPORTED),
         thresholds=THRESHOLDS,

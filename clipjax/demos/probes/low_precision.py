@@ -1,6 +1,6 @@
 """Clipping in 16 bits: the loss scale, overflow and underflow of norms."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,7 @@ def measure(*, threshold: float = 1.0, seeds: int = 10) -> Measured:
     optax_errors, errors = np.abs(brain[:, 1:] / brain[:, :1] - 1).T
     infinite = jnp.array([INF, 1.0], jnp.float16)
     skip = clipjax.skip_nonfinite(ours)
+    state: Any
     skipped, state = skip.update(infinite, skip.init(infinite))
     return Measured(
         scales,

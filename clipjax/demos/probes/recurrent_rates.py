@@ -88,13 +88,13 @@ def measure(
             label=label,
         )
 
-    tanh = [
+    gain, large_gain = (
         runs(presets.RNN(gain=gain), ARMS, RATES, steps, f"gain {gain:g}:")
         for gain in GAINS
-    ]
+    )
     model = presets.RNN(cell="lstm", layers=2)
     lstm = runs(model, HARD, LSTM_RATES, lstm_steps, "LSTM:")
-    return Measured(np.array(RATES), *tanh, np.array(LSTM_RATES), lstm)
+    return Measured(np.array(RATES), gain, large_gain, np.array(LSTM_RATES), lstm)
 
 
 def report(measured: Measured) -> Report:
