@@ -154,10 +154,11 @@ def _explode(given: Given, command: str) -> int:
 
 
 def _probe(given: Given, command: str) -> int:
-    names, out = given.pop("names"), given.pop("out")
     from .probes import run
 
-    return run.run(names, out, command)
+    return run.run(
+        given["names"], given["out"], command=command, resume=given["resume"]
+    )
 
 
 def _probe_epilog() -> str:
@@ -307,6 +308,11 @@ def make_command() -> click.Group:
         [
             click.Argument(["names"], nargs=-1, required=True, metavar="NAME..."),
             _out_option("clipjax-probes", "NAME.json, NAME.md and NAME.png"),
+            click.Option(
+                ["--resume"],
+                is_flag=True,
+                help="show what DIR has of the same probes, and run the others",
+            ),
         ],
         "measure one thing that clipping or an architecture does",
         "Run small measurements, each by its name or as name:key=number...; print "
