@@ -1,5 +1,8 @@
 """Probes that train: what they compute from runs, and a run with a known answer."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -59,6 +62,24 @@ def test_training_a_square():
     assert np.all(runs.scores["distance"][:, 0] < 1e-3)
     assert seen[0] == "square: compiles"
     assert "square: hard, learning rate 0.25, seed 1, step 70" in seen
+
+
+def test_standardized_pixels():
+    """Black is -0.42 and the mean of MNIST 0, in training as in evaluation."""
+    pixels = jnp.array([0.0, 0.1307, 1.0])
+    task = dataclasses.replace(
+        SQUARE,
+        sample=lambda key, step, train: (pixels, None),
+        evaluate=lambda model, held_out: {"score": model(pixels)},
+    )
+    scaled = training.standardized(task)
+    expected = [-0.4242, 0, 2.8215]
+    found = scaled.sample(jax.random.key(0), 0, None)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    seen = scaled.evaluate(lambda pixels: pixels, None)["score"]
+    np.testing.assert_allclose(seen, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="standardize must be 0 or 1, got 2"):
+        heat_map.measure(standardize=2)
 
 
 def test_what_is_read_from_losses():

@@ -17,6 +17,15 @@ from clipjax.diagnostics import clipped_descent
 CURVATURE = 2.0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Ten layers are compiled for one step."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 def descend(learning_rate, threshold, start=10.0, steps=200):
     return clipped_descent(
         lambda x: CURVATURE * x, start, learning_rate, threshold, steps

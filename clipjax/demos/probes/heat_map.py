@@ -8,9 +8,9 @@ import numpy as np
 from ...plotting import plot_sweep
 from .. import heat_map, presets
 from ..options import Whole
-from ..tasks.build import build_task
 from .arguments import require
 from .base import Report, beside, number
+from .training import SCALING, digits
 
 REPORTED = {
     0.01: ("2.03", ".767", ".403", ".125", ".108"),
@@ -44,6 +44,7 @@ def measure(
     *,
     seeds: int = 1,
     steps: int = 300,
+    standardize: int = 1,
     watch: Callable[[str], None] = lambda text: None,
 ) -> Measured:
     """Train a ReLU network of ten layers from He's initial weights with SGD.
@@ -51,6 +52,7 @@ def measure(
     Args:
         seeds: runs per cell.
         steps: of each run.
+        standardize: 1 for pixels of mean 0 and variance 1, 0 for pixels from 0 to 1.
         watch: called with what is trained, every few steps.
     """
     require(Whole(1000), seeds=seeds)
@@ -66,7 +68,7 @@ def measure(
     )
     runs = heat_map.train(
         settings,
-        build_task(settings.model),
+        digits(settings.model, standardize),
         heat_map.keys_of(settings),
         lambda key, step, log: watch(
             f"learning rate {key[0]:g}, threshold {key[1]:g}, step {step}"
@@ -118,6 +120,7 @@ def report(measured: Measured) -> Report:
             f"rates: {helps}.",
             f"At learning rate {rates[0]:g} a threshold of {thresholds[0]:g} gives "
             f"{number(loss[0, 0])}, and no clip {number(loss[0, -1])}.",
+            SCALING,
         ],
         figure,
     )

@@ -81,19 +81,32 @@ def measure(*, threshold: float = 1.0, seeds: int = 10) -> Measured:
 
     steps = jax.jit(jax.vmap(both_orders))(jnp.asarray(scales, jnp.float32))
     right, wrong = map(np.asarray, steps)
+
+    @jax.jit
+    def clipped(grads):
+        update, state = ours.update(grads, ours.init(grads))
+        theirs = optaxs.update(grads, optaxs.init(grads))[0]
+        norms = optax.tree.norm(grads), state.clip_info.norm_before
+        return norms, (theirs, update)
+
+    def measured(grads) -> tuple[float, ...]:
+        """The true norm, those of Optax and clipjax, and those after their clips."""
+        norms, updates = clipped(grads)
+        return (_norm(grads), *map(float, norms), *map(_norm, updates))
+
     cases = {
         "1,000 entries of 300": jnp.full(1000, 300, jnp.float16),
         "257 entries of 16": jnp.full(257, 16, jnp.float16),
         "100,000 entries of 1": jnp.ones(100_000, jnp.float16),
         "1,000 entries of 1e-5": jnp.full(1000, 1e-5, jnp.float16),
     }
-    rows = [_both(ours, optaxs, grads) for grads in cases.values()]
+    rows = [measured(grads) for grads in cases.values()]
     true, optax_norms, norms, optax_steps, steps = np.array(rows).T
     normal = [
         jax.random.normal(jax.random.key(seed), (1000,)).astype(jnp.bfloat16)
         for seed in range(seeds)
     ]
-    brain = np.array([_both(ours, optaxs, grads)[:3] for grads in normal])
+    brain = np.array([measured(grads)[:3] for grads in normal])
     optax_errors, errors = np.abs(brain[:, 1:] / brain[:, :1] - 1).T
     infinite = jnp.array([INF, 1.0], jnp.float16)
     skip = clipjax.skip_nonfinite(ours)
@@ -123,20 +136,6 @@ def _wide(array) -> np.ndarray:
 
 def _norm(array) -> float:
     return float(np.linalg.norm(_wide(array)))
-
-
-def _both(ours, optaxs, grads) -> tuple[float, ...]:
-    """The true norm, both libraries' norms, and the norms after their clips."""
-
-    @jax.jit
-    def clipped(grads):
-        update, state = ours.update(grads, ours.init(grads))
-        theirs = optaxs.update(grads, optaxs.init(grads))[0]
-        norms = optax.tree.norm(grads), state.clip_info.norm_before
-        return norms, (theirs, update)
-
-    norms, updates = clipped(grads)
-    return (_norm(grads), *map(float, norms), *map(_norm, updates))
 
 
 def report(measured: Measured) -> Report:
