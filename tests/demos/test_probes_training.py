@@ -141,6 +141,7 @@ def test_the_heat_map_says_where_a_threshold_helps():
     assert "0.3 (0.012 against 0.206)" in report.findings[1]
     assert "0.01 (" not in report.findings[1]
     assert report.findings[2].endswith("of 0.1 gives 2.03, and no clip 0.108.")
+    assert report.findings[3].startswith("20 of the 20 cells lie within 25 %")
     diverged = measured._replace(diverged=np.arange(20).reshape(4, 5, 1) == 19)
     assert "0.3 (0.012 against divergence)" in heat_map.report(diverged).findings[1]
     with pytest.raises(ValueError, match="seeds must be a whole number"):

@@ -7,7 +7,6 @@ import optax
 import pytest
 
 import clipjax
-from clipjax import rules
 from clipjax.demos.probes import adam_epsilon, adam_spike
 from clipjax.diagnostics import adam_trace
 
@@ -34,9 +33,6 @@ def test_adam_is_a_soft_clip_of_every_coordinate(epsilons):
     np.testing.assert_allclose(epsilons.vector[0], [1, -1, 1], rtol=2e-4)
     whole = [0.9994, -0.03331, 3.331e-5]
     np.testing.assert_allclose(epsilons.vector_soft[0], whole, rtol=1e-3)
-    clip = clipjax.clip_entries(1e-8, rule=rules.soft)
-    at_rate = clip.update(jnp.ones(1), clip.init(jnp.ones(1)))[0]
-    np.testing.assert_allclose(at_rate, 1e-8, rtol=1e-6)
 
 
 def test_a_larger_epsilon_normalizes_less(epsilons):
@@ -105,11 +101,10 @@ def test_a_clip_after_adam_comes_too_late():
 
 def test_adams_direction_is_not_the_gradients():
     """C13: a clip before Adam keeps the gradient's direction, and Adam does not."""
-    gradient = jnp.array([[3.0, -0.1, 1e-4]])
-    clip = clipjax.clip_by_global_norm(1.0)
-    clipped = clip.update(gradient[0], clip.init(gradient[0]))[0]
-    assert clipjax.direction_cosine(clipped, gradient[0]) == pytest.approx(1)
-    update = adam_trace(gradient, clip).update[0]
+    gradient = np.array([[3.0, -0.1, 1e-4]], np.float32)
+    clipped = clipjax.project_onto_ball(gradient[0], 1.0)
+    np.testing.assert_allclose(clipped, gradient[0] / 3.0017, rtol=1e-4)
+    update = adam_trace(gradient, clipjax.clip_by_global_norm(1.0)).update[0]
     np.testing.assert_allclose(update, [-1, 1, -1], rtol=1e-3)
     with pytest.raises(ValueError, match="spike_at must be a whole number"):
         adam_spike.measure(spike_at=0)

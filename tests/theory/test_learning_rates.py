@@ -62,12 +62,14 @@ def test_a_small_threshold_is_slower():
 def test_an_inactive_clip_changes_no_bit():
     """C32: below the threshold the gradient comes back as it was."""
     grads = {"w": jax.random.normal(jax.random.key(0), (5, 3))}
-    clip = clipjax.clip_by_global_norm(100.0)
-    updates, _ = clip.update(grads, clip.init(grads))
-    np.testing.assert_array_equal(updates["w"], grads["w"])
+    hard = clipjax.clip_by_global_norm(100.0)
     soft = clipjax.soft_clip_by_global_norm(100.0)
-    shorter, _ = soft.update(grads, soft.init(grads))
-    assert jnp.linalg.norm(shorter["w"]) < jnp.linalg.norm(grads["w"])
+    updates, shorter = jax.jit(
+        lambda: [clip.update(grads, clip.init(grads))[0] for clip in (hard, soft)]
+    )()
+    np.testing.assert_array_equal(updates["w"], grads["w"])
+    # The soft clip has no region where it does nothing.
+    assert np.linalg.norm(shorter["w"]) < 0.99 * np.linalg.norm(grads["w"])
 
 
 def test_the_initialization_decides_whether_gradients_vanish():
@@ -81,7 +83,7 @@ def test_the_initialization_decides_whether_gradients_vanish():
 
     @functools.partial(jax.jit, static_argnums=0)
     def loss_and_norms(init):
-        model = MLP(784, 10, depth=10, width=256, init=init, rngs=nnx.Rngs(params=key))
+        model = MLP(784, 10, depth=10, width=128, init=init, rngs=nnx.Rngs(params=key))
         graph, params = nnx.split(model)
 
         def loss(params):
