@@ -22,6 +22,11 @@ class Entry(NamedTuple):
 
 # The name of a probe is that of its module, with "-" in place of "_".
 PROBES = {
+    "adam-epsilon": Entry("Adam's epsilon as a soft clip of every coordinate"),
+    "adam-spike": Entry(
+        "Adam after one spike, with and without a clip before it", True
+    ),
+    "adam-thresholds": Entry("Adam on MNIST by threshold and by epsilon", True),
     "attention-scaling": Entry(
         "variance and gradient of attention logits with and without 1/sqrt(d)", True
     ),
@@ -43,6 +48,12 @@ PROBES = {
     "quantization": Entry("int8 gradients with and without a clip", True),
     "threshold-traps": Entry("thresholds that a spike lifts, or that collapse", True),
     "alarms": Entry("how often thresholds from recorded norms clip", True),
+    "deep-mlp": Entry("a ReLU net of ten layers by initialization and clip", True),
+    "heat-map": Entry("loss of that net by learning rate and threshold", True),
+    "loss-weights": Entry("where a threshold by diffusion time step has to act"),
+    "low-precision": Entry("loss scale, overflow and underflow in 16 bits", True),
+    "recurrent-rates": Entry("learning rates that recurrent nets bear", True),
+    "sensitivity": Entry("what one example changes, and noise that hides it", True),
 }
 
 GROUPS = {
