@@ -25,6 +25,8 @@ PROBES = {
     "attention-scaling": Entry(
         "variance and gradient of attention logits with and without 1/sqrt(d)", True
     ),
+    "game": Entry("distance from the equilibrium of a game on xy, with a clip", True),
+    "ring": Entry("modes that a GAN covers, by the generator's threshold", True),
 }
 
 GROUPS = {
