@@ -157,8 +157,8 @@ def _finding(measured: Measured, of: int, optimizer: str) -> str:
     return (
         f"With {optimizer} the mean over seeds is {number(none)} modes without a clip, "
         f"{number(best)} at the best threshold and {number(least)} at the smallest. "
-        f"Seeds of one setting are up to {number(spread)} modes apart: the best "
-        f"threshold differs by {size(best, none)} than that from no clip, and the "
+        f"The number of one setting varies by up to {number(spread)} over seeds: the "
+        f"best threshold differs by {size(best, none)} than that from no clip, and the "
         f"smallest by {size(least, best)} than that from the best."
     )
 
