@@ -55,6 +55,22 @@ class Positive:
 
 
 @dataclasses.dataclass(frozen=True)
+class NotNegative:
+    """Finite numbers from zero."""
+
+    def __str__(self) -> str:
+        return "a finite number of at least 0"
+
+    def parse(self, text: str) -> float:
+        return float(text)
+
+    def accepts(self, value: Any) -> bool:
+        """True for zero and what `Positive` accepts."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (value == 0 or Positive().accepts(value))
+
+
+@dataclasses.dataclass(frozen=True)
 class Numbers:
     """Several different finite numbers above zero, separated by commas."""
 

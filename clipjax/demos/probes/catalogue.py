@@ -54,6 +54,8 @@ PROBES = {
     "low-precision": Entry("loss scale, overflow and underflow in 16 bits", True),
     "recurrent-rates": Entry("learning rates that recurrent nets bear", True),
     "sensitivity": Entry("what one example changes, and noise that hides it", True),
+    "game": Entry("distance from the equilibrium of a game on xy, with a clip", True),
+    "ring": Entry("modes that a GAN covers, by the generator's threshold", True),
 }
 
 GROUPS = {

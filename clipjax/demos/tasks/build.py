@@ -10,7 +10,9 @@ from ..models.mlp import MLP
 from ..models.rnn import RNN
 from ..models.transformer import Transformer
 from .base import Task
+from .critic import critic_task
 from .mnist import CLASSES, PIXELS, mnist_task
+from .ring import Ring, ring_task
 from .text import text_task
 
 
@@ -62,10 +64,33 @@ def _transformer(model: presets.Transformer) -> Task:
     )
 
 
+def _ring(model: presets.Ring) -> Task:
+    return ring_task(
+        Ring(model.radius, model.deviation),
+        noise=model.noise,
+        width=model.width,
+        batch=model.batch,
+    )
+
+
+def _critic(model: presets.Critic) -> Task:
+    return critic_task(
+        Ring(model.radius, model.deviation),
+        noise=model.noise,
+        width=model.width,
+        batch=model.batch,
+        critic_steps=model.critic_steps,
+        penalty=model.penalty,
+        weight_clip=model.weight_clip,
+    )
+
+
 BUILDERS: dict[type, Callable[[Any], Task]] = {
     presets.RNN: _rnn,
     presets.MLP: _mlp,
     presets.Transformer: _transformer,
+    presets.Ring: _ring,
+    presets.Critic: _critic,
 }
 
 
