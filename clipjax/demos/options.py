@@ -22,12 +22,13 @@ class Kind(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """Whole numbers from 1; a billion at most, which keeps them within 32 bits."""
+    """Whole numbers in a range; a billion at most, which keeps them within 32 bits."""
 
     largest: int = 10**9
+    lowest: int = 1
 
     def __str__(self) -> str:
-        return f"a whole number from 1 to {self.largest}"
+        return f"a whole number from {self.lowest} to {self.largest}"
 
     def parse(self, text: str) -> int:
         return int(text)
@@ -35,7 +36,7 @@ class Whole:
     def accepts(self, value: Any) -> bool:
         """True for an int (not a bool) in the range."""
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and 1 <= value <= self.largest
+        return whole and self.lowest <= value <= self.largest
 
 
 @dataclasses.dataclass(frozen=True)

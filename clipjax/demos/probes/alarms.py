@@ -9,7 +9,8 @@ from clipjax import rules
 from clipjax.diagnostics import over_clipping, suggest_thresholds
 
 from ...plotting import plot_lines
-from .arguments import require_counts
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside
 
 SPREADS = (0.1, 0.25, 0.5, 1.0)
@@ -45,8 +46,8 @@ def measure(*, seeds: int = 100, steps: int = 1000) -> Measured:
         seeds: independent repetitions.
         steps: norms to take thresholds from, and norms to clip, at least 100.
     """
-    require_counts(seeds=seeds)
-    require_counts(100, steps=steps)
+    require(Whole(), seeds=seeds)
+    require(Whole(lowest=100), steps=steps)
     generator = np.random.default_rng(0)
     normal = generator.standard_normal((seeds, 2, steps))
     cells = [[_cell(np.exp(spread * pair)) for pair in normal] for spread in SPREADS]

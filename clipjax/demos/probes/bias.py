@@ -10,7 +10,8 @@ import optax
 import clipjax
 
 from ...plotting import plot_lines
-from .arguments import require_counts
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside
 from .descend import descend
 
@@ -53,8 +54,8 @@ def measure(*, seeds: int = 3, examples: int = 8192) -> Measured:
         seeds: independent samples.
         examples: examples per sample, a multiple of 64.
     """
-    require_counts(seeds=seeds)
-    require_counts(64, examples=examples)
+    require(Whole(), seeds=seeds)
+    require(Whole(lowest=64), examples=examples)
     if examples % 64:
         raise ValueError(f"examples must be a multiple of 64, got {examples}")
     thresholds = np.array(THRESHOLDS)

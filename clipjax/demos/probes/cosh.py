@@ -7,8 +7,10 @@ import numpy as np
 
 from ... import rules
 from ...plotting import plot_lines
+from ..options import Positive, Whole
+from .arguments import require
 from .base import Report, beside
-from .paths import clipped_sgd, first_below, paths, require_counts, require_positive
+from .paths import clipped_sgd, first_below, paths
 
 ARRIVED = 1e-3  # a path has arrived when |L1·x| is below
 CONSTANTS = ((0.02, 12.7), (0.5, 8.2), (0.8, 5.3), (10.0, 1.0))
@@ -40,8 +42,8 @@ def measure(*, start: float = 6.0, steps: int = 2000) -> Measured:
         start: L1·x at the start.
         steps: of each path.
     """
-    require_positive(start=start)
-    require_counts(steps=steps)
+    require(Positive(), start=start)
+    require(Whole(), steps=steps)
 
     def scaled(l0: float, l1: float, rate: float, threshold: float, rule: rules.Rule):
         optimizer = clipped_sgd(rate, threshold, rule)

@@ -11,8 +11,9 @@ from ...core.clip import clip_by
 from ...core.entries import clip_entries
 from ...diagnostics import ClippedDescent, clipped_descent
 from ...plotting import plot_phase_portrait
+from ..options import Whole
+from .arguments import require
 from .base import Report, Table, beside, number
-from .paths import require_counts
 
 CLIPS = {
     "hard clip": lambda threshold: clip_by(threshold),
@@ -70,7 +71,7 @@ def measure(*, quadratics: int = 20_000, dimension: int = 5, seed: int = 0) -> M
         dimension: of each.
         seed: of the random numbers.
     """
-    require_counts(quadratics=quadratics, dimension=dimension)
+    require(Whole(), quadratics=quadratics, dimension=dimension)
 
     def loss(x: jax.Array) -> jax.Array:
         return jnp.sqrt(x * x + 1e-4)

@@ -17,8 +17,10 @@ from ...diagnostics import least_l0
 from ...plotting import plot_lines
 from ...recipes import scale_by_l0_l1
 from ...rules import Rule
+from ..options import Whole
+from .arguments import require
 from .base import Report, Table, number
-from .paths import clipped_sgd, first_below, paths, require_counts
+from .paths import clipped_sgd, first_below, paths
 
 ARRIVED = 0.1  # a path has arrived when the minimum is closer
 L1 = 2.0
@@ -127,7 +129,7 @@ def measure(*, steps: int = 2000) -> Measured:
     Args:
         steps: of each path.
     """
-    require_counts(steps=steps)
+    require(Whole(), steps=steps)
     found = Measured({}, {}, {}, {}, {})
     for name, function in FUNCTIONS.items():
         gradient = jax.grad(function.value)

@@ -10,7 +10,8 @@ import optax
 import clipjax
 
 from ...plotting import plot_lines
-from .arguments import require_counts, require_positive
+from ..options import Positive, Whole
+from .arguments import require
 from .base import Report, Table, beside, number
 from .descend import descend
 
@@ -56,9 +57,9 @@ def measure(
         width: number of parameters.
         learning_rate: the learning rate.
     """
-    require_counts(repeats=repeats, seeds=seeds, width=width)
-    require_counts(100, steps=steps)
-    require_positive(learning_rate=learning_rate)
+    require(Whole(), repeats=repeats, seeds=seeds, width=width)
+    require(Whole(lowest=100), steps=steps)
+    require(Positive(), learning_rate=learning_rate)
     noise = np.random.default_rng(0).standard_t(DEGREES, (repeats, seeds, steps, width))
 
     def losses(threshold: jax.Array, noise: jax.Array) -> jax.Array:

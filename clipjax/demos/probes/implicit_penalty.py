@@ -10,7 +10,8 @@ import optax
 import clipjax
 
 from ...plotting import plot_lines
-from .arguments import require_counts, require_positive
+from ..options import Positive, Whole
+from .arguments import require
 from .base import Report, beside
 from .descend import descend
 
@@ -49,8 +50,8 @@ def measure(
         threshold: the threshold C of the clip by global norm.
         learning_rate: the learning rate η.
     """
-    require_counts(100, steps=steps)
-    require_positive(threshold=threshold, learning_rate=learning_rate)
+    require(Whole(lowest=100), steps=steps)
+    require(Positive(), threshold=threshold, learning_rate=learning_rate)
     decades = 10.0 ** np.arange(1, int(np.log10(steps)) + 1)
     recorded = np.concatenate([decades, np.geomspace(1, steps, 60)])
     recorded = np.unique(recorded.round().astype(int))

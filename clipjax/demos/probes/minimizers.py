@@ -11,7 +11,8 @@ import optax
 import clipjax
 
 from ...plotting import plot_lines
-from .arguments import require_counts
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside
 from .descend import descend
 
@@ -54,9 +55,9 @@ def measure(*, seeds: int = 5, equations: int = 20, steps: int = 1000) -> Measur
             blocks.
         steps: number of steps.
     """
-    require_counts(seeds=seeds)
-    require_counts(5, equations=equations)
-    require_counts(10, steps=steps)
+    require(Whole(), seeds=seeds)
+    require(Whole(lowest=5), equations=equations)
+    require(Whole(lowest=10), steps=steps)
     recorded = np.unique(np.geomspace(1, steps, 60).round().astype(int))
     unknowns = 3 * equations
     cuts = [unknowns * block // 5 for block in range(1, 5)]

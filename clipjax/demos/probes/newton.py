@@ -9,8 +9,9 @@ import numpy as np
 
 from ...plotting import plot_lines
 from ...recipes import scale_by_l0_l1
+from ..options import Positive
+from .arguments import require
 from .base import Report, beside
-from .paths import require_positive
 
 ARRIVED = 1e-6  # of each coordinate, which starts at 1
 MOST = 10_000_000
@@ -39,7 +40,7 @@ def measure(*, condition: float = 1e4) -> Measured:
     Args:
         condition: the largest condition number κ, at least 10.
     """
-    require_positive(condition=condition)
+    require(Positive(), condition=condition)
     if condition < 10:
         raise ValueError(f"condition must be at least 10, got {condition!r}")
     conditions = 10.0 ** np.arange(np.floor(np.log10(condition)) + 1)

@@ -15,28 +15,6 @@ from ...core.clip import clip_by
 Gradient = Callable[[jax.Array], jax.Array]
 
 
-def require_counts(**counts: int) -> None:
-    """Check that numbers of steps, points or draws are integers of at least 1.
-
-    Raises:
-        ValueError: naming the argument and its value.
-    """
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
-
-
-def require_positive(**values: float) -> None:
-    """Check that numbers are positive and finite.
-
-    Raises:
-        ValueError: naming the argument and its value.
-    """
-    for name, value in values.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be positive and finite, got {value!r}")
-
-
 def clipped_sgd(
     rate: float | jax.Array,
     threshold: float | jax.Array = float("inf"),

@@ -9,7 +9,8 @@ import numpy as np
 import clipjax
 
 from ...plotting import plot_lines
-from .arguments import require_counts
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside
 
 HETEROGENEITY = (0.0, 0.3, 1.0, 2.0, 5.0)
@@ -47,7 +48,7 @@ def measure(
         workers: number of workers.
         width: number of parameters.
     """
-    require_counts(seeds=seeds, draws=draws, workers=workers, width=width)
+    require(Whole(), seeds=seeds, draws=draws, workers=workers, width=width)
     clip = clipjax.clip_by_global_norm(1.0)
     shared = jnp.zeros(width).at[0].set(10.0)
 

@@ -9,7 +9,8 @@ import numpy as np
 import clipjax
 
 from ...plotting import plot_lines
-from .arguments import require_counts
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside
 
 SAMPLES = ("Gaussian", "Student t3", "one outlier of 1000")
@@ -39,8 +40,8 @@ def measure(*, seeds: int = 10, entries: int = 100_000) -> Measured:
         seeds: independent gradients.
         entries: number of entries.
     """
-    require_counts(seeds=seeds)
-    require_counts(2, entries=entries)
+    require(Whole(), seeds=seeds)
+    require(Whole(lowest=2), entries=entries)
     tables = [
         [_table(gradient) for gradient in _samples(s, entries)] for s in range(seeds)
     ]

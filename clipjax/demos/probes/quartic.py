@@ -8,6 +8,8 @@ import optax
 from ... import rules
 from ...plotting import plot_lines
 from ...recipes import scale_by_l0_l1
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside
 from .paths import (
     Gradient,
@@ -15,7 +17,6 @@ from .paths import (
     clipped_sgd,
     first_below,
     paths,
-    require_counts,
     tune,
 )
 
@@ -65,7 +66,7 @@ def measure(*, steps: int = 3500, starts: int = 41, grid: int = 61) -> Measured:
         starts: evenly spaced from 3 to 7, for the tuned settings.
         grid: learning rates, and thresholds, that are tried.
     """
-    require_counts(steps=steps, starts=starts, grid=grid)
+    require(Whole(), steps=steps, starts=starts, grid=grid)
 
     def from_start(optimizer: optax.GradientTransformation, steps: int) -> np.ndarray:
         return paths(optimizer, gradient, [START], steps)[0]

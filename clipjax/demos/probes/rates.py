@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...plotting import plot_lines
+from ..options import Whole
+from .arguments import require
 from .base import Report, Table, beside, number
-from .paths import Gradient, Tuned, clipped_sgd, path, require_counts
+from .paths import Gradient, Tuned, clipped_sgd, path
 from .quartic import tune_all
 
 RATES = np.array([0.5, 1.0, 1.5, 1.9, 1.99, 2.01, 2.1, 3.0, 4.0, 8.0])
@@ -54,7 +56,7 @@ def measure(*, steps: int = 2000, starts: int = 12, grid: int = 31) -> Measured:
         starts: evenly spaced from 3 to 7.
         grid: learning rates, and thresholds, that are tried.
     """
-    require_counts(steps=steps, starts=starts, grid=grid)
+    require(Whole(), steps=steps, starts=starts, grid=grid)
     several = np.linspace(3.0, 7.0, starts)
 
     def end(threshold: jax.Array, rate: jax.Array, start: jax.Array) -> jax.Array:

@@ -10,9 +10,10 @@ import numpy as np
 from ...diagnostics import fit_smoothness, local_smoothness
 from ...plotting import plot_smoothness
 from ..models.mlp import INITIALISATIONS
+from ..options import Whole
 from ..tasks.mnist import default_digits
+from .arguments import require
 from .base import Report, Table, beside, over_seeds
-from .paths import require_counts
 
 WIDTHS = (784, 256, 128, 10)
 PARAMETERS = sum((1 + a) * b for a, b in zip(WIDTHS, WIDTHS[1:], strict=False))
@@ -77,7 +78,7 @@ def measure(
         every: steps from one to the next.
         watch: is called with a text before each run.
     """
-    require_counts(seeds=seeds, probes=probes, every=every)
+    require(Whole(), seeds=seeds, probes=probes, every=every)
     if probes < 4:
         raise ValueError(f"probes must be an integer of at least 4, got {probes!r}")
     measured = Measured({}, {}, {})

@@ -10,7 +10,8 @@ import clipjax
 from clipjax import thresholds
 
 from ...plotting import plot_lines
-from .arguments import require_counts, require_positive
+from ..options import Positive, Whole
+from .arguments import require
 from .base import Report, beside
 
 MULTIPLIERS = (0.5, 0.9, 1.0, 1.5)
@@ -58,9 +59,9 @@ def measure(*, seeds: int = 20, steps: int = 3000, spike: float = 1e6) -> Measur
         steps: number of steps, at least 100.
         spike: the norm in the middle of the steps of the second experiment.
     """
-    require_counts(seeds=seeds)
-    require_counts(100, steps=steps)
-    require_positive(spike=spike)
+    require(Whole(), seeds=seeds)
+    require(Whole(lowest=100), steps=steps)
+    require(Positive(), spike=spike)
     norms = np.exp(0.35 * np.random.default_rng(0).standard_normal((seeds, steps)))
     with_spike = norms.copy()
     with_spike[:, steps // 2] = spike

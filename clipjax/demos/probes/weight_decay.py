@@ -10,7 +10,8 @@ import optax
 import clipjax
 
 from ...plotting import plot_lines
-from .arguments import require_counts, require_positive
+from ..options import Positive, Whole
+from .arguments import require
 from .base import Report, Table, beside, over_seeds
 from .descend import descend
 
@@ -57,8 +58,8 @@ def measure(
         learning_rate: the learning rate η.
         penalty: the penalty λ of the decayed matrices.
     """
-    require_counts(seeds=seeds, steps=steps)
-    require_positive(learning_rate=learning_rate, penalty=penalty)
+    require(Whole(), seeds=seeds, steps=steps)
+    require(Positive(), learning_rate=learning_rate, penalty=penalty)
     if learning_rate * penalty >= 1:
         raise ValueError(
             "learning_rate · penalty must be below 1, got "
