@@ -7,7 +7,7 @@ the learning rate times r, and r grows geometrically; clipped to C, s is the lea
 rate times C, and r grows as the square root of the number of steps.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,11 +89,11 @@ def _play(
 ) -> np.ndarray:
     """The radius after each step, `(steps,)`."""
 
-    def step(carry, unused):
+    def step(carry: Any, unused: Any):
         position, state = carry
         grads = {"x": position["y"], "y": -position["x"]}
         updates, state = optimizer.update(grads, state, position)
-        position = optax.apply_updates(position, updates)
+        position: Any = optax.apply_updates(position, updates)
         return (position, state), jnp.hypot(position["x"], position["y"])
 
     def play(position):
