@@ -64,8 +64,8 @@ class Measured(NamedTuple):
 def measure(
     *,
     seeds: int = 2,
-    probes: int = 34,
-    every: int = 30,
+    probes: int = 30,
+    every: int = 20,
     watch: Callable[[str], None] = lambda text: None,
 ) -> Measured:
     """Train a 784-256-128-10 network by SGD, and measure every so many steps.
