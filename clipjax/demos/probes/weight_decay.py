@@ -1,6 +1,6 @@
 """L2 and L1 penalties with a clip: the spectral radius, and where descent ends."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,11 @@ def _stationarity(seeds: int) -> np.ndarray:
     strength, width, steps = 0.5, 10, 4000
     # The L1 penalty has no gradient at 0, around which steps of constant length jump.
     rate = optax.linear_schedule(0.2, 0.0, steps)
-    signs = optax.stateless(lambda grads, theta: grads + strength * jnp.sign(theta))
+
+    def add_signs(grads: Any, theta: Any) -> Any:
+        return grads + strength * jnp.sign(theta)
+
+    signs = optax.stateless(add_signs)
 
     def end(key: jax.Array, kind: str, order: str, threshold: float) -> jax.Array:
         curvatures = jnp.geomspace(0.1, 1.0, width)
