@@ -1,5 +1,6 @@
 """Attention logits with and without the factor 1/sqrt(d)."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -50,6 +51,7 @@ def measure(*, seeds: int = 3, pairs: int = 20_000, queries: int = 1000) -> Meas
     require_whole(seeds=seeds, pairs=pairs, queries=queries)
     widths = np.array([4, 64, 1024])
 
+    @functools.partial(jax.jit, static_argnums=1)
     def one(key: jax.Array, width: int) -> tuple[jax.Array, ...]:
         query, keys = jax.random.normal(key, (2, pairs, width))
 
@@ -85,7 +87,7 @@ def measure(*, seeds: int = 3, pairs: int = 20_000, queries: int = 1000) -> Meas
             gradient = jax.grad(attend)(jax.random.normal(query_key, (width,)))
             return jnp.sqrt(jnp.square(gradient).sum())
 
-        return jax.lax.map(of_query, jax.random.split(key, queries))
+        return jax.lax.map(of_query, jax.random.split(key, queries), batch_size=50)
 
     drawn = [
         [one(jax.random.key(seed), int(width)) for seed in range(seeds)]

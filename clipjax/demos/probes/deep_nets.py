@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -75,40 +76,37 @@ def measure(
     """
     require_whole(seeds=seeds, width=width, batch=batch)
 
-    def norms(arm: str, depth: int, seed: int) -> tuple[np.ndarray, float]:
+    def norms(arm: str, depth: int) -> tuple[np.ndarray, np.ndarray]:
         options = dict(ARMS[arm])
         if "branch" in options:
             options["branch"] = 1 / depth
-        key = jax.random.key(seed)
-        model = DeepMLP(
-            width, width, depth=depth, width=width, rngs=nnx.Rngs(params=key), **options
-        )
-        drawn, loss = jax.random.split(jax.random.fold_in(key, 1))
-        inputs = jax.random.normal(drawn, (batch, width))
-        grads = random_loss_grads(model, inputs, loss)
-        by_name = leaf_norms(grads)
         names = [f"hidden/{index}/linear/kernel" for index in range(depth - 1)]
-        layers = [float(by_name[name]) for name in [*names, "readout/kernel"]]
-        return np.array(layers), float(optax.tree.norm(grads))
 
-    found = {}
-    for arm in ARMS:
-        for depth in DEPTHS:
-            watch(f"{arm}, {depth} layers")
-            found[arm, depth] = [norms(arm, depth, seed) for seed in range(seeds)]
+        def of_seed(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            weights, drawn, loss = jax.random.split(key, 3)
+            rngs = nnx.Rngs(params=weights)
+            model = DeepMLP(
+                width, width, depth=depth, width=width, rngs=rngs, **options
+            )
+            inputs = jax.random.normal(drawn, (batch, width))
+            grads = random_loss_grads(model, inputs, loss)
+            by_name = leaf_norms(grads)
+            layers = [by_name[name] for name in [*names, "readout/kernel"]]
+            return jnp.stack(layers), optax.tree.norm(grads)
 
-    def grid(pick: Callable[[tuple[np.ndarray, float]], float]) -> np.ndarray:
-        return np.array(
-            [[[pick(run) for run in found[arm, d]] for d in DEPTHS] for arm in ARMS]
-        )
+        watch(f"{arm}, {depth} layers")
+        layers, total = jax.vmap(of_seed)(keys)
+        return np.asarray(layers), np.asarray(total)
 
+    keys = jax.random.split(jax.random.key(0), seeds)
+    found = [[norms(arm, depth) for depth in DEPTHS] for arm in ARMS]
     return Measured(
         tuple(ARMS),
         np.array(DEPTHS),
-        {arm: np.stack([run[0] for run in found[arm, DEPTHS[-1]]]) for arm in ARMS},
-        grid(lambda run: run[0][0]),
-        grid(lambda run: run[0][-1]),
-        grid(lambda run: run[1]),
+        {arm: runs[-1][0] for arm, runs in zip(ARMS, found, strict=True)},
+        np.array([[layers[:, 0] for layers, _ in runs] for runs in found]),
+        np.array([[layers[:, -1] for layers, _ in runs] for runs in found]),
+        np.array([[total for _, total in runs] for runs in found]),
     )
 
 
@@ -163,8 +161,8 @@ def report(measured: Measured) -> Report:
             f"10 for: {', '.join(tame) or 'none'}.",
             "Whether the largest gradient is at the input or at the output depends on "
             "the architecture.",
-            "Form and factor of the reported pre-norm and scaled networks are not "
-            "known: where those differ, this may be why.",
+            "Width, pre-norm and factor of the reported networks are not known: where "
+            "those differ, this may be why.",
         ],
         figure,
     )

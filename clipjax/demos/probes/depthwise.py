@@ -111,6 +111,7 @@ def report(measured: Measured) -> Report:
         x_label="channels",
         y_label="gain",
         title="3 × 3 convolutions with He's weights",
+        is_log=(True, True),
     )
     return Report(
         [beside("Depthwise-separable beside standard convolutions", rows)],

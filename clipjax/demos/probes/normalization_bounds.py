@@ -68,7 +68,8 @@ def measure(*, seeds: int = 3, size: int = 32) -> Measured:
         return norm(batch)
 
     def norms(normalize, drawn: jax.Array, gain: jax.Array) -> jax.Array:
-        standard = (drawn - drawn.mean(axis=0)) / drawn.std(axis=0)
+        standard = drawn - drawn.mean(axis=0, keepdims=True)
+        standard = standard / drawn.std(axis=0, keepdims=True)
 
         def one(deviation: jax.Array) -> jax.Array:
             report = jacobian_report(
@@ -126,7 +127,7 @@ def report(measured: Measured) -> Report:
         {
             f"{name}, gain {gain:g}": values[:, index]
             for name, values in (("layer", measured.layer), ("batch", measured.batch))
-            for index, gain in enumerate(measured.gains)
+            for index, gain in list(enumerate(measured.gains))[::2]
         },
         measured.deviations,
         x_label="standard deviation σ of what is normalized",

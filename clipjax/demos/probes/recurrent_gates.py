@@ -51,8 +51,9 @@ def measure(
         seeds: independent weights and first states.
         hidden: width of the hidden state.
         steps: time steps.
-        gain: recurrent weights are Gaussian with variance gain² / hidden; above 1 the
-            plain recurrent net can explode.
+        gain: factor on the candidate's recurrent weights, which are Gaussian with
+            variance 1 / hidden like those of the gates; above 1 the plain recurrent net
+            can explode.
     """
     require_whole(seeds=seeds, hidden=hidden, steps=steps)
     require_positive(gain=gain)
@@ -61,10 +62,13 @@ def measure(
 
     def one(cell_of: type, key: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
         weights, drawn = jax.random.split(key)
-        normal = nnx.initializers.normal(gain * hidden**-0.5)
+        normal = nnx.initializers.normal(hidden**-0.5)
         cell = cell_of(
             1, hidden, recurrent_kernel_init=normal, rngs=nnx.Rngs(params=weights)
         )
+        part = slice(2 * hidden, 3 * hidden)  # of both cells
+        kernel = cell.dense_h.kernel
+        kernel[...] = kernel[...].at[:, part].multiply(gain)
         start = jax.random.normal(drawn, (hidden,))
         if cell_of is CELLS["gru"]:
             biases = [OPEN, bias, 0.0]  # reset, update, candidate

@@ -98,6 +98,8 @@ def report(measured: Measured) -> Report:
         for name, values in measured.log_norms.items()
     ]
     norms = {name: np.exp(values) for name, values in measured.log_norms.items()}
+    # What is below 1e-60 would take all of the axis; zeros are not drawn.
+    drawn = {name: np.where(each > 1e-60, each, 0) for name, each in norms.items()}
     ends = {name: np.median(values[:, -1]) for name, values in norms.items()}
     kept = [name for name, end in ends.items() if 0.1 < end < 10]
     bounded = [name for name, step in measured.largest_step.items() if step < 1.00001]
@@ -110,5 +112,5 @@ def report(measured: Measured) -> Report:
             f"After {measured.layers} layers the product is between 0.1 and 10 for: "
             f"{', '.join(kept) or 'none'}.",
         ],
-        plot_jacobian_norms(norms, factor="layer"),
+        plot_jacobian_norms(drawn, factor="layer"),
     )

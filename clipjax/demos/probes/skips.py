@@ -1,5 +1,6 @@
 """The first layer's gradient of an encoder and decoder, with and without skips."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -53,9 +54,11 @@ def measure(
     if depth % 2:
         raise ValueError(f"depth must be even, got {depth}")
 
-    def norms(shape: tuple[int, ...], *, kernel: int, parts: int, skips: bool):
-        def one(seed: int, scale: float) -> float:
-            key = jax.random.key(seed)
+    def norms(
+        shape: tuple[int, ...], *, kernel: int, parts: int, skips: bool
+    ) -> np.ndarray:
+        def of_seed(key: jax.Array, scale: float) -> jax.Array:
+            weights, drawn, loss = jax.random.split(key, 3)
             model = EncoderDecoder(
                 shape[-1],
                 shape[-1],
@@ -65,15 +68,18 @@ def measure(
                 kernel=kernel,
                 skips=skips,
                 scale=scale,
-                rngs=nnx.Rngs(params=key),
+                rngs=nnx.Rngs(params=weights),
             )
-            drawn, loss = jax.random.split(jax.random.fold_in(key, 1))
             grads = random_loss_grads(model, jax.random.normal(drawn, shape), loss)
-            return float(leaf_norms(grads)["encoder/0/kernel"])
+            return leaf_norms(grads)["encoder/0/kernel"]
 
         watch(f"{'with' if skips else 'without'} skips, kernel {kernel}")
-        return np.array([[one(seed, s) for s in SCALES] for seed in range(seeds)])
+        columns = [
+            jax.vmap(functools.partial(of_seed, scale=scale))(keys) for scale in SCALES
+        ]
+        return np.stack(columns, axis=1)
 
+    keys = jax.random.split(jax.random.key(0), seeds)
     # A 1 x 1 convolution of one pixel is a fully connected layer.
     dense, images = (256, 1, 1, 64), (16, 8, 8, 16)
     return Measured(
