@@ -61,8 +61,7 @@ def measure(*, seeds: int = 3, pairs: int = 20_000, queries: int = 1000) -> Meas
         gradient = jax.grad(lambda query: logits(query).sum())(query)
         found = logits(query)
         norms = jnp.sqrt(jnp.square(gradient).sum(axis=1))
-        outputs = saturation(jax.random.fold_in(key, 1), width, 1.0)
-        scaled = saturation(jax.random.fold_in(key, 1), width, width**-0.5)
+        outputs, scaled = saturation(jax.random.fold_in(key, 1), width)
         return (
             found.var(),
             (found / jnp.sqrt(1.0 * width)).var(),
@@ -73,21 +72,24 @@ def measure(*, seeds: int = 3, pairs: int = 20_000, queries: int = 1000) -> Meas
             scaled.max(),
         )
 
-    def saturation(key: jax.Array, width: int, factor: float) -> jax.Array:
-        """Norm of the derivative of attention's scalar output, of each query."""
+    def saturation(key: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+        """Norm of the derivative of attention's output, plain and scaled, by query."""
 
-        def of_query(key: jax.Array) -> jax.Array:
+        def of_query(key: jax.Array) -> tuple[jax.Array, jax.Array]:
             query_key, keys_key, values_key = jax.random.split(key, 3)
             keys = jax.random.normal(keys_key, (KEYS, width))
             values = jax.random.normal(values_key, (KEYS,))
 
-            def attend(query: jax.Array) -> jax.Array:
+            def attend(query: jax.Array, factor: float) -> jax.Array:
                 return jax.nn.softmax(factor * (keys @ query)) @ values
 
-            gradient = jax.grad(attend)(jax.random.normal(query_key, (width,)))
-            return jnp.sqrt(jnp.square(gradient).sum())
+            def norm(factor: float) -> jax.Array:
+                query = jax.random.normal(query_key, (width,))
+                return jnp.sqrt(jnp.square(jax.grad(attend)(query, factor)).sum())
 
-        return jax.lax.map(of_query, jax.random.split(key, queries), batch_size=50)
+            return norm(1.0), norm(width**-0.5)
+
+        return jax.lax.map(of_query, jax.random.split(key, queries))
 
     drawn = [
         [one(jax.random.key(seed), int(width)) for seed in range(seeds)]

@@ -48,33 +48,43 @@ def measure(*, seeds: int = 3, width: int = 32) -> Measured:
     """
     require_whole(seeds=seeds, width=width)
     counts = np.array([2, 4, 8, 16, 32])
+    most = int(counts.max())
 
     def norm(function, x: jax.Array) -> jax.Array:
         return jacobian_report(function, x).spectral_norm
 
-    def one(key: jax.Array, count: int) -> tuple[jax.Array, ...]:
+    def one(key: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
+        # Always `most` branches, of which all but `count` are zero: rows of zeros leave
+        # the norm as it is, and one shape is compiled once.
+        active = (jnp.arange(most) < count).astype(jnp.float32)[:, None]
         same_key, random_key, next_key = jax.random.split(key, 3)
         same = jax.random.normal(same_key, (width, width)) * width**-0.5
-        random = jax.random.normal(random_key, (count, width, width)) * width**-0.5
-        after = jax.random.normal(next_key, (width, count * width))
-        after = after * (count * width) ** -0.5
-        x, inputs = jnp.zeros(width), jnp.zeros((count, 4))
+        random = jax.random.normal(random_key, (most, width, width)) * width**-0.5
+        after = jax.random.normal(next_key, (width, most * width))
+        after = after / jnp.sqrt(count * width)
+        x, inputs = jnp.zeros(width), jnp.zeros((most, 1))
         single = norm(lambda x: same @ x, x)
         each = jnp.linalg.norm(random, 2, axis=(1, 2)).mean()
+
+        def copies(x: jax.Array) -> jax.Array:
+            return active * jnp.tile(x, (most, 1))
+
         return (
-            norm(lambda x: jnp.tile(same @ x, (count, 1)).sum(axis=0), x) / single,
-            norm(lambda x: jnp.tile(same @ x, (count, 1)), x) / single,
-            norm(lambda x: (random @ x).sum(axis=0), x) / each,
-            norm(lambda x: random @ x, x) / each,
-            norm(lambda inputs: inputs.sum(axis=0), inputs),
-            norm(lambda inputs: inputs.ravel(), inputs),
-            norm(lambda x: after @ jnp.tile(x, count), x),
+            norm(lambda x: copies(same @ x).sum(axis=0), x) / single,
+            norm(lambda x: copies(same @ x), x) / single,
+            norm(lambda x: (active * (random @ x)).sum(axis=0), x) / each,
+            norm(lambda x: active * (random @ x), x) / each,
+            norm(lambda inputs: (active * inputs).sum(axis=0), inputs),
+            norm(lambda inputs: active * inputs, inputs),
+            norm(lambda x: after @ copies(x).ravel(), x),
         )
 
-    # Not under jit: the many shapes would take longer to compile than to measure.
+    def of_seed(key: jax.Array) -> tuple[jax.Array, ...]:
+        return jax.lax.map(lambda count: one(key, count), jnp.float32(counts))
+
     keys = jax.random.split(jax.random.key(0), seeds)
-    found = [[one(key, count) for count in counts.tolist()] for key in keys]
-    return Measured(counts, *np.moveaxis(np.asarray(found), -1, 0))
+    found = jax.jit(lambda keys: jax.lax.map(of_seed, keys))(keys)
+    return Measured(counts, *map(np.asarray, found))
 
 
 def report(measured: Measured) -> Report:

@@ -156,7 +156,8 @@ def report(measured: Measured) -> Report:
         [beside("Norms of the gradient of a random linear loss", rows)],
         [
             "With batch norm the first layer's gradient grows by "
-            f"{number(growth.mean())} per layer; √(π/(π − 1)) = 1.211 is the theory.",
+            f"{number(growth.mean())} per layer; √(π/(π − 1)) = 1.211 is the theory "
+            "of wide layers and large batches.",
             f"At {measured.depths[-1]} layers the gradient's norm is between 0.01 and "
             f"10 for: {', '.join(tame) or 'none'}.",
             "Whether the largest gradient is at the input or at the output depends on "
