@@ -56,7 +56,8 @@ def measure(*, seeds: int = 3, width: int = 32) -> Measured:
     def one(key: jax.Array, count: jax.Array) -> tuple[jax.Array, ...]:
         # Always `most` branches, of which all but `count` are zero: rows of zeros leave
         # the norm as it is, and one shape is compiled once.
-        active = (jnp.arange(most) < count).astype(jnp.float32)[:, None]
+        branches = jnp.arange(most, dtype=jnp.float32)
+        active = (branches < count).astype(jnp.float32)[:, None]
         same_key, random_key, next_key = jax.random.split(key, 3)
         same = jax.random.normal(same_key, (width, width)) * width**-0.5
         random = jax.random.normal(random_key, (most, width, width)) * width**-0.5
