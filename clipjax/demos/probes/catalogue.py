@@ -56,6 +56,17 @@ PROBES = {
     "sensitivity": Entry("what one example changes, and noise that hides it", True),
     "game": Entry("distance from the equilibrium of a game on xy, with a clip", True),
     "ring": Entry("modes that a GAN covers, by the generator's threshold", True),
+    "concatenation": Entry("Jacobian norms of summed and concatenated branches", True),
+    "costates": Entry("the costates of optimal control beside jax.grad", True),
+    "deep-nets": Entry("gradients of 10 and 50 layers by normalization", True),
+    "depthwise": Entry("gains of depthwise-separable and standard convolutions", True),
+    "euler": Entry("forward Euler steps of stable systems that diverge", True),
+    "flow-jacobian": Entry("determinant 1 with a large norm", True),
+    "normalization-bounds": Entry("Jacobian norms of layer and batch norm", True),
+    "recurrent-gates": Entry("Jacobians of GRU and LSTM by gate bias", True),
+    "residual": Entry("products of Jacobians through 1,000 residual layers", True),
+    "skips": Entry("gradients of an encoder and decoder with skips", True),
+    "spectral-radius": Entry("which number of a matrix predicts explosion", True),
 }
 
 GROUPS = {
