@@ -129,6 +129,8 @@ def report(measured: Measured) -> Report:
     norms = torch.norm[0].max()
     acts = "never acts" if norms < 1 else "acts"
     smoothed = running_mean(he.loss, WINDOW)[:, 1]
+    # A run that blows up to 1e21 before it overflows would flatten all others.
+    smoothed = np.where(smoothed < 100, smoothed, np.inf)
     figure = plot_lines(
         {arm.label: row for arm, row in zip(ARMS, smoothed, strict=True)},
         np.arange(1, smoothed.shape[-1] + 1),
