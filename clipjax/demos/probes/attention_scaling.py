@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...plotting import plot_lines
-from .arguments import require_whole
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside, number
 
 KEYS = 32
@@ -48,7 +49,7 @@ def measure(*, seeds: int = 3, pairs: int = 20_000, queries: int = 1000) -> Meas
         pairs: pairs of a query and a key per repetition.
         queries: queries per repetition that attend to 32 keys of their own.
     """
-    require_whole(seeds=seeds, pairs=pairs, queries=queries)
+    require(Whole(), seeds=seeds, pairs=pairs, queries=queries)
     widths = np.array([4, 64, 1024])
 
     @functools.partial(jax.jit, static_argnums=1)

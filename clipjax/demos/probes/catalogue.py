@@ -22,7 +22,7 @@ class Entry(NamedTuple):
 
 # The name of a probe is that of its module, with "-" in place of "_".
 PROBES = {
-    "adam-epsilon": Entry("Adam's epsilon as a soft clip of every coordinate"),
+    "adam-epsilon": Entry("Adam's epsilon as a soft clip of every coordinate", True),
     "adam-spike": Entry(
         "Adam after one spike, with and without a clip before it", True
     ),
@@ -50,7 +50,7 @@ PROBES = {
     "alarms": Entry("how often thresholds from recorded norms clip", True),
     "deep-mlp": Entry("a ReLU net of ten layers by initialization and clip", True),
     "heat-map": Entry("loss of that net by learning rate and threshold", True),
-    "loss-weights": Entry("where a threshold by diffusion time step has to act"),
+    "loss-weights": Entry("where a threshold by diffusion time step has to act", True),
     "low-precision": Entry("loss scale, overflow and underflow in 16 bits", True),
     "recurrent-rates": Entry("learning rates that recurrent nets bear", True),
     "sensitivity": Entry("what one example changes, and noise that hides it", True),

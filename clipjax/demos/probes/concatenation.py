@@ -8,7 +8,8 @@ import numpy as np
 
 from ...diagnostics import jacobian_report
 from ...plotting import plot_lines
-from .arguments import require_whole
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside, number
 
 
@@ -46,7 +47,7 @@ def measure(*, seeds: int = 3, width: int = 32) -> Measured:
         seeds: independent weights; each branch has Gaussian ones of variance 1 / width.
         width: of the input and of each branch.
     """
-    require_whole(seeds=seeds, width=width)
+    require(Whole(), seeds=seeds, width=width)
     counts = np.array([2, 4, 8, 16, 32])
     most = int(counts.max())
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...plotting import plot_lines
-from .arguments import require_positive, require_whole
+from ..options import Positive, Whole
+from .arguments import require
 from .base import Report, beside, number
 
 
@@ -51,8 +52,8 @@ def measure(
         width: of the state.
         gain: W is Gaussian with variance gain² / width.
     """
-    require_whole(steps=steps, width=width)
-    require_positive(gain=gain)
+    require(Whole(), steps=steps, width=width)
+    require(Positive(), gain=gain)
     random = np.random.default_rng(seed)
     weights = random.normal(0, gain * width**-0.5, (width, width))
     controls = random.normal(0, 0.1, (steps, width))

@@ -12,7 +12,8 @@ from flax import nnx
 from ...diagnostics import leaf_norms
 from ...plotting import plot_lines
 from ..models.deep import DeepMLP
-from .arguments import require_whole
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside, number
 from .gradients import random_loss_grads
 
@@ -74,7 +75,7 @@ def measure(
         batch: number of inputs.
         watch: is told which network comes next.
     """
-    require_whole(seeds=seeds, width=width, batch=batch)
+    require(Whole(), seeds=seeds, width=width, batch=batch)
 
     def norms(arm: str, depth: int) -> tuple[np.ndarray, np.ndarray]:
         options = dict(ARMS[arm])

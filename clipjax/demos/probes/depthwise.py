@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ...plotting import plot_lines
-from .arguments import require_whole
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside, number
 
 
@@ -65,7 +66,7 @@ def measure(*, seeds: int = 3, size: int = 16) -> Measured:
         seeds: independent weights.
         size: height and width of the images, which are periodic.
     """
-    require_whole(seeds=seeds, size=size)
+    require(Whole(), seeds=seeds, size=size)
     if size < 3:
         raise ValueError(f"size must be at least 3, that of the kernel, got {size}")
     channels = np.array([16, 64, 128])

@@ -8,7 +8,8 @@ import numpy as np
 
 from ...diagnostics import jacobian_product_report, jacobian_report
 from ...plotting import plot_lines
-from .arguments import require_whole
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside, number
 
 SYSTEMS = {
@@ -45,7 +46,7 @@ def measure(*, steps: int = 100) -> Measured:
     Args:
         steps: number of Euler steps, or layers, of each product.
     """
-    require_whole(steps=steps)
+    require(Whole(), steps=steps)
     sizes = np.array([0.003, 0.005, 0.01, 0.015, 0.019, 0.02, 0.021, 0.025, 0.03, 0.05])
     start, nothing = jnp.ones(2), jnp.zeros(steps)
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from ...diagnostics import jacobian_product_report, jacobian_report
 from ...plotting import plot_jacobian_norms
-from .arguments import require_positive, require_whole
+from ..options import Positive, Whole
+from .arguments import require
 from .base import Report, beside, number
 
 
@@ -43,8 +44,8 @@ def measure(
         width: of each half.
         gain: W is Gaussian with variance gain² / width.
     """
-    require_whole(seeds=seeds, layers=layers, width=width)
-    require_positive(gain=gain)
+    require(Whole(), seeds=seeds, layers=layers, width=width)
+    require(Positive(), gain=gain)
     diagonal = jnp.array([100.0, 0.01])
 
     @jax.jit

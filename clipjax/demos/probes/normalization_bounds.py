@@ -9,7 +9,8 @@ from flax import nnx
 
 from ...diagnostics import jacobian_report
 from ...plotting import plot_lines
-from .arguments import require_whole
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside, number
 
 EPSILON = 1e-5
@@ -49,7 +50,7 @@ def measure(*, seeds: int = 3, size: int = 32) -> Measured:
         size: features of layer norm, examples of batch norm (which has 4 features); at
             least 3.
     """
-    require_whole(seeds=seeds, size=size)
+    require(Whole(), seeds=seeds, size=size)
     if size < 3:
         raise ValueError(f"size must be at least 3, got {size}")
     deviations = np.array([1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1, 3, 10])

@@ -11,7 +11,8 @@ from flax import nnx
 from ...diagnostics import jacobian_product_report, jacobian_report
 from ...plotting import plot_lines
 from ..models.rnn import CELLS
-from .arguments import require_positive, require_whole
+from ..options import Positive, Whole
+from .arguments import require
 from .base import Report, beside, number
 
 OPEN = 10.0  # bias of an open gate: sigmoid(10) is 0.99995
@@ -55,8 +56,8 @@ def measure(
             variance 1 / hidden like those of the gates; above 1 the plain recurrent net
             can explode.
     """
-    require_whole(seeds=seeds, hidden=hidden, steps=steps)
-    require_positive(gain=gain)
+    require(Whole(), seeds=seeds, hidden=hidden, steps=steps)
+    require(Positive(), gain=gain)
     biases = np.array([-6, -4, -2, 0, 2, 4, 6])
     nothing = jnp.zeros((steps, 1))
 

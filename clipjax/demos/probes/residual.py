@@ -8,7 +8,8 @@ import numpy as np
 
 from ...diagnostics import jacobian_product_report
 from ...plotting import plot_jacobian_norms
-from .arguments import require_whole
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside, number
 
 # The reported products are those of 200 layers.
@@ -52,7 +53,7 @@ def measure(*, seeds: int = 3, layers: int = 1000, width: int = 32) -> Measured:
         layers: number of layers L of the long network.
         width: of each layer.
     """
-    require_whole(seeds=seeds, layers=layers, width=width)
+    require(Whole(), seeds=seeds, layers=layers, width=width)
 
     def one(key: jax.Array, factors: jax.Array, count: int):
         drawn, start = jax.random.split(key)

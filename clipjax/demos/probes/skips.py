@@ -11,7 +11,8 @@ from flax import nnx
 from ...diagnostics import leaf_norms
 from ...plotting import plot_lines
 from ..models.convolution import EncoderDecoder
-from .arguments import require_whole
+from ..options import Whole
+from .arguments import require
 from .base import Report, beside, number
 from .gradients import random_loss_grads
 
@@ -50,7 +51,7 @@ def measure(
             network halves its resolution once.
         watch: is told which network comes next.
     """
-    require_whole(seeds=seeds, depth=depth)
+    require(Whole(), seeds=seeds, depth=depth)
     if depth % 2:
         raise ValueError(f"depth must be even, got {depth}")
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from ...diagnostics import jacobian_product_report, jacobian_report
 from ...plotting import plot_jacobian_norms
-from .arguments import require_whole
+from ..options import Whole
+from .arguments import require
 from .base import Report, Table, beside, number
 
 NON_NORMAL = "[[0.5, 10], [0, 0.5]]"
@@ -46,7 +47,7 @@ def measure(*, steps: int = 100) -> Measured:
     Args:
         steps: number of time steps, at least 50.
     """
-    require_whole(steps=steps)
+    require(Whole(), steps=steps)
     if steps < 50:
         raise ValueError(f"steps must be at least 50, got {steps}")
     start, nothing = jnp.ones(2), jnp.zeros(steps)

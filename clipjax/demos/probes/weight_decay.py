@@ -111,7 +111,6 @@ def _stationarity(seeds: int) -> np.ndarray:
     rate = optax.linear_schedule(0.2, 0.0, steps)
 
     def add_signs(grads: Any, theta: Any) -> jax.Array:
-    def add_signs(grads: Any, theta: Any) -> Any:
         return grads + strength * jnp.sign(theta)
 
     signs = optax.stateless(add_signs)
