@@ -57,9 +57,11 @@ def at_every(count: int) -> Wrap:
     At the others its gradient is not used, and its clip and its optimizer keep their
     states.
     """
-    return lambda moves: optax.conditionally_mask(
-        moves, lambda step: step % count == count - 1
-    )
+
+    def is_last(step: Any, **unused: Any) -> jax.Array:
+        return step % count == count - 1
+
+    return lambda moves: optax.conditionally_mask(moves, is_last)
 
 
 def weights_within(limit: float) -> optax.GradientTransformation:
