@@ -78,7 +78,7 @@ def _read(argument: str, name: str, values: Any, ranks: tuple[int, ...]) -> np.n
 
 
 def _draw(panel: Axes, seeds: np.ndarray, line: np.ndarray | None) -> None:
-    is_seen = np.isfinite(seeds).all(axis=-1)
+    is_seen = np.asarray(np.isfinite(seeds).all(axis=-1))
     if line is not None:
         panel.plot(*line.T, color=GREY, linewidth=1, zorder=1)
         low, high = np.nanmin(line, axis=0), np.nanmax(line, axis=0)
@@ -86,10 +86,10 @@ def _draw(panel: Axes, seeds: np.ndarray, line: np.ndarray | None) -> None:
         panel.set_xlim(low[0], high[0])
         panel.set_ylim(low[1], high[1])
         is_seen &= ((seeds >= low) & (seeds <= high)).all(axis=-1)
-    for index, (seed, seen) in enumerate(zip(seeds, is_seen, strict=True)):
+    for index in range(len(seeds)):
         style = style_of(index)
         panel.plot(
-            *seed[seen].T,
+            *seeds[index, is_seen[index]].T,
             style.marker,
             color=style.color,
             markersize=3,

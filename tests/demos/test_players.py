@@ -23,12 +23,17 @@ RATE, STEPS = 0.1, 12
 
 
 @functools.cache
-def train(model, spec, optimizer="sgd"):
-    """Parameters by player before and after each step, and the log of each step."""
+def started(model):
     task = build_task(model)
+    return task, begin(task, seed=0)
+
+
+@functools.cache
+def train(model, spec, optimizer="sgd"):
+    """Parameters by player before each step, and the log of each step."""
+    task, start = started(model)
     settings = presets.Settings("", model, optimizer=optimizer, clips=(spec,))
     (arm,) = build_arms(settings, task).values()
-    start = begin(task, seed=0)
 
     def run():
         chain = arm.chain(RATE)
@@ -61,7 +66,8 @@ def own_loss(name, player, model, batch):
     if name == "critic":
         between = batch[2] * real + (1 - batch[2]) * fake
         slope = jax.vmap(jax.grad(lambda point: model.score(point[None])[0]))(between)
-        penalty = jnp.square(jnp.sqrt(jnp.square(slope).sum(axis=1)) - 1).mean()
+        norms = jnp.sqrt(jnp.square(slope).sum(axis=1) + 1e-30)  # some slopes are 0
+        penalty = jnp.square(norms - 1).mean()
         return (model.score(fake) - model.score(real)).mean() + 0.1 * penalty
     if player == "generator":
         return -jnp.log(jax.nn.sigmoid(model.score(fake))).mean()
@@ -74,8 +80,7 @@ def own_loss(name, player, model, batch):
 
 @pytest.mark.parametrize(("name", "model"), [("ring", RING), ("critic", CRITIC)])
 def test_the_gradient_of_each_player_is_that_of_its_own_loss(name, model):
-    task = build_task(model)
-    start = begin(task, seed=0)
+    task, start = started(model)
     graph, rest = start.static
     batch = task.sample(start.batches, jnp.int32(0), task.train)
 
@@ -98,32 +103,31 @@ def test_the_gradient_of_each_player_is_that_of_its_own_loss(name, model):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize(
     ("clipped", "other"), [PLAYERS, PLAYERS[::-1]], ids=lambda name: name
 )
-def test_a_clip_of_one_player_leaves_the_other_alone(clipped, other, optimizer):
-    free, _ = train(RING, "none", optimizer)
-    spec = f"{clipped}@clip_by_global_norm:0.01"
-    with_clip, log = train(RING, spec, optimizer)
+def test_a_clip_of_one_player_leaves_the_other_alone(clipped, other):
+    free, _ = train(RING, "none")
+    with_clip, log = train(RING, f"{clipped}@clip_by_global_norm:0.01")
     np.testing.assert_array_equal(with_clip[other][1], free[other][1])
-    if optimizer == "sgd":  # Adam's first step has the same length for all gradients
-        step, whole = (np.diff(run[clipped][:2], axis=0) for run in (with_clip, free))
-        assert np.linalg.norm(step) == pytest.approx(0.01 * RATE, rel=1e-3)
-        assert log["grad_norm_raw"][0] == pytest.approx(
-            np.linalg.norm(whole) / RATE, rel=1e-3
-        )
+    step, whole = (np.diff(run[clipped][:2], axis=0) for run in (with_clip, free))
+    assert np.linalg.norm(step) == pytest.approx(0.01 * RATE, rel=1e-3)
+    assert log["grad_norm_raw"][0] == pytest.approx(
+        np.linalg.norm(whole) / RATE, rel=1e-3
+    )
     # Each player is the other's environment: from the second step on all differ.
     assert np.any(with_clip[other][-1] != free[other][-1])
 
 
-def test_both_players_are_clipped_by_their_own_norms_without_a_place():
-    for name in ("", "both@"):
-        params, log = train(RING, f"{name}clip_by_global_norm:0.01")
-        for player in PLAYERS:
-            lengths = np.linalg.norm(np.diff(params[player], axis=0), axis=1)
-            np.testing.assert_allclose(lengths, 0.01 * RATE, rtol=1e-2)
-        np.testing.assert_allclose(log["threshold"], 0.01, rtol=1e-6)
+def test_both_players_are_clipped_by_their_own_norms():
+    params, log = train(RING, "both@clip_by_global_norm:0.01")
+    for player in PLAYERS:
+        lengths = np.linalg.norm(np.diff(params[player], axis=0), axis=1)
+        np.testing.assert_allclose(lengths, 0.01 * RATE, rtol=1e-2)
+    np.testing.assert_allclose(log["threshold"], 0.01, rtol=1e-6)
+    for model in (RING, CRITIC):  # so it is without a place
+        places = started(model)[0].places
+        assert places[""] is places["both"]
 
 
 def test_the_limit_on_weights_holds_and_concerns_the_critic_alone():
@@ -133,9 +137,8 @@ def test_the_limit_on_weights_holds_and_concerns_the_critic_alone():
     assert np.abs(params["discriminator"][1:]).max() <= 0.05 * (1 + 1e-6)
     assert np.abs(params["discriminator"][1:]).max() >= 0.05 * (1 - 1e-6)
     assert np.abs(params["generator"]).max() > 0.5
-    for clip in ("critic@clip_by_value:0.05", "critic@clip_by_global_norm:0.05"):
-        params, _ = train(CRITIC, clip)
-        assert np.abs(params["discriminator"]).max() > 0.5
+    params, _ = train(CRITIC, "critic@clip_by_value:0.05")
+    assert np.abs(params["discriminator"]).max() > 0.5
 
 
 def test_the_generator_moves_at_the_last_of_every_five_steps():
@@ -189,7 +192,7 @@ def test_coverage_of_points_made_by_hand():
 @pytest.mark.parametrize("name", ["ring", "critic"])
 def test_the_presets_name_places_that_there_are(name):
     settings = presets.PRESETS[name]
-    task = build_task(settings.model)
+    task, _ = started({"ring": RING, "critic": CRITIC}[name])
     assert list(build_arms(settings, task)) == list(settings.clips)
     assert set(task.places) == {"", *settings.model.places}
     scores = task.evaluate(task.build(jax.random.key(0)), task.held_out)

@@ -93,15 +93,16 @@ def _play(
         position, state = carry
         grads = {"x": position["y"], "y": -position["x"]}
         updates, state = optimizer.update(grads, state, position)
-        position: Any = optax.apply_updates(position, updates)
-        return (position, state), jnp.hypot(position["x"], position["y"])
+        position = optax.apply_updates(position, updates)
+        return (position, state), position
 
     def play(position):
         carry = (position, optimizer.init(position))
         return jax.lax.scan(step, carry, length=steps)[1]
 
     begin = jnp.float32(start)
-    return np.asarray(jax.jit(play)({"x": begin, "y": begin}))
+    positions = jax.jit(play)({"x": begin, "y": begin})
+    return np.hypot(positions["x"], positions["y"])
 
 
 def report(measured: Measured) -> Report:

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import optax
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ import clipjax
 
 from ...plotting import plot_lines
 from ..arms import ClipCall
+from ..tasks.base import Task
 from ..tasks.players import each_with_its_clip
 from ..tasks.ring import Ring, ring_task
 from ..train import Loop
@@ -74,38 +76,58 @@ def measure(
         if not value > 0:
             raise ValueError(f"{name} must be above 0, got {value}")
     task = ring_task(Ring(radius, deviation), batch=batch)
-    rows = []
-    for name, (optimizer, rate) in OPTIMIZERS.items():
-        watch(f"{name}, compiling")
+    rows = [
+        train(task, name, seeds=seeds, steps=steps, watch=watch) for name in OPTIMIZERS
+    ]
+    modes, quality, largest_norm = np.moveaxis(np.array(rows), -1, 0)
+    return Measured(np.array(THRESHOLDS), modes, quality, largest_norm)
 
-        def build(learning_rate, threshold, optimizer=optimizer):
-            call = functools.partial(clipjax.clip_by_global_norm, threshold)
-            clip = ClipCall("generator@clip_by_global_norm", "generator", call, {})
-            return each_with_its_clip("generator")(clip, optimizer).chain(learning_rate)
 
-        loop = Loop(
-            task,
-            build,
-            names=("learning_rate", "threshold"),
-            steps=steps,
-            interval=500,
-            is_scored=False,
+def train(
+    task: Task,
+    name: str,
+    *,
+    seeds: int,
+    steps: int,
+    watch: Callable[[str], None] = lambda text: None,
+) -> np.ndarray:
+    """Train with one optimizer and each threshold.
+
+    Returns:
+        `(thresholds, seeds, 3)`: modes covered, quality and the largest norm.
+    """
+    watch(f"{name}, compiling")
+    optimizer, rate = OPTIMIZERS[name]
+
+    def build(
+        learning_rate: jax.Array, threshold: jax.Array
+    ) -> optax.GradientTransformation:
+        call = functools.partial(clipjax.clip_by_global_norm, threshold)
+        clip = ClipCall("generator@clip_by_global_norm", "generator", call, {})
+        return each_with_its_clip("generator")(clip, optimizer).chain(learning_rate)
+
+    loop = Loop(
+        task,
+        build,
+        names=("learning_rate", "threshold"),
+        steps=steps,
+        interval=500,
+        is_scored=False,
+    )
+
+    def one(threshold: float, seed: int) -> tuple[float, ...]:
+        text = f"{name}, {_named(threshold)}, seed {seed}, step"
+        run = loop.run(
+            seed,
+            lambda step, log: watch(f"{text} {step}"),
+            learning_rate=rate,
+            threshold=threshold,
         )
-        for threshold in THRESHOLDS:
-            for seed in range(seeds):
-                run = loop.run(
-                    seed,
-                    lambda step, log, name=name, threshold=threshold, seed=seed: watch(
-                        f"{name}, {_named(threshold)}, seed {seed}, step {step}"
-                    ),
-                    learning_rate=rate,
-                    threshold=threshold,
-                )
-                norms = run.log["grad_norm_raw"]
-                rows.append((*run.held_out.values(), norms.max()))
-    shape = (len(OPTIMIZERS), len(THRESHOLDS), seeds)
-    modes, quality, largest = (np.reshape(each, shape) for each in np.transpose(rows))
-    return Measured(np.array(THRESHOLDS), modes, quality, largest)
+        return *run.held_out.values(), run.log["grad_norm_raw"].max()
+
+    return np.array(
+        [[one(threshold, seed) for seed in range(seeds)] for threshold in THRESHOLDS]
+    )
 
 
 def _named(threshold: float) -> str:

@@ -58,10 +58,10 @@ def at_every(count: int) -> Wrap:
     states.
     """
 
-    def is_due(step: Any, **unused: Any) -> Any:
+    def is_last(step: Any, **unused: Any) -> jax.Array:
         return step % count == count - 1
 
-    return lambda moves: optax.conditionally_mask(moves, is_due)
+    return lambda moves: optax.conditionally_mask(moves, is_last)
 
 
 def weights_within(limit: float) -> optax.GradientTransformation:
