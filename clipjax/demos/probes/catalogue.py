@@ -25,6 +25,9 @@ PROBES = {
     "attention-scaling": Entry(
         "variance and gradient of attention logits with and without 1/sqrt(d)", True
     ),
+    "potential-regions": Entry(
+        "errors of a potential's wall and main region by threshold", True
+    ),
 }
 
 GROUPS = {
