@@ -252,7 +252,7 @@ def test_a_task_trains_scores_and_draws(name):
     model = SMALL[name]
     task = build_task(model)
     assert set(task.places) == set(model.places)
-    settings = dataclasses.replace(presets.PRESETS[name], model=model)
+    settings = dataclasses.replace(presets.PRESETS[name], model=model, optimizer="sgd")
     by_label = compare.build_arms(settings, task)
     assert len(by_label) == len(settings.clips)
     loop = train.Loop(task, by_label["none"].chain, steps=2, interval=2)
@@ -294,6 +294,6 @@ def test_findings_of_the_potential_follow_the_numbers():
     assert "The wall pays for it: its error is 700 against 100" in said()
     assert "No threshold and rate is best for both regions." in said()
     assert "a constant energy (799) at 0.001." in said()
-    wall[0, 4] = 50.0
+    wall[0, 4, 1] = 50.0
     assert "smaller there, too: 50 against 100" in said()
     assert "pays" not in said() and "best for both" not in said()

@@ -81,7 +81,9 @@ def measure(
     for seed, threshold, rate in np.ndindex(errors.shape[1:]):
         watch(f"seed {seed}, {THRESHOLDS[threshold]}, learning rate {rates[rate]:g}")
         found = loop.run(
-            seed, threshold=thresholds[seed, threshold], learning_rate=rates[rate]
+            seed,
+            threshold=float(thresholds[seed, threshold]),
+            learning_rate=float(rates[rate]),
         ).held_out
         errors[:, seed, threshold, rate] = found["F-rmse main"], found["F-rmse wall"]
     return Measured(rates, norms, thresholds, *errors)
@@ -151,7 +153,7 @@ def report(measured: Measured) -> Report:
                 cell
                 for rates in (for_main, for_wall)
                 for cell in (
-                    number(measured.rates[rates[index]]),
+                    number(float(measured.rates[rates[index]])),
                     over_seeds(_at(measured.main, rates)[index]),
                     over_seeds(_at(measured.wall, rates)[index]),
                 )
