@@ -35,8 +35,8 @@ def test_forces_are_the_slope_of_the_learned_energy():
     assert np.abs(np.asarray(found)).max() > 0.1
 
 
-def test_clipping_fits_the_main_region_and_not_the_wall():
-    """B91: a clip helps the main region; no run is accurate over the full range."""
+def test_a_fixed_threshold_fits_the_main_region_and_not_the_wall():
+    """B91: a small fixed threshold helps the main region, not the full range."""
     loop = potential_regions.make_loop(steps=3000, batch=32)
     free = loop.run(0, learning_rate=1e-4, threshold=np.inf).held_out
     # A threshold at about the median of the norms at the start.
