@@ -173,7 +173,12 @@ def _listed(title: str, names: Iterable[str]) -> str:
 
 def _places() -> str:
     lines = [
-        f"  {place}@ ({task}): {meaning}"
+        textwrap.fill(
+            f"{place}@ ({task}): {meaning}",
+            74,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        )
         for task, preset in presets.PRESETS.items()
         for place, meaning in preset.model.places.items()
     ]
