@@ -180,7 +180,12 @@ def _tasks() -> str:
 
 def _places() -> str:
     lines = [
-        f"  {place}@ ({task}): {meaning}"
+        textwrap.fill(
+            f"{place}@ ({task}): {meaning}",
+            74,
+            initial_indent="  ",
+            subsequent_indent="    ",
+        )
         for task, preset in presets.PRESETS.items()
         for place, meaning in preset.model.places.items()
     ]

@@ -246,6 +246,11 @@ def _html(
     own = (
         "<p>Each arm at its own best learning rate.</p>" if len(settings.lr) > 1 else ""
     )
+    diverged = "its loss is not finite somewhere"
+    if task.must_fall and task.goal == "loss":
+        diverged += (
+            " or if the mean of its last 5 % of losses is above its loss at step 0"
+        )
     page = f"""<!doctype html>
 <html lang="en">
 <head>
@@ -265,8 +270,7 @@ def _html(
 {tables}
 <p class="note">Mean ± sample standard deviation over seeds. Losses are in
 {html.escape(task.unit)}, final and best ones smoothed over
-{window(settings.steps)} steps. A seed has diverged if its loss is not finite somewhere
-or if the mean of its last 5 % of losses is above its loss at step 0. The median norm is
+{window(settings.steps)} steps. A seed has diverged if {diverged}. The median norm is
 that of the gradient before clipping; the time per step leaves out compilation.</p>
 <h2>Figures</h2>
 {own}

@@ -53,7 +53,10 @@ def compare(
     results, is_whole = _train(settings, task, finished)
     if not results:
         raise KeyboardInterrupt
-    rows = [summary.summarise(result, task.goal) for result in results]
+    rows = [
+        summary.summarise(result, task.goal, must_fall=task.must_fall)
+        for result in results
+    ]
     terminal.show_comparison(settings, rows)
     report.write(out, settings, task, results, rows, command)
     print(f"Report: {out / 'report.html'}")

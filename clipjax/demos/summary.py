@@ -71,8 +71,8 @@ def _over_finite(reduce, values: np.ndarray) -> np.ndarray:
     return np.array([reduce(row) if row.size else np.nan for row in rows])
 
 
-def summarise(result: Result, goal: str = "loss") -> Row:
-    """The figures of one arm, and what it is ranked by."""
+def summarise(result: Result, goal: str = "loss", *, must_fall: bool = True) -> Row:
+    """The figures of one arm; `goal` and `must_fall` are those of the task."""
     losses = result.log["loss"]
     width = window(losses.shape[-1])
     smoothed = running_mean(losses, width)[:, width - 1 :]
@@ -82,7 +82,7 @@ def summarise(result: Result, goal: str = "loss") -> Row:
         final=smoothed[:, -1],
         best=_over_finite(np.min, smoothed),
         held_out=result.held_out,
-        diverged=diverged(losses, must_fall=goal == "loss"),
+        diverged=diverged(losses, must_fall=must_fall and goal == "loss"),
         clipped=(result.log["clipped_fraction"] > 0).mean(axis=-1),
         ratio=_over_finite(np.mean, result.log["clip_ratio"]),
         norm=_over_finite(np.median, result.log["grad_norm_raw"]),

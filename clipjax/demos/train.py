@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -190,8 +191,11 @@ class Loop:
                 + planned.argument_size_in_bytes
                 + planned.output_size_in_bytes
             )
+        # JAX sorts the keys of a plain dictionary, and the first score has a figure.
         self.evaluate = jax.jit(
-            lambda params, data: task.evaluate(nnx.merge(graph, params, rest), data)
+            lambda params, data: OrderedDict(
+                task.evaluate(nnx.merge(graph, params, rest), data)
+            )
         )
         outcome = task.picture.outcome if task.picture else lambda model, data: {}
         self.outcome = jax.jit(

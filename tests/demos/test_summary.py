@@ -50,6 +50,14 @@ def test_diverged_by_its_two_criteria():
     )
 
 
+def test_a_loss_of_rare_examples_need_not_fall():
+    rising = np.stack([falling(1, 5)])
+    assert summary.summarise(result("clip", rising)).diverged.all()
+    assert not summary.summarise(result("clip", rising), must_fall=False).diverged.any()
+    rising[0, 3] = np.nan
+    assert summary.summarise(result("clip", rising), must_fall=False).diverged.all()
+
+
 def test_row_of_a_finite_run():
     losses = np.stack([falling(5, 1), falling(5, 2)])
     losses[:, 20:22] = 0.25

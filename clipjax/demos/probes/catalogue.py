@@ -67,6 +67,9 @@ PROBES = {
     "residual": Entry("products of Jacobians through 1,000 residual layers", True),
     "skips": Entry("gradients of an encoder and decoder with skips", True),
     "spectral-radius": Entry("which number of a matrix predicts explosion", True),
+    "potential-regions": Entry(
+        "errors of a potential's wall and main region by threshold", True
+    ),
 }
 
 GROUPS = {

@@ -52,6 +52,8 @@ class Task:
         goal: what arms are ranked by: "loss", the lower the better, or the name of a
             score, the higher the better. The loss of a game of two players need not
             fall; a run of it has diverged only where it is not finite.
+        must_fall: whether a run whose loss ends above that of step 0 has diverged. The
+            loss of step 0 says little where rare examples make most of the mean.
         places: where a clip can stand, by the names in the task's options; "" is the
             place of a clip without one.
         picture: a figure of what was learned.
@@ -66,6 +68,7 @@ class Task:
     evaluate: Callable[[Any, Any], dict[str, jax.Array]]
     unit: str
     goal: str = "loss"
+    must_fall: bool = True
     places: Mapping[str, Place] = dataclasses.field(default_factory=dict)
     picture: Picture | None = None
 

@@ -6,12 +6,18 @@ from typing import Any
 from flax import nnx
 
 from .. import presets
+from ..models.diffusion import Denoiser
+from ..models.flow import Flow
 from ..models.mlp import MLP
+from ..models.potential import Potential
 from ..models.rnn import RNN
 from ..models.transformer import Transformer
 from .base import Task
 from .critic import critic_task
+from .diffusion import diffusion_task
+from .flow import flow_task
 from .mnist import CLASSES, PIXELS, mnist_task
+from .potential import potential_task
 from .ring import Ring, ring_task
 from .text import text_task
 
@@ -85,12 +91,42 @@ def _critic(model: presets.Critic) -> Task:
     )
 
 
+def _potential(model: presets.Potential) -> Task:
+    return potential_task(
+        lambda key: Potential(width=model.width, rngs=nnx.Rngs(params=key)),
+        batch=model.batch,
+        contacts=model.contacts,
+    )
+
+
+def _diffusion(model: presets.Diffusion) -> Task:
+    return diffusion_task(
+        lambda key: Denoiser(width=model.width, rngs=nnx.Rngs(params=key)),
+        batch=model.batch,
+        weighting=model.weighting,
+    )
+
+
+def _flow(model: presets.Flow) -> Task:
+    return flow_task(
+        lambda key: Flow(
+            layers=model.layers, width=model.width, rngs=nnx.Rngs(params=key)
+        ),
+        batch=model.batch,
+        stretch=model.stretch,
+        bend=model.bend,
+    )
+
+
 BUILDERS: dict[type, Callable[[Any], Task]] = {
     presets.RNN: _rnn,
     presets.MLP: _mlp,
     presets.Transformer: _transformer,
     presets.Ring: _ring,
     presets.Critic: _critic,
+    presets.Potential: _potential,
+    presets.Diffusion: _diffusion,
+    presets.Flow: _flow,
 }
 
 

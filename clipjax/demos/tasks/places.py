@@ -20,7 +20,11 @@ RULES = {
 
 
 def on_examples(
-    clip: ClipCall, optimizer: OptimizerOf, *, threshold: Callable | None = None
+    clip: ClipCall,
+    optimizer: OptimizerOf,
+    *,
+    threshold: Callable | None = None,
+    is_rescaled: bool = False,
 ) -> Arm:
     """Every example's gradient clipped by itself, and the mean taken then.
 
@@ -32,9 +36,12 @@ def on_examples(
         optimizer: what follows.
         threshold: from the threshold of the clip and the batch to one threshold per
             example.
+        is_rescaled: whether each clipped gradient is divided by its own threshold and
+            multiplied by that of the clip, so that all add at most the same. The norms
+            in the log are those before that.
 
     Raises:
-        ValueError: for another clip.
+        ValueError: for another clip, or one to rescale that has no finite threshold.
     """
     if clip.label.rpartition("@")[2] == UNCLIPPED:
         rule, limit = rules.hard, jnp.inf
@@ -44,6 +51,8 @@ def on_examples(
     else:
         accepted = ", ".join(recipe.__name__ for recipe in RULES)
         raise ValueError(f"cannot clip single examples; accepted: {accepted}")
+    if is_rescaled and not limit < jnp.inf:
+        raise ValueError("needs a threshold to rescale to; accepted: a finite one")
 
     def gradient(loss: Callable[..., jax.Array]) -> Callable[..., tuple]:
         def of_examples(params: Any, batch: Any) -> tuple[jax.Array, Any, dict]:
@@ -55,7 +64,8 @@ def on_examples(
                 loss,
                 l2_clip_norm=limits,
                 rule=rule,
-                normalize_by=float(count),
+                normalize_by=count / limit if is_rescaled else float(count),
+                rescale_to_unit_norm=is_rescaled,
                 return_values=True,
                 return_grad_norms=True,
             )(params, batch)
