@@ -45,6 +45,7 @@ class Row:
         norm: median of the finite norms before clipping.
         seconds: time per step.
         goal: what arms are ranked by: "loss", or the name of a score.
+        is_lowest_best: whether that score is the better the lower.
     """
 
     label: str
@@ -58,11 +59,15 @@ class Row:
     norm: np.ndarray
     seconds: np.ndarray
     goal: str = "loss"
+    is_lowest_best: bool = False
 
     @property
     def rank(self) -> np.ndarray:
         """What arms are ranked by, per seed; the lower the better."""
-        return self.final if self.goal == "loss" else -self.held_out[self.goal]
+        if self.goal == "loss":
+            return self.final
+        score = self.held_out[self.goal]
+        return score if self.is_lowest_best else -score
 
 
 def _over_finite(reduce, values: np.ndarray) -> np.ndarray:
@@ -71,7 +76,9 @@ def _over_finite(reduce, values: np.ndarray) -> np.ndarray:
     return np.array([reduce(row) if row.size else np.nan for row in rows])
 
 
-def summarise(result: Result, goal: str = "loss") -> Row:
+def summarise(
+    result: Result, goal: str = "loss", *, is_lowest_best: bool = False
+) -> Row:
     """The figures of one arm, and what it is ranked by."""
     losses = result.log["loss"]
     width = window(losses.shape[-1])
@@ -88,6 +95,7 @@ def summarise(result: Result, goal: str = "loss") -> Row:
         norm=_over_finite(np.median, result.log["grad_norm_raw"]),
         seconds=result.seconds_per_step,
         goal=goal,
+        is_lowest_best=is_lowest_best,
     )
 
 
@@ -175,8 +183,8 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
         elif row.clipped.mean() > 0.99 and np.nanmean(row.ratio) < 0.5:
             said.append(
                 f"{row.label!r} shrank practically every gradient, to "
-                f"{np.nanmean(row.ratio):.0%} of its norm on average: it sets the "
-                "length of the steps rather than catching rare spikes."
+                f"{100 * np.nanmean(row.ratio):.2g}% of its norm on average: it sets "
+                "the length of the steps rather than catching rare spikes."
             )
     steady = [row for row in rows if not row.diverged.any()]
     if len(rates) > 1:
@@ -198,8 +206,10 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
             else ""
         )
         by_loss = best.goal == "loss"
-        what = "The lowest final loss" if by_loss else f"The highest {best.goal}"
-        side = "below" if by_loss else "above"
+        is_low = by_loss or best.is_lowest_best
+        what = "final loss" if by_loss else best.goal
+        what = f"The {'lowest' if is_low else 'highest'} {what}"
+        side = "below" if is_low else "above"
         said.append(
             f"{what} is that of {best.label!r}, {gap:.3f} {side} {second.label!r}{tie}."
         )

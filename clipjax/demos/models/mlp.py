@@ -12,7 +12,12 @@ INITIALISATIONS = {
     # the signal of a deep ReLU network vanishes.
     "torch": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
 }
-NORMALISATIONS = {"none": None, "layer": nnx.LayerNorm, "rms": nnx.RMSNorm}
+NORMALISATIONS = {
+    "none": None,
+    "layer": nnx.LayerNorm,
+    "rms": nnx.RMSNorm,
+    "batch": nnx.BatchNorm,  # by the statistics of the batch, also when evaluated
+}
 
 
 def _linear(inputs: int, outputs: int, init: str, rngs: nnx.Rngs) -> nnx.Linear:

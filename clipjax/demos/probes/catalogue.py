@@ -25,6 +25,7 @@ PROBES = {
     "attention-scaling": Entry(
         "variance and gradient of attention logits with and without 1/sqrt(d)", True
     ),
+    "outliers": Entry("a regression with wrong examples, each clipped by itself", True),
 }
 
 GROUPS = {

@@ -52,9 +52,12 @@ class Task:
         goal: what arms are ranked by: "loss", the lower the better, or the name of a
             score, the higher the better. The loss of a game of two players need not
             fall; a run of it has diverged only where it is not finite.
+        is_lowest_best: whether the score that is the goal is the better the lower.
         places: where a clip can stand, by the names in the task's options; "" is the
             place of a clip without one.
         picture: a figure of what was learned.
+        steps_per_epoch: steps in which every example is seen once; None where batches
+            are drawn with replacement.
     """
 
     source: str
@@ -66,8 +69,10 @@ class Task:
     evaluate: Callable[[Any, Any], dict[str, jax.Array]]
     unit: str
     goal: str = "loss"
+    is_lowest_best: bool = False
     places: Mapping[str, Place] = dataclasses.field(default_factory=dict)
     picture: Picture | None = None
+    steps_per_epoch: float | None = None
 
 
 def cross_entropy(model: Callable[[jax.Array], jax.Array], batch: Batch) -> jax.Array:

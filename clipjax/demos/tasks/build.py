@@ -1,8 +1,10 @@
 """From the options of a task to its data and its model."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 
 from .. import presets
@@ -11,6 +13,8 @@ from ..models.rnn import RNN
 from ..models.transformer import Transformer
 from .base import Task
 from .mnist import CLASSES, PIXELS, mnist_task
+from .precision import precision_task
+from .robust import label_noise_task, outlier_task
 from .text import text_task
 
 
@@ -62,10 +66,40 @@ def _transformer(model: presets.Transformer) -> Task:
     )
 
 
+def _digits(model: presets.LabelNoise | presets.Precision, key: jax.Array) -> MLP:
+    rngs = nnx.Rngs(params=key)
+    return MLP(PIXELS, CLASSES, depth=model.depth, width=model.width, rngs=rngs)
+
+
+def _outliers(model: presets.Outliers) -> Task:
+    return outlier_task(**vars(model))
+
+
+def _label_noise(model: presets.LabelNoise) -> Task:
+    return label_noise_task(
+        functools.partial(_digits, model),
+        noise=model.noise,
+        directory=model.mnist,
+        batch=model.batch,
+    )
+
+
+def _precision(model: presets.Precision) -> Task:
+    return precision_task(
+        functools.partial(_digits, model),
+        scale=model.scale,
+        directory=model.mnist,
+        batch=model.batch,
+    )
+
+
 BUILDERS: dict[type, Callable[[Any], Task]] = {
     presets.RNN: _rnn,
     presets.MLP: _mlp,
     presets.Transformer: _transformer,
+    presets.Outliers: _outliers,
+    presets.LabelNoise: _label_noise,
+    presets.Precision: _precision,
 }
 
 
