@@ -16,7 +16,7 @@ from .tasks.base import Task
 from .tasks.build import build_task
 
 
-def _build(settings: Any) -> tuple[Any, Task]:
+def in_epochs(settings: Any) -> tuple[Any, Task]:
     """The task, and the settings with the steps of their epochs."""
     task = build_task(settings.model)
     epochs = getattr(settings.model, "epochs", None)
@@ -61,7 +61,7 @@ def compare(
     # Refuse a mistake before the data are read.
     read_optimizer(settings.optimizer)
     read_clips(settings.clips, settings.model.places)
-    settings, task = _build(settings)
+    settings, task = in_epochs(settings)
     finished = report.read_finished(out, settings) if resume else []
     results, is_whole = _train(settings, task, finished)
     if not results:
@@ -112,7 +112,7 @@ def tune(settings: Tuning, out: pathlib.Path, *, command: str) -> int:
     """Train what is missing of a heat map, show it and write it; the exit code."""
     files.check_destination(out, (*tune_report.FILES, "cells.jsonl"))
     read_optimizer(settings.optimizer)
-    settings, task = _build(settings)
+    settings, task = in_epochs(settings)
     described = report.described(settings)
     kept = heat_map.RunFile(out / "cells.jsonl", described)
     keys = heat_map.keys_of(settings)
