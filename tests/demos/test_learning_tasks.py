@@ -43,7 +43,7 @@ def test_an_epoch_visits_every_example_once(count, batch):
 
 def test_a_batch_larger_than_the_images_is_refused():
     with pytest.raises(ValueError, match="--batch 4001: expected at most the 4000"):
-        mnist.mnist_task(no_model, batch=4001)
+        mnist.epoch_batch(jax.random.key(0), 0, batch=4001, count=4000)
 
 
 def test_epochs_set_the_steps():

@@ -137,7 +137,12 @@ def epoch_batch(
 
     An epoch is `count` examples in a row. Where the batch does not divide it, an epoch
     begins within a batch, so that all batches are of one size.
+
+    Raises:
+        ValueError: if a batch is larger than an epoch.
     """
+    if batch > count:
+        raise ValueError(f"--batch {batch}: expected at most the {count} images")
 
     def shuffled(epoch: jax.Array) -> jax.Array:
         # A third of the time of jax.random.permutation, which sorts twice.
@@ -177,14 +182,11 @@ def mnist_task(
         batch: images per step; every epoch shows each image once.
 
     Raises:
-        ValueError: if the files are missing, unreadable or malformed, or hold fewer
-            images than a batch.
+        ValueError: if the files are missing, unreadable or malformed.
     """
     train, held_out = default_digits() if directory is None else read_digits(directory)
 
     count = len(train.labels)
-    if batch > count:
-        raise ValueError(f"--batch {batch}: expected at most the {count} images")
 
     def sample(key: jax.Array, step: jax.Array, train: Digits) -> Batch:
         chosen = epoch_batch(key, step, batch=batch, count=count)
