@@ -302,6 +302,14 @@ FIGURES = {
     "wide sweep": lambda **to: plotting.plot_sweep(
         np.outer(CALM[0, :12], CALM[0, :15]), CALM[0, :12], CALM[0, :15], **to
     ),
+    "scatter": lambda **to: plotting.plot_scatter(
+        {LONG: np.stack([CALM, WILD], axis=-1), "lost": np.full((9, 2), np.nan)},
+        outlines=CALM.T,
+        x_label="x",
+        y_label="y",
+        title="Points",
+        **to,
+    ),
     "jacobian": lambda **to: plotting.plot_jacobian_norms(LONG_ARMS, **to),
     "adam": lambda **to: plotting.plot_adam_steps(LONG_ARMS, spike=9, **to),
     "adam and moment": lambda **to: plotting.plot_adam_steps(CALM, CALM**2, **to),
@@ -312,7 +320,7 @@ FIGURES = {
         {"a": CALM, "b": WILD[:, :40]}, **to
     ),
 }
-PANELS = {"adam and moment": 2, "norms of four": 4, "blocks of two": 2}
+PANELS = {"scatter": 2, "adam and moment": 2, "norms of four": 4, "blocks of two": 2}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -329,6 +337,26 @@ def test_given_axes_are_drawn_into(name):
         FIGURES[name](axes=[spare] * 9)
     with pytest.raises(TypeError, match="axes must be matplotlib Axes.*got str"):
         FIGURES[name](axes=["me"])
+
+
+def test_points_outside_of_the_outlines_are_counted():
+    outlines = [[0.0, 0.0], [1.0, 2.0], [np.nan, np.nan]]
+    seeds = [[[0.5, 1.0], [0.2, 3.0]], [[np.nan, 0.0], [1.0, 2.0]]]
+    (panel,) = plotting.plot_scatter(seeds, outlines=outlines).axes
+    drawn = [np.stack(line.get_data(), 1).tolist() for line in panel.get_lines()[1:]]
+    assert drawn == [[[0.5, 1.0]], [[1.0, 2.0]]]
+    assert [text.get_text() for text in panel.texts] == [
+        "50 % of the points are\nnot in this panel"
+    ]
+    np.testing.assert_allclose(panel.get_ylim(), [-0.3, 2.3])
+    (panel,) = plotting.plot_scatter(seeds[0]).axes
+    assert not panel.texts and panel.get_ylim()[1] > 3
+    with pytest.raises(
+        ValueError, match=r"points\['a'\] must have shape \(points, 2\)"
+    ):
+        plotting.plot_scatter({"a": np.zeros((3, 3))})
+    with pytest.raises(TypeError, match="points must be an array of real numbers"):
+        plotting.plot_scatter("points")
 
 
 def test_axes_of_a_subfigure_return_the_whole_figure():
@@ -703,7 +731,7 @@ def test_lightness_is_that_of_cie():
 def test_the_page_shows_each_figure():
     page = (DOCS / "figures.md").read_text(encoding="utf-8")
     images = re.findall(r"\]\((figures/.*?)\)", page)
-    assert len(images) == 9
+    assert len(images) == 10
     assert all((DOCS / image).stat().st_size < 50_000 for image in images)
     missing = [
         name for name in dir(plotting) if name.startswith("plot_") and name not in page

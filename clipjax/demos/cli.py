@@ -4,6 +4,7 @@ Nothing from the extras but click is imported before the arguments are read.
 """
 
 import dataclasses
+import itertools
 import shlex
 import sys
 import textwrap
@@ -20,6 +21,7 @@ from .probes.catalogue import GROUPS, PROBES
 
 Given = dict[str, Any]
 OUT = OptionalPath("a directory")
+DEFAULT_TASK = "rnn"
 
 
 class Setting(click.ParamType):
@@ -52,39 +54,35 @@ def fields_of(settings: type) -> list[dataclasses.Field]:
 
 
 def task_options(
-    settings: type, per_task: Mapping[str, presets.Settings | presets.Tuning]
+    settings: type, per_task: Mapping[str, presets.Settings | presets.Tuning], task: str
 ) -> list[click.Parameter]:
-    """The options of settings that have a preset for each task."""
+    """The options of settings that have a preset for each task.
+
+    Those of other tasks are accepted as well, to be refused with a better message than
+    that there is no such option; the help shows those of one task, with its defaults.
+    """
     models = [type(preset.model) for preset in per_task.values()]
     fields = {
         field.name: field for kind in (settings, *models) for field in fields_of(kind)
     }
-    return [
-        option(
-            field.name,
-            field.metadata["kind"],
-            field.metadata["meaning"] + _defaults(field.name, per_task),
-        )
-        for field in fields.values()
-    ]
+    preset = per_task.get(task, per_task[DEFAULT_TASK])
+    own = {field.name: field for field in fields_of(type(preset.model))}
+    options = []
+    for name, field in (fields | own).items():
+        meaning = field.metadata["meaning"] + _default_of(name, preset)
+        one = option(name, field.metadata["kind"], meaning)
+        one.hidden = not hasattr(preset, name) and name not in own
+        options.append(one)
+    return options
 
 
-def _defaults(
-    name: str, per_task: Mapping[str, presets.Settings | presets.Tuning]
-) -> str:
-    found = {}
-    for task, preset in per_task.items():
-        for part in (preset, preset.model):
-            value = getattr(part, name, None)
-            if value is not None:
-                is_list = isinstance(value, tuple)
-                found[task] = ",".join(map(str, value)) if is_list else f"{value}"
-    other = "; with another --optimizer, its own" if name == "lr" else ""
-    if not found:
+def _default_of(name: str, preset: presets.Settings | presets.Tuning) -> str:
+    value = getattr(preset, name, getattr(preset.model, name, None))
+    if value is None:
         return ""
-    if len(set(found.values())) == 1 and len(found) == len(per_task):
-        return f" (default: {next(iter(found.values()))})"
-    return f" (default: {', '.join(f'{v} for {k}' for k, v in found.items())}{other})"
+    text = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+    other = "; with another --optimizer, its own" if name == "lr" else ""
+    return f" (default: {text}{other})"
 
 
 def read_settings(
@@ -159,10 +157,11 @@ def _explode(given: Given, command: str) -> int:
 
 
 def _probe(given: Given, command: str) -> int:
-    names, out = given.pop("names"), given.pop("out")
     from .probes import run
 
-    return run.run(names, out, command)
+    return run.run(
+        given["names"], given["out"], command=command, resume=given["resume"]
+    )
 
 
 def _probe_epilog() -> str:
@@ -174,6 +173,14 @@ def _listed(title: str, names: Iterable[str]) -> str:
     # "\b" keeps click from joining the lines.
     text = textwrap.fill(", ".join(names), 74, break_on_hyphens=False)
     return f"\b\n{title}\n" + textwrap.indent(text, "  ")
+
+
+def _tasks() -> str:
+    lines = [
+        f"  {name}: {(type(preset.model).__doc__ or '').splitlines()[0]}"
+        for name, preset in presets.PRESETS.items()
+    ]
+    return "\n".join(["\b", "Tasks (--task), a model with its data:", *lines])
 
 
 def _places() -> str:
@@ -192,7 +199,7 @@ def _epilog() -> str:
     cells = presets.RNN.__dataclass_fields__["cell"].metadata["kind"].names
     return "\n\n".join(
         [
-            _listed("Tasks (--task), a model with its data:", presets.PRESETS),
+            _tasks(),
             _places(),
             _listed("Cells (--cell) of --task rnn:", cells),
             _listed(
@@ -229,15 +236,23 @@ def _command(
     )
 
 
-def _task_option() -> click.Option:
-    kind = Choice(tuple(presets.PRESETS))
+def _task_option(per_task: Mapping[str, Any]) -> click.Option:
     return click.Option(
         ["--task"],
-        type=Setting(kind),
-        default="rnn",
+        type=Setting(Choice(tuple(per_task))),
+        default=DEFAULT_TASK,
         metavar="TASK",
-        help="model and data, and what the other options start from (default: rnn)",
+        help="model and data, and what the other options start from; with --help, "
+        f"whose options are shown (default: {DEFAULT_TASK})",
     )
+
+
+def _named_task(arguments: Sequence[str]) -> str:
+    """The task that the arguments name, whose options the help then shows."""
+    for name, value in itertools.pairwise([*arguments, ""]):
+        if name == "--task" or name.startswith("--task="):
+            return name.partition("=")[2] or value
+    return DEFAULT_TASK
 
 
 def _out_option(default: str, holds: str) -> click.Option:
@@ -250,20 +265,20 @@ def _out_option(default: str, holds: str) -> click.Option:
     )
 
 
-def make_command() -> click.Group:
-    """The whole command line."""
+def make_command(task: str = DEFAULT_TASK) -> click.Group:
+    """The whole command line, with the help for a task."""
     comparing = _command(
         "compare",
         _compare,
         [
-            _task_option(),
+            _task_option(presets.PRESETS),
             _out_option("clipjax-report", "report.html, results.json and figures"),
             click.Option(
                 ["--resume"],
                 is_flag=True,
                 help="keep the finished arms in DIR, and train the others",
             ),
-            *task_options(presets.Settings, presets.PRESETS),
+            *task_options(presets.Settings, presets.PRESETS, task),
         ],
         "train the same model under several clips and write a report",
         "Train the same model from the same seeds under several clips, and write a "
@@ -281,9 +296,9 @@ def make_command() -> click.Group:
                 "JSONL file of recorded norms: no training, one table",
             ),
             option("key", Name("a key"), "key of the norm in the lines of --history"),
-            _task_option(),
+            _task_option(presets.TUNING),
             _out_option("clipjax-tune", "cells.jsonl, heat_map.json, .csv and .png"),
-            *task_options(presets.Tuning, presets.TUNING),
+            *task_options(presets.Tuning, presets.TUNING, task),
         ],
         "find a threshold, from recorded norms or by training",
         "Find a threshold. With --history, from the norms of your own run. Without, "
@@ -312,6 +327,11 @@ def make_command() -> click.Group:
         [
             click.Argument(["names"], nargs=-1, required=True, metavar="NAME..."),
             _out_option("clipjax-probes", "NAME.json, NAME.md and NAME.png"),
+            click.Option(
+                ["--resume"],
+                is_flag=True,
+                help="show what DIR has of the same probes, and run the others",
+            ),
         ],
         "measure one thing that clipping or an architecture does",
         "Run small measurements, each by its name or as name:key=number...; print "
@@ -337,7 +357,7 @@ def main(arguments: Sequence[str]) -> int:
     """
     command = shlex.join(["clipjax", *arguments])
     try:
-        done = make_command().main(
+        done = make_command(_named_task(arguments)).main(
             list(arguments) or ["--help"],
             prog_name="clipjax",
             standalone_mode=False,

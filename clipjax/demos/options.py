@@ -22,12 +22,13 @@ class Kind(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Whole:
-    """Whole numbers from 1; a billion at most, which keeps them within 32 bits."""
+    """Whole numbers in a range; a billion at most, which keeps them within 32 bits."""
 
     largest: int = 10**9
+    lowest: int = 1
 
     def __str__(self) -> str:
-        return f"a whole number from 1 to {self.largest}"
+        return f"a whole number from {self.lowest} to {self.largest}"
 
     def parse(self, text: str) -> int:
         return int(text)
@@ -35,7 +36,7 @@ class Whole:
     def accepts(self, value: Any) -> bool:
         """True for an int (not a bool) in the range."""
         whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and 1 <= value <= self.largest
+        return whole and self.lowest <= value <= self.largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,22 @@ class Positive:
         """True for a finite int or float above zero."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and math.isfinite(value) and value > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class NotNegative:
+    """Finite numbers from zero."""
+
+    def __str__(self) -> str:
+        return "a finite number of at least 0"
+
+    def parse(self, text: str) -> float:
+        return float(text)
+
+    def accepts(self, value: Any) -> bool:
+        """True for zero and what `Positive` accepts."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and (value == 0 or Positive().accepts(value))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .tasks.base import Task
 FIGURES = {
     "loss": "Median over seeds; the band reaches from the lowest to the highest seed. "
     "A cross marks where a seed left the real numbers.",
+    "score": "The first score in the table, on data that training never sees.",
     "norm": "The norm that the clip saw and the norm it passed on.",
     "ratio": "1 where the gradient passed unchanged.",
     "threshold": "What each arm allowed.",
@@ -29,7 +30,7 @@ FIGURES = {
 FILES = (
     "report.html",
     "results.json",
-    *(f"{name}.png" for name in (*FIGURES, "score", "outcome")),
+    *(f"{name}.png" for name in FIGURES),
 )
 
 STYLE = """
@@ -114,15 +115,10 @@ def _read_arm(arm: dict[str, Any]) -> Result:
     )
 
 
-def _captions(task: Task, score: str) -> dict[str, str]:
-    captions = {
-        "loss": FIGURES["loss"],
-        "score": f"{score.capitalize()} on data that "
-        "training never sees, along training.",
-    }
-    if task.picture is not None:
-        captions["outcome"] = task.picture.caption
-    return captions | FIGURES
+def _captions(task: Task) -> dict[str, str]:
+    """Of every figure, in order: what was learned comes first."""
+    picture = {} if task.picture is None else {"outcome": task.picture.caption}
+    return picture | FIGURES
 
 
 def _figures(results: Sequence[Result], task: Task) -> dict[str, bytes]:
@@ -234,12 +230,11 @@ def _html(
     name = settings.task
     model = {key: value for key, value in vars(settings.model).items() if value}
     setup = ", ".join(f"{key} {value}" for key, value in model.items())
-    captions = _captions(task, next(iter(rows[0].held_out)))
     images = "\n".join(
         f'<figure><img alt="{title}" src="data:image/png;base64,'
         f'{base64.b64encode(figures[title]).decode()}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for title, caption in captions.items()
+        for title, caption in _captions(task).items()
     )
     used = ", ".join(f"{key} {value}" for key, value in versions.items())
     rates = " or ".join(f"{rate:g}" for rate in settings.lr)

@@ -57,7 +57,7 @@ def compare(
     settings: Settings, out: pathlib.Path, *, command: str, resume: bool
 ) -> int:
     """Train, show the table and write the report; return the exit code."""
-    files.check_destination(out, report.FILES)
+    files.check_destination(out, (*report.FILES, "outcome.png"))
     # Refuse a mistake before the data are read.
     read_optimizer(settings.optimizer)
     read_clips(settings.clips, settings.model.places)

@@ -38,6 +38,7 @@ from .descent import plot_phase_portrait as plot_phase_portrait
 from .distribution import plot_norm_distribution as plot_norm_distribution
 from .jacobians import plot_jacobian_norms as plot_jacobian_norms
 from .lines import plot_lines as plot_lines
+from .scatter import plot_scatter as plot_scatter
 from .smoothness import plot_smoothness as plot_smoothness
 from .sweep import plot_sweep as plot_sweep
 from .training import plot_clip_ratio as plot_clip_ratio

@@ -87,6 +87,8 @@ def draw(
     low[some] = np.nanmin(shown[:, some], axis=0)
     high[some] = np.nanmax(shown[:, some], axis=0)
     line = {"color": style.color, "linestyle": style.dash, "linewidth": width}
+    if np.count_nonzero(np.isfinite(middle)) == 1:
+        line["marker"] = style.marker  # one point has no line
     panel.plot(arm.steps, middle, label=label, **line)
     if len(arm.values) > 1:
         band = {"color": style.color, "alpha": 0.18, "linewidth": 0}

@@ -114,7 +114,7 @@ def test_report_stands_alone(finished):
     assert "clipjax compare --hidden 8 --length 10" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(images) == 4
+    assert len(images) == 5
     for name, image in zip(report.FIGURES, images, strict=True):
         png = (finished / f"{name}.png").read_bytes()
         assert png.startswith(b"\x89PNG") and base64.b64decode(image) == png

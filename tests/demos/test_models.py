@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from clipjax.demos.models.convolution import EncoderDecoder
+from clipjax.demos.models.deep import NORMALISATIONS as DEEP_NORMALISATIONS
+from clipjax.demos.models.deep import DeepMLP
 from clipjax.demos.models.mlp import INITIALISATIONS, MLP, NORMALISATIONS
 from clipjax.demos.models.rnn import CELLS, RNN
 from clipjax.demos.models.transformer import Transformer
@@ -133,3 +136,93 @@ def test_torch_initialisation_vanishes_with_depth_and_he_does_not():
     assert set(INITIALISATIONS) >= {"he", "torch"}
     assert spread("he") > 0.3
     assert spread("torch") < 0.01
+
+
+@pytest.mark.parametrize("is_pre_norm", [False, True])
+@pytest.mark.parametrize("normalisation", DEEP_NORMALISATIONS)
+def test_deep_mlp_without_branches_is_its_shortcuts_and_readout(
+    normalisation, is_pre_norm
+):
+    inputs = jax.random.normal(jax.random.key(0), (6, 8))
+
+    @jax.jit
+    def outputs(inputs):
+        model = DeepMLP(
+            8,
+            3,
+            depth=5,
+            width=8,
+            normalisation=normalisation,
+            is_pre_norm=is_pre_norm,
+            shortcut=0.5,
+            branch=0.0,
+            rngs=nnx.Rngs(0),
+        )
+        return model(inputs), model.readout(inputs)
+
+    found, direct = outputs(inputs)
+    np.testing.assert_allclose(found, direct / 16, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("normalisation", "axis"), [("layer", 1), ("batch", 0), ("rms", None)]
+)
+def test_deep_mlp_normalizes_before_the_relu(normalisation, axis):
+    inputs = 7 + 5 * jax.random.normal(jax.random.key(0), (64, 32))
+
+    @jax.jit
+    def normalized(inputs):
+        model = DeepMLP(
+            32, 3, depth=2, width=32, normalisation=normalisation, rngs=nnx.Rngs(0)
+        )
+        layer = model.hidden[0]
+        return layer.norm(layer.linear(inputs)), layer(inputs)
+
+    hidden, found = normalized(inputs)
+    np.testing.assert_allclose(found, np.maximum(hidden, 0), atol=1e-6)
+    if axis is None:
+        np.testing.assert_allclose(np.square(hidden).mean(1), 1, rtol=1e-3)
+    else:
+        np.testing.assert_allclose(hidden.mean(axis), 0, atol=1e-3)
+        np.testing.assert_allclose(hidden.std(axis), 1, rtol=1e-3)
+
+
+@pytest.mark.parametrize("skips", [False, True])
+def test_encoder_decoder_gives_a_value_for_each_pixel(skips):
+    def build():
+        model = EncoderDecoder(
+            2, 5, width=4, depth=6, parts=3, skips=skips, rngs=nnx.Rngs(0)
+        )
+        hidden = jnp.ones((3, 8, 12, 2))
+        sizes = [hidden := layer(hidden) for layer in model.encoder]
+        return model(jnp.ones((3, 8, 12, 2))), sizes
+
+    outputs, sizes = jax.eval_shape(build)
+    assert outputs.shape == (3, 8, 12, 5)
+    assert [each.shape[1] for each in sizes] == [8, 8, 4, 4, 2, 2]
+
+
+def test_skips_carry_the_image_past_the_coarsest_level():
+    """Without them the outputs of the four pixels of a block come from one number."""
+    image = jax.random.normal(jax.random.key(0), (1, 4, 4, 1))
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def outputs(image, skips):
+        model = EncoderDecoder(
+            1,
+            1,
+            width=16,
+            depth=2,
+            parts=2,
+            kernel=1,
+            skips=skips,
+            rngs=nnx.Rngs(0),
+        )
+        return model(image)[0, :, :, 0]
+
+    def spread(skips):
+        blocks = np.asarray(outputs(image, skips)).reshape(2, 2, 2, 2)
+        return np.ptp(blocks, axis=(1, 3)).max()
+
+    assert spread(False) == 0
+    assert spread(True) > 0.1

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol
 
 from ..options import Name, Names, Numbers, Positive, Whole, check, option
+from .games import Critic as Critic
+from .games import Ring as Ring
 from .models import LAYERS as LAYERS
 from .models import MLP as MLP
 from .models import RNN as RNN
@@ -200,6 +202,40 @@ PRESETS = {
                 "scaled_x16@clip_by_global_norm:1.0",
             ),
             steps=200,
+        ),
+        # Without a clip the generator collapses onto one mode or leaves the ring; with
+        # a small threshold it is slow.
+        Settings(
+            "ring",
+            Ring(),
+            optimizer="sgd",
+            lr=(0.1,),
+            clips=(
+                "none",
+                "generator@clip_by_global_norm:1.0",
+                "generator@clip_by_global_norm:0.1",
+                "generator@clip_by_global_norm:0.01",
+                "discriminator@clip_by_global_norm:1.0",
+            ),
+            steps=4000,
+            seeds=3,
+            log_every=200,
+        ),
+        # The optimizer and the penalty of the authors' own experiments in the plane.
+        Settings(
+            "critic",
+            Critic(),
+            optimizer="adam:b1=0.5:b2=0.9",
+            lr=(1e-3,),
+            clips=(
+                "none",
+                "critic@clip_by_global_norm:10.0",
+                "critic@clip_by_global_norm:1.0",
+                "critic@clip_by_global_norm:0.01",
+            ),
+            steps=5000,
+            seeds=3,
+            log_every=250,
         ),
     )
 }

@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..options import Choice, Fraction, Whole, check, option
 from .models import LAYERS, WIDTH, epochs_option, mnist_option
 
-PER_EXAMPLE = {"per_example": "every example's gradient by itself, before the mean"}
+PER_EXAMPLE = {"per_example": "each example's gradient alone, before the mean"}
 
 
 @dataclasses.dataclass(frozen=True)

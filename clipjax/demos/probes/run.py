@@ -1,12 +1,15 @@
 """Run probes, show what they report, and write it."""
 
-import functools
 import io
+import json
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
+
+import clipjax
 
 from .. import files, interrupts, terminal
 from ..arms import bind, parse_call
@@ -20,6 +23,13 @@ class Call(NamedTuple):
     name: str
     module: ModuleType
     arguments: dict[str, Any]
+
+
+class Kept(NamedTuple):
+    """What an earlier run reported; its figure is in its file."""
+
+    tables: Sequence[Table]
+    findings: Sequence[str]
 
 
 def read_calls(specs: Sequence[str]) -> list[Call]:
@@ -43,14 +53,13 @@ def read_calls(specs: Sequence[str]) -> list[Call]:
     return calls
 
 
-def run(specs: Sequence[str], out: pathlib.Path, command: str) -> int:
+def run(specs: Sequence[str], out: pathlib.Path, *, command: str, resume: bool) -> int:
     """Run the probes one by one, and write each when it is finished."""
     calls = read_calls(specs)
-    names = [call.name for call in calls]
     files.check_destination(
-        out, [f"{name}.{end}" for name in names for end in ("json", "md", "png")]
+        out, [f"{call.name}.{end}" for call in calls for end in ("json", "md", "png")]
     )
-    done = []
+    done: list[tuple[Call, Report | Kept]] = []
     try:
         with (
             interrupts.deferred() as check,
@@ -63,61 +72,86 @@ def run(specs: Sequence[str], out: pathlib.Path, command: str) -> int:
                     show("probes", count, f"{name}: {text}")
                     check()
 
-                measured = _measure(call, watch)
-                report = call.module.report(measured)
-                files.write(out, _contents(call, measured, report, command))
-                done.append((call.name, report))
+                kept = _kept(call, out) if resume else None
+                done.append((call, kept or _run_one(call, out, command, watch)))
                 check()
             show("probes", len(calls), "")
     except KeyboardInterrupt:
         if not done:
             raise
+        _show(done, out)
         print(
-            f"clipjax: interrupted; {len(done)} of {len(calls)} probes are finished",
+            f"clipjax: interrupted; {len(done)} of {len(calls)} probes are finished; "
+            f"to run the others: {command}{'' if resume else ' --resume'}",
             file=sys.stderr,
         )
-        return _show(done, out) or interrupts.EXIT_CODE
-    return _show(done, out)
-
-
-def _measure(call: Call, watch: Callable[[str], None]) -> Any:
-    measure = call.module.measure
-    if "watch" in measure.__kwdefaults__:
-        measure = functools.partial(measure, watch=watch)
-    try:
-        return measure(**call.arguments)
-    except ValueError as error:
-        raise ValueError(f"probe {call.name!r}: {error}") from error
-
-
-def _show(done: Sequence[tuple[str, Report]], out: pathlib.Path) -> int:
-    for name, report in done:
-        for table in report.tables:
-            terminal.show_table(table.title, table.header, table.rows)
-        terminal.say(" ".join(report.findings))
-        print(f"Figure: {out / name}.png\n")
+        return interrupts.EXIT_CODE
+    _show(done, out)
     return 0
 
 
-def _contents(
-    call: Call, measured: Any, report: Report, command: str
-) -> dict[str, bytes]:
+def _run_one(
+    call: Call, out: pathlib.Path, command: str, watch: Callable[[str], None]
+) -> Report:
+    began = time.monotonic()
+    try:
+        measure = call.module.measure
+        takes_watch = "watch" in measure.__kwdefaults__
+        more = {"watch": watch} if takes_watch else {}
+        measured = measure(**call.arguments, **more)
+    except ValueError as error:
+        raise ValueError(f"probe {call.name!r}: {error}") from error
+    report = call.module.report(measured)
+    seconds = time.monotonic() - began
+    values = measured._asdict() if hasattr(measured, "_asdict") else vars(measured)
+    content = {
+        "command": command,
+        "clipjax": clipjax.__version__,
+        "arguments": call.arguments,
+        "seconds": seconds,
+        "tables": [list(table) for table in report.tables],
+        "findings": report.findings,
+        "measured": values,
+    }
     buffer = io.BytesIO()
     report.figure.savefig(buffer, format="png")
-    values = measured._asdict() if hasattr(measured, "_asdict") else vars(measured)
-    content = {"command": command, "arguments": call.arguments, "measured": values}
-    return {
-        f"{call.name}.png": buffer.getvalue(),
-        f"{call.name}.json": files.to_json(content),
-        f"{call.name}.md": _markdown(call, report).encode(),
-    }
+    files.write(
+        out,
+        {
+            f"{call.name}.png": buffer.getvalue(),
+            f"{call.name}.json": files.to_json(content),
+            f"{call.name}.md": _markdown(call, report, seconds).encode(),
+        },
+    )
+    return report
 
 
-def _markdown(call: Call, report: Report) -> str:
+def _kept(call: Call, out: pathlib.Path) -> Kept | None:
+    """What an earlier run of the same probe with the same arguments reported."""
+    try:
+        content = json.loads((out / f"{call.name}.json").read_bytes())
+        now = (clipjax.__version__, files.plain(call.arguments))
+        if (content["clipjax"], content["arguments"]) != now:
+            return None
+        tables = [Table(*table) for table in content["tables"]]
+        return Kept(tables, content["findings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _show(done: Sequence[tuple[Call, Report | Kept]], out: pathlib.Path) -> None:
+    for call, report in done:
+        for table in report.tables:
+            terminal.show_table(table.title, table.header, table.rows)
+        terminal.say(" ".join(report.findings))
+        print(f"Figure: {out / call.name}.png\n")
+
+
+def _markdown(call: Call, report: Report, seconds: float) -> str:
     given = "".join(f":{name}={value}" for name, value in call.arguments.items())
-    parts = [f"## {call.name}", f"`clipjax probe {call.name}{given}`"]
+    parts = [f"## {call.name}", f"`clipjax probe {call.name}{given}` ({seconds:.0f} s)"]
     parts += [_markdown_table(table) for table in report.tables]
-    parts.append("\n".join(report.findings))
+    parts.append(" ".join(report.findings))
     return "\n\n".join(parts) + "\n"
 
 

@@ -12,8 +12,10 @@ from ..models.mlp import MLP
 from ..models.rnn import RNN
 from ..models.transformer import Transformer
 from .base import Task
+from .critic import critic_task
 from .mnist import CLASSES, PIXELS, mnist_task
 from .precision import precision_task
+from .ring import Ring, ring_task
 from .robust import label_noise_task, outlier_task
 from .text import text_task
 
@@ -66,6 +68,27 @@ def _transformer(model: presets.Transformer) -> Task:
     )
 
 
+def _ring(model: presets.Ring) -> Task:
+    return ring_task(
+        Ring(model.radius, model.deviation),
+        noise=model.noise,
+        width=model.width,
+        batch=model.batch,
+    )
+
+
+def _critic(model: presets.Critic) -> Task:
+    return critic_task(
+        Ring(model.radius, model.deviation),
+        noise=model.noise,
+        width=model.width,
+        batch=model.batch,
+        critic_steps=model.critic_steps,
+        penalty=model.penalty,
+        weight_clip=model.weight_clip,
+    )
+
+
 def _digits(model: presets.LabelNoise | presets.Precision, key: jax.Array) -> MLP:
     rngs = nnx.Rngs(params=key)
     return MLP(PIXELS, CLASSES, depth=model.depth, width=model.width, rngs=rngs)
@@ -97,6 +120,8 @@ BUILDERS: dict[type, Callable[[Any], Task]] = {
     presets.RNN: _rnn,
     presets.MLP: _mlp,
     presets.Transformer: _transformer,
+    presets.Ring: _ring,
+    presets.Critic: _critic,
     presets.Outliers: _outliers,
     presets.LabelNoise: _label_noise,
     presets.Precision: _precision,
