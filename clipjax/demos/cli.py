@@ -107,6 +107,11 @@ def read_settings(
             f"{flag(name)} {given[name]}: --task {task} has no such option; "
             f"accepted with --task {' or '.join(holders)}"
         )
+    if {"epochs", "steps"} <= given.keys():
+        raise ValueError(
+            f"--epochs {given['epochs']}: accepted without --steps, which is "
+            f"{given['steps']}"
+        )
     if "optimizer" in given and "lr" not in given:
         rate = presets.default_rate(task, given["optimizer"])
         is_grid = isinstance(preset, presets.Tuning)

@@ -40,6 +40,31 @@ class Whole:
 
 
 @dataclasses.dataclass(frozen=True)
+class OptionalWhole(Whole):
+    """Whole numbers from 1, or None."""
+
+    def accepts(self, value: Any) -> bool:
+        """True for None, too."""
+        return value is None or super().accepts(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fraction:
+    """Numbers from 0 to 1, without 1."""
+
+    def __str__(self) -> str:
+        return "a number from 0 to below 1"
+
+    def parse(self, text: str) -> float:
+        return float(text)
+
+    def accepts(self, value: Any) -> bool:
+        """True for an int or float in the range."""
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and 0 <= value < 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Positive:
     """Finite numbers above zero."""
 

@@ -135,10 +135,11 @@ def _figures(results: Sequence[Result], task: Task) -> dict[str, bytes]:
         "threshold": plotting.plot_threshold(threshold),
     }
     score = next(iter(results[0].scores))
+    per_epoch = task.steps_per_epoch
     figures["score"] = plotting.plot_lines(
         {result.label: result.scores[score] for result in results},
-        {result.label: result.score_steps for result in results},
-        x_label="step",
+        {result.label: result.score_steps / (per_epoch or 1) for result in results},
+        x_label="epoch" if per_epoch else "step",
         y_label=score,
         title=f"Held out: {score}",
     )
@@ -247,7 +248,7 @@ def _html(
         "<p>Each arm at its own best learning rate.</p>" if len(settings.lr) > 1 else ""
     )
     diverged = "its loss is not finite somewhere"
-    if task.must_fall and task.goal == "loss":
+    if task.goal.must_fall:
         diverged += (
             " or if the mean of its last 5 % of losses is above its loss at step 0"
         )

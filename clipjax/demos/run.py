@@ -1,8 +1,11 @@
 """What the commands do, from checked settings to files."""
 
+import dataclasses
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from . import compare as training
 from . import explode as exploding
@@ -11,6 +14,16 @@ from .arms import read_clips, read_optimizer
 from .presets import Explosion, Settings, Tuning
 from .tasks.base import Task
 from .tasks.build import build_task
+
+
+def in_epochs(settings: Any) -> tuple[Any, Task]:
+    """The task, and the settings with the steps of their epochs."""
+    task = build_task(settings.model)
+    epochs = getattr(settings.model, "epochs", None)
+    if epochs is not None and task.steps_per_epoch is not None:
+        steps = math.ceil(epochs * task.steps_per_epoch)
+        settings = dataclasses.replace(settings, steps=steps)
+    return settings, task
 
 
 def _train(
@@ -48,15 +61,12 @@ def compare(
     # Refuse a mistake before the data are read.
     read_optimizer(settings.optimizer)
     read_clips(settings.clips, settings.model.places)
+    settings, task = in_epochs(settings)
     finished = report.read_finished(out, settings) if resume else []
-    task = build_task(settings.model)
     results, is_whole = _train(settings, task, finished)
     if not results:
         raise KeyboardInterrupt
-    rows = [
-        summary.summarise(result, task.goal, must_fall=task.must_fall)
-        for result in results
-    ]
+    rows = [summary.summarise(result, task.goal) for result in results]
     terminal.show_comparison(settings, rows)
     report.write(out, settings, task, results, rows, command)
     print(f"Report: {out / 'report.html'}")
@@ -99,10 +109,10 @@ def tune(settings: Tuning, out: pathlib.Path, *, command: str) -> int:
     """Train what is missing of a heat map, show it and write it; the exit code."""
     files.check_destination(out, (*tune_report.FILES, "cells.jsonl"))
     read_optimizer(settings.optimizer)
+    settings, task = in_epochs(settings)
     described = report.described(settings)
     kept = heat_map.RunFile(out / "cells.jsonl", described)
     keys = heat_map.keys_of(settings)
-    task = build_task(settings.model)
     missing = [key for key in keys if key not in kept.runs]
     try:
         with interrupts.deferred() as check, terminal.bars({"runs": len(keys)}) as show:

@@ -9,6 +9,7 @@ import numpy as np
 from ..plotting import running_mean
 from .arms import UNCLIPPED
 from .compare import Result
+from .tasks.base import LOSS, Goal
 
 
 def window(steps: int) -> int:
@@ -44,7 +45,7 @@ class Row:
         ratio: mean of norm after over norm before.
         norm: median of the finite norms before clipping.
         seconds: time per step.
-        goal: what arms are ranked by: "loss", or the name of a score.
+        goal: what arms are ranked by.
     """
 
     label: str
@@ -57,12 +58,14 @@ class Row:
     ratio: np.ndarray
     norm: np.ndarray
     seconds: np.ndarray
-    goal: str = "loss"
+    goal: Goal = LOSS
 
     @property
     def rank(self) -> np.ndarray:
         """What arms are ranked by, per seed; the lower the better."""
-        return self.final if self.goal == "loss" else -self.held_out[self.goal]
+        name, is_lowest_best, _ = self.goal
+        reached = self.final if name == "loss" else self.held_out[name]
+        return reached if is_lowest_best else -reached
 
 
 def _over_finite(reduce, values: np.ndarray) -> np.ndarray:
@@ -71,8 +74,8 @@ def _over_finite(reduce, values: np.ndarray) -> np.ndarray:
     return np.array([reduce(row) if row.size else np.nan for row in rows])
 
 
-def summarise(result: Result, goal: str = "loss", *, must_fall: bool = True) -> Row:
-    """The figures of one arm; `goal` and `must_fall` are those of the task."""
+def summarise(result: Result, goal: Goal = LOSS) -> Row:
+    """The figures of one arm; the goal is that of its task."""
     losses = result.log["loss"]
     width = window(losses.shape[-1])
     smoothed = running_mean(losses, width)[:, width - 1 :]
@@ -82,7 +85,7 @@ def summarise(result: Result, goal: str = "loss", *, must_fall: bool = True) -> 
         final=smoothed[:, -1],
         best=_over_finite(np.min, smoothed),
         held_out=result.held_out,
-        diverged=diverged(losses, must_fall=must_fall and goal == "loss"),
+        diverged=diverged(losses, must_fall=goal.must_fall),
         clipped=(result.log["clipped_fraction"] > 0).mean(axis=-1),
         ratio=_over_finite(np.mean, result.log["clip_ratio"]),
         norm=_over_finite(np.median, result.log["grad_norm_raw"]),
@@ -175,8 +178,8 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
         elif row.clipped.mean() > 0.99 and np.nanmean(row.ratio) < 0.5:
             said.append(
                 f"{row.label!r} shrank practically every gradient, to "
-                f"{np.nanmean(row.ratio):.0%} of its norm on average: it sets the "
-                "length of the steps rather than catching rare spikes."
+                f"{100 * np.nanmean(row.ratio):.2g}% of its norm on average: it sets "
+                "the length of the steps rather than catching rare spikes."
             )
     steady = [row for row in rows if not row.diverged.any()]
     if len(rates) > 1:
@@ -197,9 +200,10 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
             if gap <= noise
             else ""
         )
-        by_loss = best.goal == "loss"
-        what = "The lowest final loss" if by_loss else f"The highest {best.goal}"
-        side = "below" if by_loss else "above"
+        name, is_low, _ = best.goal
+        what = "final loss" if name == "loss" else name
+        what = f"The {'lowest' if is_low else 'highest'} {what}"
+        side = "below" if is_low else "above"
         said.append(
             f"{what} is that of {best.label!r}, {gap:.3f} {side} {second.label!r}{tie}."
         )

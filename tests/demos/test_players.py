@@ -196,7 +196,7 @@ def test_the_presets_name_places_that_there_are(name):
     assert list(build_arms(settings, task)) == list(settings.clips)
     assert set(task.places) == {"", *settings.model.places}
     scores = task.evaluate(task.build(jax.random.key(0)), task.held_out)
-    assert task.goal in scores
+    assert task.goal.name in scores
 
 
 def test_zero_turns_a_switch_off():

@@ -1,6 +1,7 @@
 """Deep fully connected classifier."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 INITIALISATIONS = {
@@ -12,7 +13,33 @@ INITIALISATIONS = {
     # the signal of a deep ReLU network vanishes.
     "torch": nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
 }
-NORMALISATIONS = {"none": None, "layer": nnx.LayerNorm, "rms": nnx.RMSNorm}
+
+
+class BatchNorm(nnx.Module):
+    """Normalizes each feature over the batch, then scales and shifts it.
+
+    It always takes the statistics of the batch. `nnx.BatchNorm` keeps their running
+    averages as well, a state that nothing here would read.
+    """
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        """Begin with scale 1 and shift 0; the random numbers are not used."""
+        del rngs
+        self.scale = nnx.Param(jnp.ones(width))
+        self.shift = nnx.Param(jnp.zeros(width))
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        """Normalize `(batch, width)` along the first axis."""
+        normalized = jax.nn.standardize(inputs, axis=0)
+        return normalized * self.scale[None] + self.shift[None]
+
+
+NORMALISATIONS = {
+    "none": None,
+    "layer": nnx.LayerNorm,
+    "rms": nnx.RMSNorm,
+    "batch": BatchNorm,
+}
 
 
 def _linear(inputs: int, outputs: int, init: str, rngs: nnx.Rngs) -> nnx.Linear:

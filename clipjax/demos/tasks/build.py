@@ -1,8 +1,10 @@
 """From the options of a task to its data and its model."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from flax import nnx
 
 from .. import presets
@@ -18,7 +20,9 @@ from .diffusion import diffusion_task
 from .flow import flow_task
 from .mnist import CLASSES, PIXELS, mnist_task
 from .potential import potential_task
+from .precision import precision_task
 from .ring import Ring, ring_task
+from .robust import label_noise_task, outlier_task
 from .text import text_task
 
 
@@ -118,6 +122,33 @@ def _flow(model: presets.Flow) -> Task:
     )
 
 
+def _digits(model: presets.LabelNoise | presets.Precision, key: jax.Array) -> MLP:
+    rngs = nnx.Rngs(params=key)
+    return MLP(PIXELS, CLASSES, depth=model.depth, width=model.width, rngs=rngs)
+
+
+def _outliers(model: presets.Outliers) -> Task:
+    return outlier_task(**vars(model))
+
+
+def _label_noise(model: presets.LabelNoise) -> Task:
+    return label_noise_task(
+        functools.partial(_digits, model),
+        noise=model.noise,
+        directory=model.mnist,
+        batch=model.batch,
+    )
+
+
+def _precision(model: presets.Precision) -> Task:
+    return precision_task(
+        functools.partial(_digits, model),
+        scale=model.scale,
+        directory=model.mnist,
+        batch=model.batch,
+    )
+
+
 BUILDERS: dict[type, Callable[[Any], Task]] = {
     presets.RNN: _rnn,
     presets.MLP: _mlp,
@@ -127,6 +158,9 @@ BUILDERS: dict[type, Callable[[Any], Task]] = {
     presets.Potential: _potential,
     presets.Diffusion: _diffusion,
     presets.Flow: _flow,
+    presets.Outliers: _outliers,
+    presets.LabelNoise: _label_noise,
+    presets.Precision: _precision,
 }
 
 

@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 
 from ..models.players import Players
-from .base import Batch, Task
+from .base import Batch, Goal, Task
 from .players import PLAYERS, at_every, each_with_its_clip, weights_within
 from .ring import Ring, held_out
 
@@ -114,7 +114,7 @@ def critic_task(
         ),
         evaluate=evaluate,
         unit="units of the critic's score, of both players together",
-        goal="modes covered",
+        goal=Goal("modes covered", is_lowest_best=False, must_fall=False),
         places={
             "": both,
             "both": both,

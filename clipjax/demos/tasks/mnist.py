@@ -130,7 +130,41 @@ def read_digits(directory: pathlib.Path) -> tuple[Digits, Digits]:
     return _read_pair(*paths[:2]), _read_pair(*paths[2:])
 
 
-def _scaled(images: jax.Array) -> jax.Array:
+def epoch_batch(
+    key: jax.Array, step: jax.Array | int, *, batch: int, count: int
+) -> jax.Array:
+    """The examples of one step, of `count` that are shuffled anew in every epoch.
+
+    An epoch is `count` examples in a row. Where the batch does not divide it, an epoch
+    begins within a batch, so that all batches are of one size.
+
+    Raises:
+        ValueError: if a batch is larger than an epoch.
+    """
+    if batch > count:
+        raise ValueError(f"--batch {batch}: expected at most the {count} images")
+
+    def shuffled(epoch: jax.Array) -> jax.Array:
+        # A third of the time of jax.random.permutation, which sorts twice.
+        return jnp.argsort(jax.random.bits(jax.random.fold_in(key, epoch), (count,)))
+
+    epoch, first = jnp.divmod(jnp.asarray(step) * batch, count)
+    place = first + jnp.arange(batch)
+    order = shuffled(epoch)
+    if count % batch == 0:
+        return order[place]
+
+    def across_epochs(place: jax.Array) -> jax.Array:
+        following = shuffled(epoch + 1)
+        return jnp.where(place < count, order[place % count], following[place % count])
+
+    return jax.lax.cond(
+        first + batch > count, across_epochs, lambda place: order[place], place
+    )
+
+
+def to_pixels(images: jax.Array) -> jax.Array:
+    """Bytes as float32 in [0, 1]."""
     return images.astype(jnp.float32) / 255
 
 
@@ -145,22 +179,23 @@ def mnist_task(
     Args:
         build: key to a model that maps `(batch, 784)` pixels in [0, 1] to logits.
         directory: where the four IDX files are; without it, `default_digits`.
-        batch: images per step, drawn with replacement.
+        batch: images per step; every epoch shows each image once.
 
     Raises:
         ValueError: if the files are missing, unreadable or malformed.
     """
     train, held_out = default_digits() if directory is None else read_digits(directory)
 
+    count = len(train.labels)
+
     def sample(key: jax.Array, step: jax.Array, train: Digits) -> Batch:
-        key = jax.random.fold_in(key, step)
-        chosen = jax.random.randint(key, (batch,), 0, len(train.labels))
+        chosen = epoch_batch(key, step, batch=batch, count=count)
         images, labels = jnp.asarray(train.images), jnp.asarray(train.labels)
-        return _scaled(images[chosen]), labels[chosen]
+        return to_pixels(images[chosen]), labels[chosen]
 
     def evaluate(model: Callable, held_out: Digits) -> dict[str, jax.Array]:
         images, labels = map(jnp.asarray, held_out)
-        images = _scaled(images)
+        images = to_pixels(images)
         logits = model(images)
         hits = (logits.argmax(axis=-1) == labels).astype(jnp.float32)
         # A network of NaNs has not chosen class 0: it has no accuracy to report.
@@ -181,4 +216,5 @@ def mnist_task(
         loss=cross_entropy,
         evaluate=evaluate,
         unit="nats",
+        steps_per_epoch=count / batch,
     )

@@ -13,7 +13,7 @@ from ...plotting.arms import read_arms
 from ...plotting.canvas import GREY, open_canvas
 from ...plotting.curves import draw_arms
 from ..models.potential import forces
-from .base import Outcome, Picture, Task
+from .base import Goal, Outcome, Picture, Task
 from .places import on_examples
 
 WALL = (0.75, 0.9)  # distances in units of σ, where the energy is above 6 ε
@@ -107,7 +107,8 @@ def potential_task(
         loss=pair_loss,
         evaluate=force_errors,
         unit="ε², forces in ε/σ",
-        must_fall=False,  # two batches of 32 in five hold no close contact at all
+        # Two batches of 32 in five hold no close contact at all.
+        goal=Goal(must_fall=False),
         places={"per_example": on_examples},
         picture=Picture(
             outcome,

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ...plotting import plot_scatter
 from ..models.players import Players
-from .base import Batch, Outcome, Picture, Task
+from .base import Batch, Goal, Outcome, Picture, Task
 from .players import PLAYERS, each_with_its_clip
 
 MODES = 8
@@ -134,7 +134,7 @@ def ring_task(
         loss=lambda model, batch: jnp.sum(jnp.stack([*losses(model, batch).values()])),
         evaluate=lambda model, noise: ring.coverage(model.generate(noise)),
         unit="nats, of both players together",
-        goal="modes covered",
+        goal=Goal("modes covered", is_lowest_best=False, must_fall=False),
         places={"": both, "both": both}
         | {player: each_with_its_clip(player) for player in PLAYERS},
         picture=ring.picture,

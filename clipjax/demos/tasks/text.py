@@ -93,7 +93,8 @@ def text_task(
         count = min(HELD_OUT_WINDOWS, last // length + 1)
         starts = jnp.linspace(0, last, count).astype(jnp.int32)
         batch = _windows(held_out, starts, length)
-        return {"held-out loss": cross_entropy(model, batch)}
+        loss = cross_entropy(model, batch)
+        return {"held-out loss": loss, "perplexity": jnp.exp(loss)}
 
     origin = "Python's pydoc topics" if path is None else path.name
     return Task(
