@@ -136,8 +136,8 @@ def report(measured: Measured) -> Report:
         [
             "It is often said that clipping damps the oscillation of such games and "
             "makes them converge. The distance from the equilibrium grew in "
-            f"{len(away)} of {len(names)} runs ({', '.join(away) or 'none'}): a clip "
-            "makes the divergence slower, and does not end it.",
+            f"{len(away)} of {len(names)} runs with a joint clip or none"
+            + (": no clip ended the divergence." if len(away) == len(names) else "."),
             "With a joint clip the distances differ from the formula, "
             "√(r0² + k(ηC)²) after k steps with a clip and r0(1 + η²)^(k/2) without, "
             f"by up to {number(_gap(measured))} of them.",
