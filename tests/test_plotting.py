@@ -731,7 +731,7 @@ def test_lightness_is_that_of_cie():
 def test_the_page_shows_each_figure():
     page = (DOCS / "figures.md").read_text(encoding="utf-8")
     images = re.findall(r"\]\((figures/.*?)\)", page)
-    assert len(images) == 10
+    assert len(images) == 11
     assert all((DOCS / image).stat().st_size < 50_000 for image in images)
     missing = [
         name for name in dir(plotting) if name.startswith("plot_") and name not in page
