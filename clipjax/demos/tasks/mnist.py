@@ -163,9 +163,9 @@ def epoch_batch(
     )
 
 
-def to_pixels(images: jax.Array) -> jax.Array:
+def to_pixels(images: np.ndarray | jax.Array) -> jax.Array:
     """Bytes as float32 in [0, 1]."""
-    return images.astype(jnp.float32) / 255
+    return jnp.asarray(images).astype(jnp.float32) / 255
 
 
 def mnist_task(
