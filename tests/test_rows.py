@@ -5,6 +5,9 @@ import pathlib
 
 import pytest
 
+from clipjax.demos.presets import PRESETS
+from clipjax.demos.probes.catalogue import GROUPS, PROBES
+
 SCRIPT = pathlib.Path(__file__).parent.parent / "docs" / "rows_table.py"
 
 
@@ -40,3 +43,16 @@ def test_what_does_not_exist_is_found(rows, evidence, monkeypatch):
     monkeypatch.setattr(rows, "read", lambda: {"": {"A1.1": ["A clip", evidence]}})
     assert f"A1.1: no {evidence}" in rows.mistakes()
     assert "A4.36 is missing" in rows.mistakes()
+
+
+def test_the_page_of_applications_names_every_task_probe_and_place():
+    page = (SCRIPT.parent / "applications.md").read_text(encoding="utf-8")
+    places = {f"{p}@" for one in PRESETS.values() for p in one.model.places}
+    missing = [n for n in (*PRESETS, *PROBES, *places) if f"`{n}`" not in page]
+    assert not missing
+
+
+def test_the_page_of_experiments_has_each_of_them():
+    page = (SCRIPT.parent / "experiments.md").read_text(encoding="utf-8")
+    missing = [n for n in GROUPS["experiments"] if f"\n## {n}\n" not in page]
+    assert not missing
