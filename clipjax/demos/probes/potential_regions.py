@@ -234,8 +234,9 @@ def _findings(
     said.append(
         "Batch size, activation and initial weights of the reported runs are not "
         "known. Here they are tanh, PyTorch's default weights and 32 pairs unless "
-        "another batch is given: of the 24 settings that were tried, one of those whose "
-        "initial norms are nearest to the reported ones. Equal errors cannot be expected."
+        "another batch is given: of the 24 settings that were tried, one of those "
+        "whose initial norms are nearest to the reported ones. Equal errors cannot be "
+        "expected."
     )
     return said
 
