@@ -126,7 +126,8 @@ def report(measured: Measured) -> Report:
             *(
                 [
                     f"{near} of the {said.size} cells lie within 25 % of the reported "
-                    f"numbers, which have one seed; here there are {seeds}."
+                    "numbers, which have one seed each; seeds here: "
+                    f"{seeds}."
                 ]
                 if is_reported
                 else []
