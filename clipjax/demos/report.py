@@ -228,7 +228,9 @@ def _html(
     versions: dict[str, str],
 ) -> bytes:
     name = settings.task
-    model = {key: value for key, value in vars(settings.model).items() if value}
+    model = {
+        key: value for key, value in vars(settings.model).items() if value is not None
+    }
     setup = ", ".join(f"{key} {value}" for key, value in model.items())
     images = "\n".join(
         f'<figure><img alt="{title}" src="data:image/png;base64,'

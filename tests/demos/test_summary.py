@@ -113,7 +113,7 @@ def test_findings_say_what_happened_and_no_more():
     assert "'none' diverged for every seed" in said
     assert "'a' never acted" in said
     assert "'b' shrank practically every gradient, to 20% of its norm" in said
-    assert "lowest final loss is that of 'a', 0.099 below 'b'" in said
+    assert "lowest mean is that of 'a', 0.0987 below 'b'" in said
     assert "within the range over seeds" in said
     assert "No arm" not in said
     calm = " ".join(summary.findings(rows(result("none", good, clipped=1.0))))

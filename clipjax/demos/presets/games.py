@@ -20,7 +20,7 @@ class Ring:
 
     noise: int = option(2, WIDTH, "numbers that the generator makes a point from")
     width: int = option(64, WIDTH, "width of the inner layers")
-    batch: int = option(256, WIDTH, "sequences, images or points per step")
+    batch: int = option(256, WIDTH, "real points, and generated ones, per step")
     radius: float = option(1.0, Positive(), "radius of the ring of modes")
     deviation: float = option(0.1, Positive(), "standard deviation of a mode")
 

@@ -10,7 +10,7 @@ import optax
 import clipjax
 from clipjax import recipes, rules
 
-from ..arms import UNCLIPPED, Arm, ClipCall, OptimizerOf
+from ..arms import Arm, ClipCall, OptimizerOf, is_unclipped
 
 # What can clip single examples: the recipes of a fixed global norm, by their rules.
 RULES = {
@@ -43,7 +43,7 @@ def on_examples(
     Raises:
         ValueError: for another clip, or one to rescale that has no finite threshold.
     """
-    if clip.label.rpartition("@")[2] == UNCLIPPED:
+    if is_unclipped(clip.label):
         rule, limit = rules.hard, jnp.inf
     elif clip.call.func in RULES:
         rule = RULES[clip.call.func]
