@@ -15,7 +15,8 @@ class Ring:
     places: ClassVar[Mapping[str, str]] = {
         "generator": "the generator's gradient alone",
         "discriminator": "the discriminator's gradient alone",
-        "both": "each player's gradient by its own norm, as without a place",
+        "both": "each player's by its own norm, as without a place; the report "
+        "tells the norms of the generator's",
     }
 
     noise: int = option(2, WIDTH, "numbers that the generator makes a point from")
@@ -35,7 +36,8 @@ class Critic(Ring):
     places: ClassVar[Mapping[str, str]] = {
         "generator": "the generator's gradient alone",
         "critic": "the critic's gradient alone",
-        "both": "each player's gradient by its own norm, as without a place",
+        "both": "each player's by its own norm, as without a place; the report "
+        "tells the norms of the critic's",
     }
 
     critic_steps: int = option(

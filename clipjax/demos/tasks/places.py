@@ -41,7 +41,7 @@ def on_examples(
             in the log are those before that.
 
     Raises:
-        ValueError: for another clip, or one to rescale that has no finite threshold.
+        ValueError: for another clip, or a threshold to rescale by that is 0 or infinite.
     """
     if is_unclipped(clip.label):
         rule, limit = rules.hard, jnp.inf
@@ -51,8 +51,10 @@ def on_examples(
     else:
         accepted = ", ".join(recipe.__name__ for recipe in RULES)
         raise ValueError(f"cannot clip single examples; accepted: {accepted}")
-    if is_rescaled and not limit < jnp.inf:
-        raise ValueError("needs a threshold to rescale to; accepted: a finite one")
+    if is_rescaled and not 0 < jnp.float32(limit) < jnp.inf:
+        raise ValueError(
+            "needs a threshold to rescale to; accepted: a finite one above 0"
+        )
 
     def gradient(loss: Callable[..., jax.Array]) -> Callable[..., tuple]:
         def of_examples(params: Any, batch: Any) -> tuple[jax.Array, Any, dict]:
