@@ -123,6 +123,35 @@ def test_findings_say_what_happened_and_no_more():
     assert "No arm learned" in wild
 
 
+def test_findings_of_a_score():
+    goal = Goal("modes covered", is_lowest_best=False, must_fall=False)
+    covered = {"none": [2.0, 3.0], "b": [7.0, 8.0], "c": [np.nan, 9.0]}
+    found = []
+    for label, scores in covered.items():
+        one = result(label, [falling(1, 5)] * 2, clipped=1.0)
+        one.held_out["modes covered"] = np.array(scores)
+        found.append(summary.summarise(one, goal))
+    said = " ".join(summary.findings(found))
+    assert "No arm diverged" in said
+    assert (
+        "By 'modes covered', the highest mean is that of 'b', 5 above 'none'." in said
+    )
+    said = " ".join(summary.findings([found[1], found[1]]))
+    assert "'b' and 'b' end equally well" in said
+
+
+def test_findings_of_a_clip_on_single_examples():
+    losses = [falling()]
+    few = result("per_example@clip", losses, clipped=0.4)
+    few.log["clipped_fraction"] *= 0.1
+    idle = result("per_example@other", losses, clipped=1.0)
+    free = result("per_example@none", losses, clipped=1.0)
+    said = " ".join(summary.findings(rows(few, idle, free)))
+    assert "shrank" not in said  # a tenth of the examples is not every gradient
+    assert "'per_example@other' never acted: its threshold" in said
+    assert "'per_example@none' never acted" not in said
+
+
 def test_each_clip_at_its_own_best_rate():
     good, better = falling(5, 2), falling(5, 1)
     low = np.where(np.arange(STEPS) == 3, np.inf, falling(5, 0.1))

@@ -41,7 +41,7 @@ def on_examples(
             in the log are those before that.
 
     Raises:
-        ValueError: for another clip, or a threshold to rescale by that is 0 or infinite.
+        ValueError: for another clip, or a threshold of 0 or infinity to rescale by.
     """
     if is_unclipped(clip.label):
         rule, limit = rules.hard, jnp.inf
