@@ -120,6 +120,11 @@ def _build(call: functools.partial, spec: str, kind: str) -> Any:
         raise ValueError(f"{kind} {spec!r}: {error}") from error
 
 
+def is_unclipped(label: str) -> bool:
+    """Whether a label, `[place@]name[:arg...]`, means that nothing is clipped."""
+    return label.rpartition("@")[2] == UNCLIPPED
+
+
 class ClipCall(NamedTuple):
     """A clip as the user wrote it.
 
@@ -201,8 +206,8 @@ def read_clips(
     catalogue = {UNCLIPPED: _unclipped} | clips_by_name()
     found: list[ClipCall] = []
     for spec in specs:
-        place, _, rest = spec.rpartition("@")
-        if place and place not in (places or {}):
+        place, at, rest = spec.rpartition("@")
+        if at and place not in (places or {}):
             hint = did_you_mean(place, places or {})
             accepted = ", ".join(places or {}) or "none for this task"
             raise ValueError(

@@ -80,7 +80,7 @@ def _default_of(name: str, preset: presets.Settings | presets.Tuning) -> str:
     value = getattr(preset, name, getattr(preset.model, name, None))
     if value is None:
         return ""
-    text = ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+    text = ", ".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
     other = "; with another --optimizer, its own" if name == "lr" else ""
     return f" (default: {text}{other})"
 
@@ -165,38 +165,51 @@ def _probe(given: Given, command: str) -> int:
 
 
 def _probe_epilog() -> str:
-    listed = "\n".join(f"  {name}: {entry.summary}" for name, entry in PROBES.items())
-    return f"\b\nProbes:\n{listed}\n  {', '.join(GROUPS)}: several of them"
+    listed = [f"{name}: {entry.summary}" for name, entry in PROBES.items()]
+    return _lines("Probes:", [*listed, f"{', '.join(GROUPS)}: several of them"])
+
+
+def _lines(title: str, lines: Iterable[str], then: str = "    ") -> str:
+    """A list in the help; what goes on in another line is indented by `then`."""
+    wrapped = [
+        textwrap.fill(
+            line,
+            76,
+            initial_indent="  ",
+            subsequent_indent=then,
+            break_on_hyphens=False,
+        )
+        for line in lines
+    ]
+    return "\n".join(["\b", title, *wrapped])  # "\b" keeps click from joining them
 
 
 def _listed(title: str, names: Iterable[str]) -> str:
-    # "\b" keeps click from joining the lines.
-    text = textwrap.fill(", ".join(names), 74, break_on_hyphens=False)
-    return f"\b\n{title}\n" + textwrap.indent(text, "  ")
+    return _lines(title, [", ".join(names)], then="  ")
 
 
 def _tasks() -> str:
-    lines = [
-        f"  {name}: {(type(preset.model).__doc__ or '').splitlines()[0]}"
-        for name, preset in presets.PRESETS.items()
-    ]
-    return "\n".join(["\b", "Tasks (--task), a model with its data:", *lines])
+    return _lines(
+        "Tasks (--task), a model with its data:",
+        [
+            f"{name}: {(type(preset.model).__doc__ or '').splitlines()[0]}"
+            for name, preset in presets.PRESETS.items()
+        ],
+    )
 
 
 def _places() -> str:
-    lines = [
-        textwrap.fill(
-            f"{place}@ ({task}): {meaning}",
-            74,
-            initial_indent="  ",
-            subsequent_indent="    ",
-        )
-        for task, preset in presets.PRESETS.items()
-        for place, meaning in preset.model.places.items()
-    ]
-    if not lines:
-        return ""
-    return "\n".join(["\b", "Places of a clip (--clips), as place@name:", *lines])
+    tasks: dict[tuple[str, str], list[str]] = {}
+    for task, preset in presets.PRESETS.items():
+        for place in preset.model.places.items():
+            tasks.setdefault(place, []).append(task)
+    return _lines(
+        "Places of a clip (--clips), as place@name:",
+        [
+            f"{place}@ ({', '.join(names)}): {meaning}"
+            for (place, meaning), names in tasks.items()
+        ],
+    )
 
 
 def _epilog() -> str:

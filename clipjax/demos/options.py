@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import math
 import pathlib
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -66,18 +65,18 @@ class Fraction:
 
 @dataclasses.dataclass(frozen=True)
 class Positive:
-    """Finite numbers above zero."""
+    """Numbers above zero that float32 holds, and a few times their products."""
 
     def __str__(self) -> str:
-        return "a finite number above 0"
+        return "a finite number above 0 (1e-30 to 1e30)"
 
     def parse(self, text: str) -> float:
         return float(text)
 
     def accepts(self, value: Any) -> bool:
-        """True for a finite int or float above zero."""
+        """True for an int or float in the range."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and math.isfinite(value) and value > 0
+        return number and 1e-30 <= value <= 1e30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ class NotNegative:
     """Finite numbers from zero."""
 
     def __str__(self) -> str:
-        return "a finite number of at least 0"
+        return "0 or a finite number above 0 (1e-30 to 1e30)"
 
     def parse(self, text: str) -> float:
         return float(text)
@@ -101,7 +100,7 @@ class Numbers:
     """Several different finite numbers above zero, separated by commas."""
 
     def __str__(self) -> str:
-        return "finite numbers above 0, each once, separated by commas"
+        return "finite numbers above 0 (1e-30 to 1e30), each once, with commas"
 
     def parse(self, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))

@@ -23,7 +23,8 @@ FIGURES = {
     "loss": "Median over seeds; the band reaches from the lowest to the highest seed. "
     "A cross marks where a seed left the real numbers.",
     "score": "The first score in the table, on data that training never sees.",
-    "norm": "The norm that the clip saw and the norm it passed on.",
+    "norm": "The norm that the clip saw and the norm it passed on; where it saw single "
+    "examples, the means over these.",
     "ratio": "1 where the gradient passed unchanged.",
     "threshold": "What each arm allowed.",
 }
@@ -228,8 +229,15 @@ def _html(
     versions: dict[str, str],
 ) -> bytes:
     name = settings.task
-    model = {key: value for key, value in vars(settings.model).items() if value}
+    model = {
+        key: value for key, value in vars(settings.model).items() if value is not None
+    }
     setup = ", ".join(f"{key} {value}" for key, value in model.items())
+    places = "".join(
+        f"<br>\n{place}@: {html.escape(meaning)}"
+        for place, meaning in settings.model.places.items()
+    )
+    where = f"<p>Where a clip can stand:{places}</p>\n" if places else ""
     images = "\n".join(
         f'<figure><img alt="{title}" src="data:image/png;base64,'
         f'{base64.b64encode(figures[title]).decode()}">'
@@ -265,7 +273,7 @@ def _html(
 <p>{html.escape(task.source)}. Model: {html.escape(setup)}.
 {settings.steps} steps of {html.escape(settings.optimizer)} at learning rate
 {rates}, seeds per arm: {settings.seeds}.</p>
-<pre>{html.escape(command)}</pre>
+{where}<pre>{html.escape(command)}</pre>
 <h2>What is seen</h2>
 <p>{html.escape(" ".join(findings(best, settings.lr)))}</p>
 {tables}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..plotting import running_mean
-from .arms import UNCLIPPED
+from .arms import is_unclipped
 from .compare import Result
 from .tasks.base import LOSS, Goal
 
@@ -41,7 +41,9 @@ class Row:
         best: lowest smoothed loss.
         held_out: scores on held-out data by name.
         diverged: which seeds diverged.
-        clipped: fraction of the steps in which the clip changed the gradient.
+        clipped: fraction of the steps in which the clip changed something.
+        share: mean over the steps of the fraction that it changed, of the blocks or of
+            the examples that it looks at one by one.
         ratio: mean of norm after over norm before.
         norm: median of the finite norms before clipping.
         seconds: time per step.
@@ -55,6 +57,7 @@ class Row:
     held_out: dict[str, np.ndarray]
     diverged: np.ndarray
     clipped: np.ndarray
+    share: np.ndarray
     ratio: np.ndarray
     norm: np.ndarray
     seconds: np.ndarray
@@ -87,6 +90,7 @@ def summarise(result: Result, goal: Goal = LOSS) -> Row:
         held_out=result.held_out,
         diverged=diverged(losses, must_fall=goal.must_fall),
         clipped=(result.log["clipped_fraction"] > 0).mean(axis=-1),
+        share=result.log["clipped_fraction"].mean(axis=-1),
         ratio=_over_finite(np.mean, result.log["clip_ratio"]),
         norm=_over_finite(np.median, result.log["grad_norm_raw"]),
         seconds=result.seconds_per_step,
@@ -168,14 +172,17 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
             said.append(f"{row.label!r} diverged for every seed.")
         elif bad:
             said.append(f"{row.label!r} diverged for {bad} of {seeds} seeds.")
-        if row.label == UNCLIPPED:
+        if is_unclipped(row.label):
             continue
         if not row.clipped.any():
+            # Elsewhere than before the optimizer, more may differ than the clip.
+            curve = "" if "@" in row.label else "its curve is the unclipped one up to "
+            curve += "rounding, and " if curve else ""
             said.append(
-                f"{row.label!r} never acted: its curve is the unclipped one up to "
-                "rounding, and its threshold is above every norm of the run."
+                f"{row.label!r} never acted: {curve}its threshold is above every norm "
+                "that it saw."
             )
-        elif row.clipped.mean() > 0.99 and np.nanmean(row.ratio) < 0.5:
+        elif row.share.mean() > 0.99 and np.nanmean(row.ratio) < 0.5:
             said.append(
                 f"{row.label!r} shrank practically every gradient, to "
                 f"{100 * np.nanmean(row.ratio):.2g}% of its norm on average: it sets "
@@ -189,28 +196,13 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
     elif len(steady) == len(rows):
         said.append(
             "No arm diverged: at this learning rate clipping was not needed for "
-            "stability, and differences between the losses are what is left to see."
+            "stability, and how well the arms end is what is left to see."
         )
-    if len(steady) > 1:
-        best, second = sorted(steady, key=lambda row: row.rank.mean())[:2]
-        gap = second.rank.mean() - best.rank.mean()
-        noise = max(np.ptp(best.rank), np.ptp(second.rank))
-        tie = (
-            " (within the range over seeds, so no difference to rely on)"
-            if gap <= noise
-            else ""
-        )
-        name, is_low, _ = best.goal
-        what = "final loss" if name == "loss" else name
-        what = f"The {'lowest' if is_low else 'highest'} {what}"
-        side = "below" if is_low else "above"
-        said.append(
-            f"{what} is that of {best.label!r}, {gap:.3f} {side} {second.label!r}{tie}."
-        )
+    said += _first(steady)
     few = "one seed" if seeds == 1 else f"{seeds} seeds"
     if len(rates) > 1:
         said.append(
-            "Each arm has the learning rate, of those tried, at which it ended lowest "
+            "Each arm has the learning rate, of those tried, at which it ended best "
             "on the same seeds, which flatters all of them alike; initial parameters "
             "and the order of the batches are shared, and differences as small as the "
             f"spread are not settled by {few}."
@@ -224,6 +216,31 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
             f"settled by {few}."
         )
     return said
+
+
+def _first(rows: Sequence[Row]) -> list[str]:
+    """Which arm ended best, and whether the seeds tell it from the second one."""
+    rows = [row for row in rows if np.isfinite(row.rank).all()]
+    if len(rows) < 2:
+        return []
+    best, second = sorted(rows, key=lambda row: row.rank.mean())[:2]
+    gap = second.rank.mean() - best.rank.mean()
+    noise = max(np.ptp(best.rank), np.ptp(second.rank))
+    name, is_low, _ = best.goal
+    what = "the final loss" if name == "loss" else repr(name)
+    order = "lowest" if is_low else "highest"
+    if gap == 0:
+        return [f"By {what}, {best.label!r} and {second.label!r} end equally well."]
+    tie = (
+        " (within the range over seeds, so no difference to rely on)"
+        if gap <= noise
+        else ""
+    )
+    side = "below" if is_low else "above"
+    return [
+        f"By {what}, the {order} mean is that of {best.label!r}, {gap:.3g} {side} "
+        f"{second.label!r}{tie}."
+    ]
 
 
 def _edges(rows: Sequence[Row], rates: Sequence[float]) -> list[str]:

@@ -99,4 +99,5 @@ def _draw(panel: Axes, seeds: np.ndarray, line: np.ndarray | None) -> None:
     if not is_seen.all():
         note = f"{percent(1 - is_seen.mean())} of the points are not in this panel"
         place = {"transform": panel.transAxes, "ha": "center", "va": "center"}
-        panel.text(0.5, 0.5, wrapped(note, 24), size=TEXT, **place)
+        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+        panel.text(0.5, 0.5, wrapped(note, 24), size=TEXT, bbox=behind, **place)

@@ -65,6 +65,17 @@ REFUSED = {
     "negative threshold": ("--clips clip_by_global_norm:-1", ["max_norm", "-1"]),
     "nan threshold": ("--clips clip_by_global_norm:nan", ["max_norm", "nan"]),
     "none with number": ("--clips none:1", ["'none:1'"]),
+    "empty place": ("--clips @none", ["'@none'", "unknown place ''"]),
+    "place for few clips": (
+        "--task outliers --clips per_example@quantile_clip",
+        ["'per_example@quantile_clip'", "accepted: clip_by_global_norm"],
+    ),
+    "place for thresholds": (
+        "--task diffusion --clips time@clip_by_global_norm:0",
+        ["'time@clip_by_global_norm:0'", "a finite one above 0"],
+    ),
+    "too large for float32": ("--task ring --radius 1e300", ["'1e300'", "1e30"]),
+    "epochs and steps": ("--task mlp --epochs 1 --steps 2", ["--epochs 1", "--steps"]),
     "unknown optimizer": ("--optimizer sdg", ["'sdg'", "sgd", "adamw", "lion"]),
     "optimizer argument": ("--optimizer adam:b9=1", ["'b9'", "b1=0.9"]),
     "missing text": ("--text missing.txt", ["missing.txt", "UTF-8"]),
@@ -155,11 +166,22 @@ def test_a_missing_extra_is_named(missing, here, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--help"], ["-h"], ["compare", "--help"], ["tune", "--help"]]
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["-h"],
+        ["compare", "--help"],
+        ["tune", "--help"],
+        ["explode", "--help"],
+        ["probe", "--help"],
+    ],
 )
 def test_help(arguments, capsys):
     assert cli.main(arguments) == 0
-    assert capsys.readouterr().out.startswith("Usage: clipjax")
+    shown = capsys.readouterr().out
+    assert shown.startswith("Usage: clipjax")
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_version(capsys):
@@ -179,7 +201,7 @@ def test_help_lists_what_can_be_named(capsys):
     for name in (*arms.OPTIMIZERS, *arms.clips_by_name(), *presets.PRESETS, "lstm"):
         assert re.search(rf"\b{name}\b", shown), name
     assert "clip_by_global_norm:max_norm" in shown
-    assert max(map(len, shown.splitlines())) <= 80
+    assert "generator@ (ring, critic): the generator's gradient" in shown
 
 
 @pytest.mark.parametrize("task", presets.PRESETS)
@@ -196,6 +218,7 @@ def test_the_help_of_a_task_shows_its_options_and_defaults(task, capsys):
     for name in {"task", "lr", "clips", "steps", "seeds", "out", "log_every"} | every:
         is_shown = f"{cli.flag(name)} " in shown
         assert is_shown == (name not in every - own), name
+    assert max(map(len, shown.splitlines())) <= 80
     words = " ".join(shown.split())
     assert f"(default: {presets.PRESETS[task].steps})" in words
 

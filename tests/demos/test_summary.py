@@ -113,7 +113,7 @@ def test_findings_say_what_happened_and_no_more():
     assert "'none' diverged for every seed" in said
     assert "'a' never acted" in said
     assert "'b' shrank practically every gradient, to 20% of its norm" in said
-    assert "lowest final loss is that of 'a', 0.099 below 'b'" in said
+    assert "lowest mean is that of 'a', 0.0987 below 'b'" in said
     assert "within the range over seeds" in said
     assert "No arm" not in said
     calm = " ".join(summary.findings(rows(result("none", good, clipped=1.0))))
@@ -121,6 +121,35 @@ def test_findings_say_what_happened_and_no_more():
     assert "lowest" not in calm
     wild = " ".join(summary.findings(rows(result("none", bad, clipped=1.0))))
     assert "No arm learned" in wild
+
+
+def test_findings_of_a_score():
+    goal = Goal("modes covered", is_lowest_best=False, must_fall=False)
+    covered = {"none": [2.0, 3.0], "b": [7.0, 8.0], "c": [np.nan, 9.0]}
+    found = []
+    for label, scores in covered.items():
+        one = result(label, [falling(1, 5)] * 2, clipped=1.0)
+        one.held_out["modes covered"] = np.array(scores)
+        found.append(summary.summarise(one, goal))
+    said = " ".join(summary.findings(found))
+    assert "No arm diverged" in said
+    assert (
+        "By 'modes covered', the highest mean is that of 'b', 5 above 'none'." in said
+    )
+    said = " ".join(summary.findings([found[1], found[1]]))
+    assert "'b' and 'b' end equally well" in said
+
+
+def test_findings_of_a_clip_on_single_examples():
+    losses = [falling()]
+    few = result("per_example@clip", losses, clipped=0.4)
+    few.log["clipped_fraction"] *= 0.1
+    idle = result("per_example@other", losses, clipped=1.0)
+    free = result("per_example@none", losses, clipped=1.0)
+    said = " ".join(summary.findings(rows(few, idle, free)))
+    assert "shrank" not in said  # a tenth of the examples is not every gradient
+    assert "'per_example@other' never acted: its threshold" in said
+    assert "'per_example@none' never acted" not in said
 
 
 def test_each_clip_at_its_own_best_rate():

@@ -15,12 +15,13 @@ class Ring:
     places: ClassVar[Mapping[str, str]] = {
         "generator": "the generator's gradient alone",
         "discriminator": "the discriminator's gradient alone",
-        "both": "each player's gradient by its own norm, as without a place",
+        "both": "each player's by its own norm, as without a place; the report "
+        "tells the norms of the generator's",
     }
 
     noise: int = option(2, WIDTH, "numbers that the generator makes a point from")
     width: int = option(64, WIDTH, "width of the inner layers")
-    batch: int = option(256, WIDTH, "sequences, images or points per step")
+    batch: int = option(256, WIDTH, "real points, and generated ones, per step")
     radius: float = option(1.0, Positive(), "radius of the ring of modes")
     deviation: float = option(0.1, Positive(), "standard deviation of a mode")
 
@@ -35,7 +36,8 @@ class Critic(Ring):
     places: ClassVar[Mapping[str, str]] = {
         "generator": "the generator's gradient alone",
         "critic": "the critic's gradient alone",
-        "both": "each player's gradient by its own norm, as without a place",
+        "both": "each player's by its own norm, as without a place; the report "
+        "tells the norms of the critic's",
     }
 
     critic_steps: int = option(

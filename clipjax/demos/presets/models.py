@@ -22,7 +22,9 @@ WIDTH, LAYERS = Whole(100_000), Whole(1000)
 
 def epochs_option() -> Any:
     """How long to train, in epochs."""
-    return option(None, OptionalWhole(), "passes over the images, in place of --steps")
+    return option(
+        None, OptionalWhole(100_000), "passes over the images, in place of --steps"
+    )
 
 
 def mnist_option() -> Any:
@@ -45,7 +47,7 @@ class RNN:
     layers: int = option(1, LAYERS, "number of layers")
     gain: float = option(1.0, Positive(), "factor on the orthogonal recurrent weights")
     length: int = option(100, WIDTH, "characters per sequence")
-    batch: int = option(32, WIDTH, "sequences or images per step")
+    batch: int = option(32, WIDTH, "sequences per step")
     text: pathlib.Path | None = option(
         None, TEXT, "UTF-8 text to learn (default: Python's own help topics)"
     )
@@ -72,7 +74,7 @@ class MLP:
         Choice(("none", "layer", "rms", "batch")),
         "normalization before each ReLU",
     )
-    batch: int = option(256, WIDTH, "sequences or images per step")
+    batch: int = option(256, WIDTH, "images per step")
     epochs: int | None = epochs_option()
     mnist: pathlib.Path | None = mnist_option()
 
@@ -90,7 +92,7 @@ class Transformer:
     width: int = option(64, WIDTH, "width of the inner layers")
     heads: int = option(4, LAYERS, "attention heads; they divide the width")
     length: int = option(64, WIDTH, "characters per sequence")
-    batch: int = option(16, WIDTH, "sequences or images per step")
+    batch: int = option(16, WIDTH, "sequences per step")
     text: pathlib.Path | None = option(
         None, TEXT, "UTF-8 text to learn (default: Python's own help topics)"
     )

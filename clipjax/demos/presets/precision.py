@@ -25,7 +25,7 @@ class Precision:
     scale: float = option(1024.0, Positive(), "factor on the loss in float16")
     depth: int = option(4, LAYERS, "number of linear layers")
     width: int = option(64, WIDTH, "width of the inner layers")
-    batch: int = option(64, WIDTH, "sequences or images per step")
+    batch: int = option(64, WIDTH, "images per step")
     epochs: int | None = epochs_option()
     mnist: pathlib.Path | None = mnist_option()
 

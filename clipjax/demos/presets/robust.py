@@ -40,7 +40,7 @@ class LabelNoise:
     noise: float = option(0.3, Fraction(), "fraction of the labels that are wrong")
     depth: int = option(3, LAYERS, "number of linear layers")
     width: int = option(64, WIDTH, "width of the inner layers")
-    batch: int = option(64, WIDTH, "sequences or images per step")
+    batch: int = option(64, WIDTH, "images per step")
     epochs: int | None = epochs_option()
     mnist: pathlib.Path | None = mnist_option()
 

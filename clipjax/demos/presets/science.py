@@ -20,7 +20,7 @@ class Potential:
     contacts: float = option(
         0.02, Positive(), "fraction of the pairs that are close contacts"
     )
-    batch: int = option(32, WIDTH, "sequences, images or points per step")
+    batch: int = option(32, WIDTH, "pairs per step")
 
     def __post_init__(self):
         """Check every field, and that the fraction is one."""
@@ -45,7 +45,7 @@ class Diffusion:
         "weight v(t) of a noise level: signal-to-noise ratio, variational bound, or 1",
     )
     width: int = option(64, WIDTH, "width of the inner layers")
-    batch: int = option(128, WIDTH, "sequences, images or points per step")
+    batch: int = option(128, WIDTH, "points per step")
 
     def __post_init__(self):
         check(self)
@@ -63,7 +63,7 @@ class Flow:
         5.0, Positive(), "largest singular value of the diagonal behind the data"
     )
     bend: float = option(2.0, Positive(), "how far the data bend along a parabola")
-    batch: int = option(128, WIDTH, "sequences, images or points per step")
+    batch: int = option(128, WIDTH, "points per step")
 
     def __post_init__(self):
         check(self)

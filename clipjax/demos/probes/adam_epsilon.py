@@ -46,7 +46,8 @@ def measure(*, steps: int = 200, points: int = 61) -> Measured:
         steps: steps of Adam.
         points: gradients, a coordinate each.
     """
-    require(Whole(100_000), steps=steps, points=points)
+    require(Whole(100_000), steps=steps)
+    require(Whole(100_000, lowest=2), points=points)
     sizes = jnp.geomspace(1e-10, 100.0, points)
     vector = jnp.asarray(GRADIENT)
     # Adam treats every coordinate by itself: one run serves both.
@@ -107,7 +108,8 @@ def report(measured: Measured) -> Report:
             f"Raising ε from {EPSILONS[0]:g} to {EPSILONS[-1]:g} normalizes {order}: "
             f"gradients over 12 decades give updates over {strong:.1f} decades at the "
             f"first and over {weak:.1f} at the second. It is often said that a small "
-            "ε makes Adam's clipping weak; it makes it strong.",
+            "ε makes Adam's clipping weak"
+            + ("; it makes it strong." if weak > strong else "."),
         ],
         figure,
     )

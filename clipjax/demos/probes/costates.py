@@ -53,6 +53,7 @@ def measure(
         gain: W is Gaussian with variance gain² / width.
     """
     require(Whole(), steps=steps, width=width)
+    require(Whole(lowest=0), seed=seed)
     require(Positive(), gain=gain)
     random = np.random.default_rng(seed)
     weights = random.normal(0, gain * width**-0.5, (width, width))

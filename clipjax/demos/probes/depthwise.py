@@ -66,9 +66,8 @@ def measure(*, seeds: int = 3, size: int = 16) -> Measured:
         seeds: independent weights.
         size: height and width of the images, which are periodic.
     """
-    require(Whole(), seeds=seeds, size=size)
-    if size < 3:
-        raise ValueError(f"size must be at least 3, that of the kernel, got {size}")
+    require(Whole(), seeds=seeds)
+    require(Whole(lowest=3), size=size)
     channels = np.array([16, 64, 128])
     found = np.array(
         [

@@ -72,6 +72,7 @@ def measure(*, quadratics: int = 20_000, dimension: int = 5, seed: int = 0) -> M
         seed: of the random numbers.
     """
     require(Whole(), quadratics=quadratics, dimension=dimension)
+    require(Whole(lowest=0), seed=seed)
 
     def loss(x: jax.Array) -> jax.Array:
         return jnp.sqrt(x * x + 1e-4)

@@ -17,6 +17,8 @@ import optax
 import clipjax
 
 from ...plotting import plot_lines
+from ..options import Positive, Whole
+from .arguments import require
 from .base import Report, beside, number
 
 THRESHOLDS = (float("inf"), 1.0, 0.1)
@@ -52,15 +54,10 @@ def measure(
         start: both coordinates.
 
     Raises:
-        ValueError: for numbers that are not above 0.
+        ValueError: if an argument is out of range.
     """
-    for name, value in {
-        "steps": steps,
-        "learning_rate": learning_rate,
-        "start": start,
-    }.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
+    require(Whole(), steps=steps)
+    require(Positive(), learning_rate=learning_rate, start=start)
     shown = np.unique(np.geomspace(1, steps, 100).astype(int))
     begin = np.hypot(start, start)
     radius, theory, own = [], [], []

@@ -11,6 +11,7 @@ import clipjax
 from ...plotting import plot_lines
 from ..options import Whole
 from ..tasks.robust import NOISE, half_squares, spoil
+from .arguments import require
 from .base import Report, Table, beside, number
 
 KINDS = ("shift", "symmetric", "leverage", "none")
@@ -63,9 +64,7 @@ def measure(
     Raises:
         ValueError: if an argument is out of range.
     """
-    for name, value in {"seeds": seeds, "steps": steps}.items():
-        if not Whole().accepts(value):
-            raise ValueError(f"{name} must be {Whole()}, got {value!r}")
+    require(Whole(), seeds=seeds, steps=steps)
     if not 0 < rate < 2:
         raise ValueError(f"rate must be a number above 0 and below 2, got {rate!r}")
     if not 1 <= slower < np.inf:

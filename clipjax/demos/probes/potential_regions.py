@@ -16,9 +16,11 @@ from ...plotting.arms import read_arms
 from ...plotting.canvas import log_axis, open_canvas
 from ...plotting.curves import draw_arms
 from ..models.potential import Potential
+from ..options import Whole
 from ..tasks.base import Task
 from ..tasks.potential import force_errors, potential_task, regions
 from ..train import Loop, begin
+from .arguments import require
 from .base import Report, Table, beside, number, over_seeds
 
 QUANTILES = (0.5, 0.9, 0.99, 1.0)
@@ -67,9 +69,7 @@ def measure(
     Raises:
         ValueError: a number is below 1.
     """
-    for name, value in {"seeds": seeds, "steps": steps, "batch": batch}.items():
-        if not (isinstance(value, int) and value >= 1):
-            raise ValueError(f"{name} {value!r}: expected a whole number from 1")
+    require(Whole(), seeds=seeds, steps=steps, batch=batch)
     rates = np.array([3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1])
     watch("compiling")
     loop = make_loop(steps, batch)

@@ -66,7 +66,8 @@ def measure(*, steps: int = 3500, starts: int = 41, grid: int = 61) -> Measured:
         starts: evenly spaced from 3 to 7, for the tuned settings.
         grid: learning rates, and thresholds, that are tried.
     """
-    require(Whole(), steps=steps, starts=starts, grid=grid)
+    require(Whole(lowest=1000), steps=steps)
+    require(Whole(), starts=starts, grid=grid)
 
     def from_start(optimizer: optax.GradientTransformation, steps: int) -> np.ndarray:
         return paths(optimizer, gradient, [START], steps)[0]

@@ -13,10 +13,12 @@ import clipjax
 
 from ...plotting import plot_lines
 from ..arms import ClipCall
+from ..options import Positive, Whole
 from ..tasks.base import Task
 from ..tasks.players import each_with_its_clip
 from ..tasks.ring import Ring, ring_task
 from ..train import Loop
+from .arguments import require
 from .base import Report, Table, number, over_seeds
 
 OPTIMIZERS = {"SGD": (optax.sgd, 0.1), "Adam": (optax.adam, 1e-3)}
@@ -66,15 +68,8 @@ def measure(
     Raises:
         ValueError: for numbers that make no sense.
     """
-    for name, value in {
-        "seeds": seeds,
-        "steps": steps,
-        "batch": batch,
-        "radius": radius,
-        "deviation": deviation,
-    }.items():
-        if not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
+    require(Whole(), seeds=seeds, steps=steps, batch=batch)
+    require(Positive(), radius=radius, deviation=deviation)
     task = ring_task(Ring(radius, deviation), batch=batch)
     rows = [
         train(task, name, seeds=seeds, steps=steps, watch=watch) for name in OPTIMIZERS

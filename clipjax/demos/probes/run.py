@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import jax
+
 import clipjax
 
 from .. import files, interrupts, terminal
@@ -99,7 +101,8 @@ def _run_one(
         takes_watch = "watch" in measure.__kwdefaults__
         more = {"watch": watch} if takes_watch else {}
         measured = measure(**call.arguments, **more)
-    except ValueError as error:
+    except (ValueError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        # Too large a number is found out where the memory does not suffice.
         raise ValueError(f"probe {call.name!r}: {error}") from error
     report = call.module.report(measured)
     seconds = time.monotonic() - began

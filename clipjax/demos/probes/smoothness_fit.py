@@ -78,9 +78,8 @@ def measure(
         every: steps from one to the next.
         watch: is called with a text before each run.
     """
-    require(Whole(), seeds=seeds, probes=probes, every=every)
-    if probes < 4:
-        raise ValueError(f"probes must be an integer of at least 4, got {probes!r}")
+    require(Whole(), seeds=seeds, every=every)
+    require(Whole(lowest=4), probes=probes)
     measured = Measured({}, {}, {})
     for name, arm in ARMS.items():
         run = _runner(arm, probes, every)

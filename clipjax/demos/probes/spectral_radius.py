@@ -47,9 +47,7 @@ def measure(*, steps: int = 100) -> Measured:
     Args:
         steps: number of time steps, at least 50.
     """
-    require(Whole(), steps=steps)
-    if steps < 50:
-        raise ValueError(f"steps must be at least 50, got {steps}")
+    require(Whole(lowest=50), steps=steps)
     start, nothing = jnp.ones(2), jnp.zeros(steps)
 
     @jax.jit

@@ -10,7 +10,7 @@ import optax
 import clipjax
 from clipjax import recipes, rules
 
-from ..arms import UNCLIPPED, Arm, ClipCall, OptimizerOf
+from ..arms import Arm, ClipCall, OptimizerOf, is_unclipped
 
 # What can clip single examples: the recipes of a fixed global norm, by their rules.
 RULES = {
@@ -41,9 +41,9 @@ def on_examples(
             in the log are those before that.
 
     Raises:
-        ValueError: for another clip, or one to rescale that has no finite threshold.
+        ValueError: for another clip, or a threshold of 0 or infinity to rescale by.
     """
-    if clip.label.rpartition("@")[2] == UNCLIPPED:
+    if is_unclipped(clip.label):
         rule, limit = rules.hard, jnp.inf
     elif clip.call.func in RULES:
         rule = RULES[clip.call.func]
@@ -51,8 +51,10 @@ def on_examples(
     else:
         accepted = ", ".join(recipe.__name__ for recipe in RULES)
         raise ValueError(f"cannot clip single examples; accepted: {accepted}")
-    if is_rescaled and not limit < jnp.inf:
-        raise ValueError("needs a threshold to rescale to; accepted: a finite one")
+    if is_rescaled and not 0 < jnp.float32(limit) < jnp.inf:
+        raise ValueError(
+            "needs a threshold to rescale to; accepted: a finite one above 0"
+        )
 
     def gradient(loss: Callable[..., jax.Array]) -> Callable[..., tuple]:
         def of_examples(params: Any, batch: Any) -> tuple[jax.Array, Any, dict]:
