@@ -49,12 +49,22 @@ def test_the_wrong_step_is_longer_by_up_to_one_over_l0():
 
 
 def test_the_usual_thresholds_do_not_follow_from_the_usual_constants():
-    """B43: for L0 = 0.02, L1 = 12.7 neither L0/L1 nor 1/L1 is near the usual γ = 1."""
-    l0, l1 = GPT2
-    gamma = clipjax.thresholds.from_smoothness(l0, l1).value
-    assert gamma == pytest.approx(0.0016, abs=5e-5)
-    assert 1 / l1 == pytest.approx(0.079, abs=5e-4)
-    assert 1 / l0 == pytest.approx(50)  # and 6e-4 is the quoted learning rate
+    """C25, B43: γ = 1 is a convention; no quoted pair (L0, L1) gives it, or the rate.
+
+    For L0 = 0.02 and L1 = 12.7, and the other pairs that are quoted, neither L0/L1 nor
+    1/L1 is near 1, nor 1/L0 near the quoted learning rate of 6e-4.
+    """
+    convention = clipjax.thresholds.rule_of_thumb("transformer")
+    assert convention == 1
+    gammas, inverses, rates = [], [], []
+    for l0, l1 in (GPT2, (0.5, 8.2), (0.8, 5.3)):
+        gammas.append(clipjax.thresholds.from_smoothness(l0, l1).value)
+        inverses.append(1 / l1)
+        rates.append(1 / l0)
+    np.testing.assert_allclose(gammas, [0.0016, 0.061, 0.151], rtol=0.02)
+    np.testing.assert_allclose(inverses, [0.079, 0.122, 0.189], rtol=0.01)
+    assert max(gammas + inverses) < convention / 5
+    assert min(rates) == pytest.approx(1.25) and min(rates) > 1000 * 6e-4
 
 
 def test_a_sufficient_pair_for_the_hard_clip(on_cosh):
@@ -71,15 +81,24 @@ def test_a_sufficient_pair_for_the_hard_clip(on_cosh):
 
 @pytest.mark.parametrize("factor", [1.0, 2.0])
 def test_the_step_of_the_theory_and_twice_it_descend(factor):
-    """B41: η < 2/(L0 + L1·n) descends on cosh; three times 1/(L0 + L1·n) does not."""
-    x = np.linspace(-8, 8, 4001)
+    """B41: η < 2/(L0 + L1·n) descends on cosh; three times 1/(L0 + L1·n) does not.
+
+    At 1/(L0 + L1·n) the loss falls by at least half of n²/(L0 + L1·n).
+    """
+    x = np.linspace(-8, 8, 4000)
     gradient = np.sinh(x)
+    right = clipjax.scale_by_l0_l1(1.0, 1.0)
+    one = jax.vmap(lambda g: updates(right, g))
+    step = np.asarray(one(jnp.asarray(gradient, jnp.float32)), np.float64)
 
-    def after(factor):
-        return np.cosh(x - factor * gradient / (1 + np.abs(gradient)))
+    def fall(factor):
+        return np.cosh(x) - np.cosh(x - factor * step)
 
-    assert (after(factor) <= np.cosh(x) * (1 + 1e-12)).all()
-    assert (after(3.0) > np.cosh(x)).any()
+    assert (fall(factor) >= -1e-7 * np.cosh(x)).all()
+    assert (fall(3.0) < -1e-3).any()
+    promised = gradient**2 / (2 * (1 + np.abs(gradient)))
+    assert (fall(1.0) >= promised * (1 - 1e-5)).all()
+    assert (fall(0.2) < promised).any()  # which is no statement about every step
 
 
 @pytest.mark.parametrize("t, norm", [(1, 2), (3, 9.1), (10, 100), (100, 1e4)])
@@ -153,6 +172,20 @@ def test_descent_on_a_quadratic_needs_less_than_two_over_l():
             lambda x: smoothness * x, 1.0, scaled / smoothness, jnp.inf, 2
         )
         assert abs(float(found.path[1])) == pytest.approx(ratio, abs=1e-6)
+
+
+def test_convex_descent_is_as_fast_as_one_over_the_steps():
+    """B16: with η = 1/L a convex loss is below L·|x0 − x*|²/(2k) after k steps.
+
+    Huber's loss from far away stays close to that bound, and no higher rate is safe.
+    """
+    start, steps = 30.0, 60  # |x| − 1/2 beyond 1, x²/2 within, L = 1
+    found = clipped_descent(lambda x: jnp.clip(x, -1, 1), start, 1.0, jnp.inf, steps)
+    path = np.abs(np.asarray(found.path[1:], np.float64))
+    loss = np.where(path > 1, path - 0.5, path**2 / 2)
+    bound = start**2 / (2 * np.arange(1, len(path) + 1))
+    assert (loss <= bound * (1 + 1e-6)).all()
+    assert (loss / bound).max() > 0.45  # and not of a smaller order
 
 
 def test_a_general_smoothness_needs_the_length_of_the_step():

@@ -14,7 +14,11 @@ def loss(params, curvatures):
 
 
 def test_a_direction_that_is_not_normalized_overestimates_by_the_root_of_its_size():
-    """B59: |∇f(x + εz) − ∇f(x)|/ε with normal z is √P times too large."""
+    """C15, B59: |∇f(x + εz) − ∇f(x)|/ε with normal z is √P times too large.
+
+    Divided by |εz| it is ‖H‖_F/√P in the root mean square, and not the largest
+    eigenvalue.
+    """
     size, epsilon = 10_000, 1e-2
     curvatures = jnp.full(size, 3.0)  # so that every direction has the smoothness 3
     params = jnp.zeros(size)
@@ -24,6 +28,13 @@ def test_a_direction_that_is_not_normalized_overestimates_by_the_root_of_its_siz
     key = jax.random.key(1)
     found = local_smoothness(loss, params, curvatures, "random", key=key)
     assert float(found.value) == pytest.approx(3, rel=1e-3)
+    spiked = curvatures.at[0].set(300.0)
+    found = local_smoothness(loss, params, spiked, "random", key=key)
+    frobenius = float(jnp.linalg.norm(spiked)) / size**0.5
+    assert frobenius == pytest.approx(18**0.5, rel=1e-3)
+    assert float(found.value) < 10 < 300
+    largest = local_smoothness(loss, params, spiked, key=key)
+    assert float(largest.value) == pytest.approx(300, rel=1e-2)
 
 
 def test_the_lines_of_a_report_are_those_of_the_measurements():

@@ -10,7 +10,10 @@ import pytest
 from flax import nnx
 
 import clipjax
+from clipjax.demos import presets
 from clipjax.demos.models.mlp import MLP
+from clipjax.demos.probes.deep_mlp import ARMS
+from clipjax.demos.probes.training import digits, train
 from clipjax.demos.tasks.base import cross_entropy
 from clipjax.diagnostics import clipped_descent
 
@@ -99,3 +102,33 @@ def test_the_initialization_decides_whether_gradients_vanish():
     assert first < 1e-3
     _, he_norm, he_first = loss_and_norms("he")
     assert he_norm > 1 and he_first > 300 * first
+
+
+def trained(init, rates):
+    """Ten layers on MNIST, without a clip and with a hard clip at 1."""
+    task = digits(presets.MLP(init=init, width=64, batch=64), 1)
+    return train(task, ARMS[:2], rates, steps=40, seeds=1, watch=lambda text: None)
+
+
+def test_a_flat_loss_is_no_explosion_and_no_clip_changes_it():
+    """B56, B57: with PyTorch's weights the net does not oscillate: it stands still.
+
+    No gradient comes near the threshold, so that at one learning rate a hard clip
+    gives the same run bit by bit. Arms with different rates compare the rates.
+    """
+    runs = trained("torch", (0.01, 0.1))
+    none, hard = runs.loss[0], runs.loss[1]
+    assert np.abs(none - np.log(10)).max() < 0.03 and none.std(axis=-1).max() < 0.02
+    assert runs.norm.max() < 0.5
+    np.testing.assert_array_equal(none, hard)
+
+
+def test_a_clip_widens_the_rates_that_a_network_bears():
+    """C22, B24: ten He layers diverge at a rate of 0.6, and clipped they train.
+
+    Unlike a quadratic, where no rate beyond 2/L converges with any clip.
+    """
+    runs = trained("he", (0.6,))
+    assert runs.has_diverged[:, 0, 0].tolist() == [True, False]
+    assert not np.isfinite(runs.loss[0]).all()
+    assert runs.last(10)[1].max() < 0.7 * runs.loss[1, 0, 0, 0]

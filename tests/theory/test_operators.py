@@ -1,5 +1,7 @@
 """What clipping operators do to norms, distances and directions."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -172,6 +174,36 @@ SAMPLES = {  # the limit is E|g| / √(E g²)
         (2 / np.pi) ** 0.5 * 1.99 / (0.99 + 0.01 * 1e4) ** 0.5,
     ),
 }
+
+
+@pytest.mark.parametrize(
+    "size, expected", [(2, 0.9003), (10, 0.8180), (100, 0.7999), (10_000, 0.7979)]
+)
+def test_the_cosine_of_few_gaussian_entries_is_larger(size, expected):
+    """B9: the mean is √d·Γ(d/2)/(√π·Γ((d+1)/2)) for d entries: √(2/π) is its limit."""
+    log_gammas = math.lgamma(size / 2) - math.lgamma((size + 1) / 2)
+    assert math.exp(log_gammas) * math.sqrt(size / np.pi) == pytest.approx(
+        expected, abs=1e-4
+    )
+    grads = np.random.default_rng(1).standard_normal((200_000 // size, 1, size))
+    clip = clipjax.clip_by_value(1e-6, report=False)
+    after = np.asarray(clipped_each(clip, grads), np.float64)
+    # All entries have the length of the threshold.
+    cosines = np.sum(after * grads, -1) / (
+        np.linalg.norm(after, axis=-1) * np.linalg.norm(grads, axis=-1)
+    )
+    assert cosines.mean() == pytest.approx(expected, abs=2e-3)
+
+
+def test_zeros_do_not_count_for_the_cosine_of_value_clipping():
+    """B9: of a sparse gradient the limit is that of the entries that are not zero."""
+    sparse = DRAW.standard_normal(200_000) * (DRAW.uniform(size=200_000) < 0.1)
+    grads = jnp.asarray(sparse, jnp.float32)
+    after = clipped(clipjax.clip_by_value(1e-4, report=False), grads)
+    assert cosine(grads, after) == pytest.approx((2 / np.pi) ** 0.5, abs=0.01)
+    # With the zeros counted in the means it would be a third of that.
+    counted = np.abs(sparse).mean() / np.sqrt(np.square(sparse).mean())
+    assert counted == pytest.approx((0.1 * 2 / np.pi) ** 0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -51,6 +51,31 @@ def test_a_clip_accelerates_only_where_curvature_grows_with_the_gradient(measure
         assert none <= min(hard, soft)
 
 
+def test_a_finite_smoothness_does_not_exclude_a_gain():
+    """C31, B14: on quadratics there is no gain; on other L-smooth functions there is.
+
+    cosh between −6 and 6, continued by parabolas, is L-smooth with L = cosh 6 = 202.
+    What decides is whether the curvature grows with the gradient where the path goes.
+    """
+
+    def gradient(x):
+        inside = jnp.clip(x, -6, 6)
+        return jnp.sinh(inside) + jnp.cosh(6.0) * (x - inside)
+
+    none, clipped = (
+        tune(
+            gradient,
+            np.array([4.0, 6.0]),
+            rates=np.geomspace(1e-3, 1, 13),
+            thresholds=np.array(thresholds),
+            limit=0.1,
+            steps=1500,
+        )
+        for thresholds in ([np.inf], [0.3, 1.0, 3.0])
+    )
+    assert clipped.steps < none.steps / 10 < np.inf
+
+
 def test_tuning_finds_the_known_best_rate():
     """B16: of many rates the best on x²/2 is 1/L = 1, in one step."""
     best = tune(
