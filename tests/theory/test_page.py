@@ -1,4 +1,4 @@
-"""Every statement has a test that cites it, and the page of theory names what exists."""
+"""Statements have tests that cite them, and the page of theory names what exists."""
 
 import ast
 import pathlib
