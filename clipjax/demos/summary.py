@@ -192,7 +192,7 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
     if len(rates) > 1:
         said += _edges(rows, rates)
     elif not steady:
-        said.append("No arm learned: this learning rate is too high for all of them.")
+        said.append("No arm learned: at this learning rate all of them diverged.")
     elif len(steady) == len(rows):
         calm = (
             "at this learning rate clipping was not needed for stability"
