@@ -24,7 +24,7 @@ FIGURES = {
     "A cross marks where a seed left the real numbers.",
     "score": "The first score in the table, on data that training never sees.",
     "norm": "The norm that the clip saw and the norm it passed on; where it saw single "
-    "examples, the means over these.",
+    "examples, the means over these. A step is clipped if anything in it was.",
     "ratio": "1 where the gradient passed unchanged.",
     "threshold": "What each arm allowed.",
 }
@@ -142,7 +142,7 @@ def _figures(results: Sequence[Result], task: Task) -> dict[str, bytes]:
         {result.label: result.score_steps / (per_epoch or 1) for result in results},
         x_label="epoch" if per_epoch else "step",
         y_label=score,
-        title=f"Held out: {score}",
+        title=f"Along training: {score}",
     )
     if task.picture is not None:
         figures["outcome"] = task.picture.draw(

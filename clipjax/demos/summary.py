@@ -184,7 +184,7 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
             )
         elif row.share.mean() > 0.99 and np.nanmean(row.ratio) < 0.5:
             said.append(
-                f"{row.label!r} shrank practically every gradient, to "
+                f"{row.label!r} shrank practically every gradient that it saw, to "
                 f"{100 * np.nanmean(row.ratio):.2g}% of its norm on average: it sets "
                 "the length of the steps rather than catching rare spikes."
             )
@@ -192,11 +192,16 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
     if len(rates) > 1:
         said += _edges(rows, rates)
     elif not steady:
-        said.append("No arm learned: this learning rate is too high for all of them.")
+        said.append("No arm learned: at this learning rate all of them diverged.")
     elif len(steady) == len(rows):
+        calm = (
+            "at this learning rate clipping was not needed for stability"
+            if rows[0].goal.must_fall
+            else "every loss stayed finite"
+        )
         said.append(
-            "No arm diverged: at this learning rate clipping was not needed for "
-            "stability, and how well the arms end is what is left to see."
+            f"No arm diverged: {calm}, and how well the arms end is what is left to "
+            "see."
         )
     said += _first(steady)
     few = "one seed" if seeds == 1 else f"{seeds} seeds"

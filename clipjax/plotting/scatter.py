@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from .arms import numbers, of_arm
-from .canvas import GREY, TEXT, open_canvas, percent, set_title, style_of, wrapped
+from .canvas import GREY, open_canvas, percent, set_title, style_of
 
 MARGIN = 0.15  # of the outlines' extent, on each side
 
@@ -28,7 +28,7 @@ def plot_scatter(
     """Draw points of the plane, a panel by arm, each seed in its own color and marker.
 
     With outlines, all panels show their extent and a margin. What part of an arm's
-    points lies outside, or is not finite, is written into its panel.
+    points lies outside, or is not finite, is written above its panel.
 
     Args:
         points: by arm if several, ``(points, 2)`` or ``(seeds, points, 2)``.
@@ -59,9 +59,11 @@ def plot_scatter(
     line = None if outlines is None else _read("outlines", "", outlines, (2,))[0]
     canvas.label(x_label, y_label, title)
     for panel, (name, seeds) in zip(canvas.panels, arms.items(), strict=True):
-        _draw(panel, seeds, line)
+        outside = _draw(panel, seeds, line)
         own = title if len(arms) == 1 else ""
-        set_title(panel, "\n".join(text for text in (own, name) if text))
+        # A text among the points would hide some.
+        note = f"{percent(outside)} of the points lie outside" if outside else ""
+        set_title(panel, "\n".join(text for text in (own, name, note) if text))
         panel.set_aspect("equal", adjustable="datalim" if line is None else "box")
     return canvas.figure
 
@@ -77,7 +79,8 @@ def _read(argument: str, name: str, values: Any, ranks: tuple[int, ...]) -> np.n
     return array.reshape(-1, *array.shape[-2:])
 
 
-def _draw(panel: Axes, seeds: np.ndarray, line: np.ndarray | None) -> None:
+def _draw(panel: Axes, seeds: np.ndarray, line: np.ndarray | None) -> float:
+    """Draw the points of an arm; return the fraction that is not in the panel."""
     is_seen = np.asarray(np.isfinite(seeds).all(axis=-1))
     if line is not None:
         panel.plot(*line.T, color=GREY, linewidth=1, zorder=1)
@@ -96,8 +99,4 @@ def _draw(panel: Axes, seeds: np.ndarray, line: np.ndarray | None) -> None:
             markeredgewidth=0,
             alpha=0.6,
         )
-    if not is_seen.all():
-        note = f"{percent(1 - is_seen.mean())} of the points are not in this panel"
-        place = {"transform": panel.transAxes, "ha": "center", "va": "center"}
-        behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-        panel.text(0.5, 0.5, wrapped(note, 24), size=TEXT, bbox=behind, **place)
+    return float(1 - is_seen.mean())

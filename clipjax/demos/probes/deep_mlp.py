@@ -55,7 +55,7 @@ def measure(
         watch: called with what is trained, every few steps.
     """
     require(Whole(1000), seeds=seeds, torch_seeds=torch_seeds)
-    require(Whole(1_000_000), steps=steps, torch_steps=torch_steps)
+    require(Whole(1_000_000, lowest=2), steps=steps, torch_steps=torch_steps)
     runs = {
         init: train(
             digits(presets.MLP(init=init), standardize),

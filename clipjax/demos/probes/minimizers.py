@@ -135,8 +135,8 @@ def report(measured: Measured) -> Report:
     return Report(
         tables,
         [
-            f"Ends at the minimizer of least norm: {', '.join(near) or 'none'}. Ends "
-            f"elsewhere: {', '.join(far) or 'none'}.",
+            f"Ends at the minimizer of least norm: {', '.join(near) or 'no arm'}. Ends "
+            f"elsewhere: {', '.join(far) or 'no arm'}.",
             "Factors that are common to all entries keep θ in the row space of A, "
             "where the minimizer of least norm is the only one; a clip of entries or "
             "of blocks leaves it.",

@@ -145,10 +145,10 @@ def report(measured: Measured) -> Report:
         [
             f"At heterogeneity {values[-1]:g}, the clip by worker gains "
             f"{gain[0]:.2f} of cosine among like workers, and {gain[1]:.2f} where some "
-            "are outliers: it helps because no worker contributes more than C, and "
-            "that matters where few dominate the mean.",
-            f"Its aggregate is shorter, {norm[1, 0, -1].mean():.2f} against "
-            f"{norm[1, 1, -1].mean():.2f}, and biased: 10 and -1 average to "
+            "are outliers: no worker contributes more than C, which matters where few "
+            "dominate the mean.",
+            f"The norm of its aggregate is {norm[1, 0, -1].mean():.2f} against "
+            f"{norm[1, 1, -1].mean():.2f}, and it is biased: 10 and -1 average to "
             f"{opposed[0]:.0f}, while the clipped mean is {opposed[1]:.0f}.",
             "How the reported workers differed is not known. The two kinds here are "
             "workers that differ equally, and a few that differ much more.",

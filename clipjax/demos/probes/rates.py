@@ -93,6 +93,7 @@ def report(measured: Measured) -> Report:
     ]
     worst = measured.loss.max(axis=-1)
     largest = [measured.rates[row < 1e-6].max(initial=0.0) for row in worst]
+    moved = [rate for rate in largest[1:] if rate > largest[0]]
     is_stuck = np.isfinite(worst[1:, measured.rates > 2]).all()
     gains = {
         name: found["no clip"].steps
@@ -113,11 +114,12 @@ def report(measured: Measured) -> Report:
         [
             "The largest learning rate of the table that converges on x²/2 is "
             + ", ".join(
-                f"{rate:g} "
+                (f"{rate:g} " if rate else "none ")
                 + ("without a clip" if np.isinf(limit) else f"for C = {limit:g}")
                 for rate, limit in zip(largest, thresholds, strict=True)
             )
-            + ": the limit 2/L does not move. "
+            + ("; after so few steps, higher with a clip. " if moved else "")
+            + ("" if moved else ": the limit 2/L does not move. ")
             + (
                 "Beyond it clipped paths stay finite, and go to and fro over a "
                 "distance of ηC; where they end depends on the start."
