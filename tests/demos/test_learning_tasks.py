@@ -146,6 +146,29 @@ def test_a_clip_of_examples_bounds_what_one_outlier_does():
         )
 
 
+def test_a_soft_clip_of_examples_shortens_each_by_its_rule():
+    """One example of gradient norm n adds n·C/(n + C), where a hard clip adds C."""
+    task = regression(examples=20)
+    (soft,) = compare.read_clips(("soft_clip_by_global_norm:0.5",))
+    weights = jnp.array([0.3, -1.0, 0.5, 0.0, 2.0])
+    batch = task.sample(jax.random.key(0), 0, task.train)
+    batch = jax.tree.map(lambda leaf: leaf[:1], batch)
+
+    def loss(weights, batch):
+        return robust.half_squares(lambda inputs: inputs @ weights[:, None], batch)
+
+    lengths = {}
+    for clip in (soft, HARD):
+        arm = task.places["per_example"](clip, optax.sgd)
+        lengths[clip.label] = float(
+            jnp.linalg.norm(arm.gradient(loss)(weights, batch)[1])
+        )
+    norm = float(jnp.linalg.norm(jax.grad(loss)(weights, batch)))
+    assert norm > 0.5
+    expected = {soft.label: norm * 0.5 / (norm + 0.5), HARD.label: 0.5}
+    assert lengths == pytest.approx(expected, rel=1e-3)
+
+
 def test_the_regression_finds_the_truth_without_noise_in_the_targets(monkeypatch):
     monkeypatch.setattr(robust, "NOISE", 0.0)
     task = regression(kind="none")

@@ -1,4 +1,4 @@
-"""Statements have tests that cite them, and the page of theory names what exists."""
+"""Every statement has a test that cites it; the page of theory names what exists."""
 
 import ast
 import pathlib
@@ -68,9 +68,12 @@ def test_a_test_that_cites_a_statement_asserts(files):
 
 def links(page):
     """Pairs of a file and the tests that are named after the link to it."""
-    pattern = r"^- \[(test_\w+\.py)\]\(\.\./tests/theory/\1\):((?:.+\n?(?!- |\n))*)"
-    found = re.findall(pattern, page, re.MULTILINE)
-    return [(file, re.findall(r"`(test_\w+)`", names)) for file, names in found]
+    found = []
+    for item in re.split(r"\n(?=- )|\n\n", page):
+        link = re.match(r"- \[(test_\w+\.py)\]\(\.\./tests/theory/\1\):", item)
+        if link:
+            found.append((link[1], re.findall(r"`(test_\w+)`", item)))
+    return found
 
 
 def test_the_page_names_tests_that_exist(page, files):

@@ -82,3 +82,5 @@ def test_additive_layers_alone_reach_a_large_norm_too():
     largest = (30 + (30**2 + 4) ** 0.5) / 2
     assert float(report.spectral_norm) == pytest.approx(largest, rel=1e-5)
     assert float(report.condition_number) == pytest.approx(largest**2, rel=1e-3)
+    # Its powers grow by 30 per step and not by a factor: both eigenvalues are 1.
+    assert float(report.spectral_radius) == pytest.approx(1, rel=1e-4)
