@@ -14,7 +14,7 @@ SMALL = "attention-scaling:seeds=2:pairs=500"
 
 @pytest.fixture(scope="module")
 def measured():
-    return attention_scaling.measure(seeds=2, pairs=500)
+    return attention_scaling.measure(seeds=2, pairs=500, queries=20)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,13 @@ from clipjax.demos.tasks import diffusion, flow, potential
 from clipjax.demos.tasks.build import build_task
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_generator():
+    """The generator of random numbers that compiles fastest."""
+    with jax.default_prng_impl("unsafe_rbg"):
+        yield
+
+
 def test_the_lennard_jones_potential():
     minimum = jnp.array([2 ** (1 / 6)])
     np.testing.assert_allclose(potential.energies(minimum), -1, rtol=1e-6)
@@ -192,10 +199,10 @@ def diffusion_gradients():
         (call,) = arms.read_clips((spec,), presets.Diffusion.places)
         arm = task.places[place](call, arms.read_optimizer("sgd"))
         found[place] = jax.jit(arm.gradient(loss))(params, batch)
-    norms = jax.jit(clipjax.per_example_grad_norms(loss))(params, batch)
+    norms_of = jax.jit(clipjax.per_example_grad_norms(loss))
     bare = batch._replace(weight=jnp.ones_like(batch.weight))
-    bare_norms = jax.jit(clipjax.per_example_grad_norms(loss))(params, bare)
-    return batch, found, np.asarray(norms), np.asarray(bare_norms)
+    norms = [np.asarray(norms_of(params, each)) for each in (batch, bare)]
+    return batch, found, *norms
 
 
 def test_a_threshold_of_time_equals_a_constant_one_after_the_weight():

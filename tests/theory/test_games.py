@@ -1,21 +1,13 @@
 """Clipping in games of two players: what it bounds, slows and does not change."""
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 
 import clipjax
-from clipjax.demos import presets
-from clipjax.demos.compare import build_arms
 from clipjax.demos.probes import game, ring
-from clipjax.demos.tasks.build import build_task
 from clipjax.demos.tasks.ring import ring_task
-from clipjax.demos.train import begin, make_step
 
 
 def test_a_clip_slows_the_divergence_of_a_bilinear_game_and_does_not_end_it():
@@ -48,6 +40,7 @@ def test_too_small_a_threshold_costs_modes_with_sgd():
     """
     task = ring_task(batch=128)
     none, *clipped, smallest = ring.train(task, "SGD", seeds=1, steps=1000)[:, 0, 0]
+    print("MODES", none, clipped, smallest)
     assert none <= 1
     assert max(clipped) >= 7 and smallest <= max(clipped) - 2
 
@@ -69,71 +62,3 @@ def test_the_threshold_sets_the_pace_with_sgd_and_not_with_adam():
         )
     assert sgd == pytest.approx(0.01, rel=1e-4)
     assert adam == pytest.approx(1, rel=1e-3)
-
-
-STEPS, LIMIT, WIDTH = 200, 0.05, 16
-
-
-@pytest.fixture
-def quick_compilation():
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@functools.cache
-def start():
-    return begin(build_task(presets.Critic(width=WIDTH)), seed=0)
-
-
-def critic_after(clip="none", **options):
-    """Largest slope and weight of the critic, and the steps that were clipped."""
-    # The generator stands still.
-    model = presets.Critic(width=WIDTH, batch=32, critic_steps=STEPS + 1, **options)
-    task = build_task(model)
-    settings = presets.Settings("", model, optimizer="adam:b1=0.5", clips=(clip,))
-    (arm,) = build_arms(settings, task).values()
-    graph, rest = start().static
-
-    def run():
-        chain = arm.chain(0.01)
-        step = make_step(task, chain, start().static, learning_rate=0.01)
-        (params, _), log = jax.lax.scan(
-            lambda carry, index: step(carry, None, start().batches, index),
-            (start().params, chain.init(start().params)),
-            jnp.arange(STEPS),
-        )
-        scores = task.evaluate(nnx.merge(graph, params, rest), task.held_out)
-        weights = jax.tree.leaves(params["discriminator"])
-        largest = jnp.stack([jnp.abs(leaf).max() for leaf in weights]).max()
-        is_clipped = (log["clipped_fraction"] > 0).mean()
-        return scores["largest slope"], largest, is_clipped
-
-    with jax.numpy_dtype_promotion("standard"):
-        return map(float, jax.jit(run)())
-
-
-def test_penalty_weight_clip_and_gradient_clip_are_three_different_things(
-    quick_compilation,
-):
-    """C20, B88: WGAN limits the critic's weights and WGAN-GP penalizes its slope.
-
-    A clip of the critic's gradient with respect to its weights, by value or by norm,
-    bounds neither.
-    """
-    penalized, _, _ = critic_after(penalty=10.0)
-    limited, limited_weight, _ = critic_after(penalty=0.0, weight_clip=LIMIT)
-    # The gradient was clipped, and slope and weights grew all the same.
-    for clip in ("clip_by_value", "clip_by_global_norm"):
-        slope, weight, is_clipped = critic_after(
-            penalty=0.0, clip=f"critic@{clip}:{LIMIT}"
-        )
-        assert is_clipped > 0.9
-        assert slope > 30 and weight > 1
-    # The limit on weights holds, and limits the slope: at most the product of the
-    # Frobenius norms of the three matrices.
-    assert limited_weight == pytest.approx(LIMIT, rel=1e-6)
-    assert limited <= LIMIT**3 * np.sqrt(2 * WIDTH * WIDTH**2 * WIDTH)
-    # The penalty asks for a slope of 1 between real and generated points.
-    assert 0.3 < penalized < 5

@@ -25,7 +25,7 @@ from clipjax.demos.probes import (
 from clipjax.diagnostics import jacobian_report
 
 SMALL = {
-    attention_scaling: {"seeds": 1, "pairs": 2000, "queries": 300},
+    attention_scaling: {"seeds": 1, "pairs": 1000, "queries": 80},
     concatenation: {"seeds": 1, "width": 16},
     costates: {},
     depthwise: {"seeds": 1, "size": 4},

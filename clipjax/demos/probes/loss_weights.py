@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from flax import nnx
 
 import clipjax
@@ -140,28 +141,24 @@ def contributions(
 
     def one(example):
         inputs, noise, weight = example
-        unit = jnp.ones_like(weight)
-        limit = threshold / weight
-        after = jax.tree.map(
-            lambda leaf: weight * leaf, clipped(limit, inputs, noise, unit)
+        unit, limit = jnp.ones_like(weight), threshold / weight
+        free, constant = (
+            jnp.full_like(weight, jnp.inf),
+            jnp.full_like(weight, threshold),
         )
-        constant = clipped(threshold, inputs, noise, weight)
-        results = (
-            clipped(jnp.inf, inputs, noise, unit),
-            clipped(jnp.inf, inputs, noise, weight),
-            after,
-            constant,
-            clipped(limit, inputs, noise, weight),
+        limits = jnp.stack([free, free, limit, constant, limit])
+        weights = jnp.stack([unit, weight, unit, weight, weight])
+        # One program for all five, of which the third is weighted after its clip.
+        found = jax.lax.map(
+            lambda each: clipped(each[0], inputs, noise, each[1]), (limits, weights)
         )
-        gaps = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), after, constant)
+        factors = jnp.stack([unit, unit, weight, unit, unit])
+        results = jax.vmap(optax.tree.scale)(factors, found)
+        gaps = jax.tree.map(lambda leaf: jnp.max(jnp.abs(leaf[2] - leaf[3])), results)
         largest = jnp.max(jnp.stack(jax.tree.leaves(gaps)))
-        return (*map(_norm, results), largest / threshold)
+        return (*jax.vmap(optax.tree.norm)(results), largest / threshold)
 
     return jax.lax.map(one, examples)
-
-
-def _norm(tree) -> jax.Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(tree)))
 
 
 def report(measured: Measured) -> Report:

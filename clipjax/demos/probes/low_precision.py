@@ -108,10 +108,15 @@ def measure(*, threshold: float = 1.0, seeds: int = 10) -> Measured:
     ]
     brain = np.array([measured(grads)[:3] for grads in normal])
     optax_errors, errors = np.abs(brain[:, 1:] / brain[:, :1] - 1).T
-    infinite = jnp.array([INF, 1.0], jnp.float16)
     skip = clipjax.skip_nonfinite(ours)
+
+    @jax.jit
+    def at_infinity(grads):
+        theirs = optaxs.update(grads, optaxs.init(grads))[0]
+        return theirs, *skip.update(grads, skip.init(grads))
+
     state: Any
-    skipped, state = skip.update(infinite, skip.init(infinite))
+    theirs, skipped, state = at_infinity(jnp.array([INF, 1.0], jnp.float16))
     return Measured(
         scales,
         right,
@@ -124,7 +129,7 @@ def measure(*, threshold: float = 1.0, seeds: int = 10) -> Measured:
         steps,
         optax_errors=optax_errors,
         errors=errors,
-        infinite_optax=_wide(optaxs.update(infinite, optaxs.init(infinite))[0]),
+        infinite_optax=_wide(theirs),
         infinite=_wide(skipped),
         skipped=int(state.skipped_count),
     )

@@ -78,7 +78,7 @@ def measure(
         np.moveaxis(np.asarray(part), (0, 1), (2, 3))
         for part in over(owns, jnp.array(HETEROGENEITY))
     )
-    opposed = np.ravel(aggregates(jnp.array([[10.0], [-1.0]])))
+    opposed = np.ravel(jax.jit(aggregates)(jnp.array([[10.0], [-1.0]])))
     return Measured(np.array(HETEROGENEITY), cosine, norm, opposed)
 
 
