@@ -51,7 +51,7 @@ def measure(*, seeds: int = 3, size: int = 32) -> Measured:
             least 3.
     """
     require(Whole(), seeds=seeds)
-    require(Whole(lowest=3), size=size)
+    require(Whole(lowest=4), size=size)
     deviations = np.array([1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1, 3, 10])
     gains = np.array([0.5, 1.5, 3.0])
 
