@@ -40,7 +40,6 @@ def test_too_small_a_threshold_costs_modes_with_sgd():
     """
     task = ring_task(batch=128)
     none, *clipped, smallest = ring.train(task, "SGD", seeds=1, steps=1000)[:, 0, 0]
-    print("MODES", none, clipped, smallest)
     assert none <= 1
     assert max(clipped) >= 7 and smallest <= max(clipped) - 2
 
