@@ -35,7 +35,7 @@ class EncoderDecoder(nnx.Module):
         parts: int = 3,
         kernel: int = 3,
         skips: bool = True,
-        scale: float | jax.Array = 2.0,
+        scale: float = 2.0,
         rngs: nnx.Rngs,
     ):
         """Initialize the weights."""

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -78,7 +77,7 @@ def measure(
         of_scales = jax.vmap(of_seed, in_axes=(None, 0))
         return np.asarray(jax.vmap(of_scales, in_axes=(0, None))(keys, scales))
 
-    keys, scales = jax.random.split(jax.random.key(0), seeds), jnp.array(SCALES)
+    keys, scales = jax.random.split(jax.random.key(0), seeds), np.array(SCALES, "f4")
     # A 1 x 1 convolution of one pixel is a fully connected layer.
     dense, images = (256, 1, 1, 64), (16, 8, 8, 16)
     return Measured(
