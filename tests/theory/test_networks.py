@@ -4,18 +4,10 @@ import functools
 import math
 import re
 
-import jax
 import numpy as np
 import pytest
 
 from clipjax.demos.probes import deep_nets, skips
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_generator():
-    """The generator of random numbers that compiles fastest."""
-    with jax.default_prng_impl("unsafe_rbg"):
-        yield
 
 
 @functools.cache

@@ -1,5 +1,6 @@
 """The first layer's gradient of an encoder and decoder, with and without skips."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ def measure(
     def norms(
         shape: tuple[int, ...], *, kernel: int, parts: int, skips: bool
     ) -> np.ndarray:
-        def of_seed(key: jax.Array, scale: jax.Array) -> jax.Array:
+        def of_seed(key: jax.Array, scale: float) -> jax.Array:
             weights, drawn, loss = jax.random.split(key, 3)
             model = EncoderDecoder(
                 shape[-1],
@@ -74,10 +75,12 @@ def measure(
             return leaf_norms(grads)["encoder/0/kernel"]
 
         watch(f"{'with' if skips else 'without'} skips, kernel {kernel}")
-        of_scales = jax.vmap(of_seed, in_axes=(None, 0))
-        return np.asarray(jax.vmap(of_scales, in_axes=(0, None))(keys, scales))
+        columns = [
+            jax.vmap(functools.partial(of_seed, scale=scale))(keys) for scale in SCALES
+        ]
+        return np.stack(columns, axis=1)
 
-    keys, scales = jax.random.split(jax.random.key(0), seeds), np.array(SCALES, "f4")
+    keys = jax.random.split(jax.random.key(0), seeds)
     # A 1 x 1 convolution of one pixel is a fully connected layer.
     dense, images = (256, 1, 1, 64), (16, 8, 8, 16)
     return Measured(
