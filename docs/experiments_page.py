@@ -23,10 +23,8 @@ def made(directory: pathlib.Path) -> str:
         json.loads((directory / f"{name}.json").read_bytes())["seconds"]
         for name in names
     )
-    took = (
-        f"All {len(names)} together took {seconds / 60:.0f} minutes of two CPU cores.\n"
-    )
-    return "\n".join([MARK, f"{took}.\n", *reports])
+    took = f"All {len(names)} together took {seconds / 60:.0f} minutes.\n"
+    return "\n".join([MARK, took, *reports])
 
 
 def main() -> None:

@@ -113,7 +113,7 @@ def _initial_norms(task: Task, seed: int) -> np.ndarray:
             model = nnx.merge(graph, params, rest)
             return task.loss(model, task.sample(key, step, task.train))
 
-        return optax.global_norm(jax.grad(loss)(params))
+        return optax.tree.norm(jax.grad(loss)(params))
 
     return np.quantile(norm(jnp.arange(BATCHES)), QUANTILES)
 
