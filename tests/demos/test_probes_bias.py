@@ -69,7 +69,7 @@ def test_what_int8_keeps():
         (minimizers, {"equations": 4}, "equations must be .* from 5 .*, got 4"),
         (per_worker, {"workers": 0}, "workers must be .* from 1 .*, got 0"),
         (quantization, {"entries": 1}, "entries must be .* from 2 .*, got 1"),
-        (threshold_traps, {"spike": -1.0}, "spike must be .* above 0, got -1.0"),
+        (threshold_traps, {"spike": -1.0}, "spike must be .* above 0 .*, got -1.0"),
         (weight_decay, {"penalty": 10.0}, "penalty must be below 1, got 0.1 · 10.0"),
     ],
 )
