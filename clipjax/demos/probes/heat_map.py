@@ -42,7 +42,7 @@ class Measured(NamedTuple):
 
 def measure(
     *,
-    seeds: int = 1,
+    seeds: int = 2,
     steps: int = 300,
     standardize: int = 1,
     watch: Callable[[str], None] = lambda text: None,

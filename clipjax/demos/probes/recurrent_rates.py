@@ -61,7 +61,7 @@ class Measured(NamedTuple):
 
 def measure(
     *,
-    seeds: int = 1,
+    seeds: int = 2,
     steps: int = 250,
     lstm_steps: int = 150,
     watch: Callable[[str], None] = lambda text: None,
