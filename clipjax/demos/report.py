@@ -137,12 +137,14 @@ def _figures(results: Sequence[Result], task: Task) -> dict[str, bytes]:
     }
     score = next(iter(results[0].scores))
     per_epoch = task.steps_per_epoch
+    scores = {result.label: result.scores[score] for result in results}
     figures["score"] = plotting.plot_lines(
-        {result.label: result.scores[score] for result in results},
+        scores,
         {result.label: result.score_steps / (per_epoch or 1) for result in results},
         x_label="epoch" if per_epoch else "step",
         y_label=score,
         title=f"Along training: {score}",
+        is_log=(False, _spans_decades(scores.values())),
     )
     if task.picture is not None:
         figures["outcome"] = task.picture.draw(
@@ -154,6 +156,12 @@ def _figures(results: Sequence[Result], task: Task) -> dict[str, bytes]:
         figure.savefig(buffer, format="png")
         pngs[name] = buffer.getvalue()
     return pngs
+
+
+def _spans_decades(arrays: Iterable[np.ndarray]) -> bool:
+    """Whether a linear axis would hide the small ones of positive values."""
+    values = np.concatenate([array[np.isfinite(array)] for array in arrays])
+    return bool(values.size and values.min() > 0 and values.max() > 20 * values.min())
 
 
 def _versions() -> dict[str, str]:

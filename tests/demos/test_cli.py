@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from clipjax.demos import cli, compare, files, interrupts, report, train
@@ -107,6 +108,19 @@ def test_results_can_be_read_back(finished):
     assert results["settings"]["task"] == "rnn"
     assert results["settings"]["model"]["hidden"] == 8
     assert set(results["versions"]) >= {"jax", "optax", "flax", "clipjax"}
+
+
+@pytest.mark.parametrize(
+    ("values", "is_log"),
+    [
+        ([[2.0, 60.0]], True),
+        ([[2.0, 30.0], [np.inf, np.nan]], False),
+        ([[0.0, 60.0]], False),
+        ([[np.nan]], False),
+    ],
+)
+def test_a_score_that_spans_decades_has_a_logarithmic_axis(values, is_log):
+    assert report._spans_decades(map(np.array, values)) == is_log
 
 
 def test_report_stands_alone(finished):
