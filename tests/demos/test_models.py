@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 
 from clipjax.demos.models.convolution import EncoderDecoder
-from clipjax.demos.models.deep import NORMALISATIONS as DEEP_NORMALISATIONS
 from clipjax.demos.models.deep import DeepMLP
 from clipjax.demos.models.mlp import INITIALISATIONS, MLP, NORMALISATIONS
 from clipjax.demos.models.rnn import CELLS, RNN
@@ -139,7 +138,7 @@ def test_torch_initialisation_vanishes_with_depth_and_he_does_not():
 
 
 @pytest.mark.parametrize("is_pre_norm", [False, True])
-@pytest.mark.parametrize("normalisation", DEEP_NORMALISATIONS)
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
 def test_deep_mlp_without_branches_is_its_shortcuts_and_readout(
     normalisation, is_pre_norm
 ):

@@ -3,14 +3,7 @@
 import jax
 from flax import nnx
 
-from .mlp import INITIALISATIONS
-
-NORMALISATIONS = {
-    "none": None,
-    "layer": nnx.LayerNorm,
-    "rms": nnx.RMSNorm,
-    "batch": nnx.BatchNorm,
-}
+from .mlp import INITIALISATIONS, NORMALISATIONS
 
 
 class Layer(nnx.Module):
@@ -61,7 +54,7 @@ class DeepMLP(nnx.Module):
     | pre-norm | `shortcut=1, normalisation="layer", is_pre_norm=True` |
     | scaled, (1 - beta) x + alpha f(x) | `shortcut=1 - beta, branch=alpha` |
 
-    Batch norm uses the statistics of the batch, until `model.eval()`.
+    Batch norm always uses the statistics of the batch.
 
     Args:
         inputs: number of input features.
@@ -70,7 +63,7 @@ class DeepMLP(nnx.Module):
         width: width of the inner layers. The first layer has a shortcut only where
             it is also the number of inputs.
         init: a key of `mlp.INITIALISATIONS`; biases are 0.
-        normalisation: a key of `NORMALISATIONS`.
+        normalisation: a key of `mlp.NORMALISATIONS`.
         is_pre_norm: whether it comes before the linear layer, not before the ReLU.
         shortcut: factor on a layer's input.
         branch: factor on what the layer adds to it.

@@ -17,8 +17,7 @@ def random_loss_grads(model: nnx.Module, inputs: jax.Array, key: jax.Array) -> A
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
     def loss(params: Any) -> jax.Array:
-        # A copy, since batch norm writes its running averages.
-        outputs = nnx.merge(graph, params, rest, copy=True)(inputs)
+        outputs = nnx.merge(graph, params, rest)(inputs)
         return (outputs * jax.random.normal(key, outputs.shape)).mean()
 
     return jax.grad(loss)(params)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from ... import rules
 from ...core.clip import clip_by
+from .descend import descend
 
 Gradient = Callable[[jax.Array], jax.Array]
 
@@ -31,14 +32,8 @@ def path(
     steps: int,
 ) -> jax.Array:
     """The points of a path, `(steps + 1, *start.shape)`, the start included."""
-
-    def step(carry: tuple, _: None) -> tuple[tuple, jax.Array]:
-        point, state = carry
-        updates, state = optimizer.update(gradient(point), state, point)
-        return (point + updates, state), point
-
-    _, points = jax.lax.scan(step, (start, optimizer.init(start)), length=steps + 1)
-    return points
+    after = descend(optimizer, lambda point, _: gradient(point), start, steps)
+    return jnp.concatenate([start[None], after])
 
 
 def paths(
