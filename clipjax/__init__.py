@@ -5,6 +5,7 @@ from . import granularity as granularity
 from . import guards as guards
 from . import monitoring as monitoring
 from . import norms as norms
+from . import privacy as privacy
 from . import recipes as recipes
 from . import rules as rules
 from . import spectral as spectral

@@ -1,0 +1,206 @@
+"""Gaussian noise for a sum of clipped gradients, as an Optax transformation."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, UInt32
+
+from ..core.checks import require_axis_name, require_integer, require_number
+from ..core.dtypes import full_like
+from ..core.meshes import AxisNames, MeshAxes, mesh_axes
+from ..core.trees import Leaves
+
+# Keeps this noise apart from other uses of the same key, such as that of a sampler.
+_PURPOSE = 0x6E6F6973
+
+
+class NoiseState(NamedTuple):
+    """The state of `gaussian_noise`: with the parameters, all that a restart needs.
+
+    Attributes:
+        noise_steps: int32 number of updates so far. Each takes noise of its own.
+        noise_key: the words of the key, as `jax.random.key_data` gives them, so that
+            any tool for checkpoints can store them.
+    """
+
+    noise_steps: Int[Array, ""]
+    noise_key: UInt32[Array, " words"]
+
+
+def gaussian_noise(
+    sensitivity: float | jax.Array,
+    noise_multiplier: float | jax.Array,
+    key: jax.Array,
+    *,
+    steps: int | None = None,
+    axis_name: AxisNames = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Add Gaussian noise to a sum of gradients that were clipped per example.
+
+    .. math:: u = s + \sigma \Delta\, z, \qquad z \sim \mathcal{N}(0, I)
+
+    with the sensitivity Δ and the noise multiplier σ. It takes the result of
+    `clipjax.clipped_grad`, and comes first in the chain: what follows, such as momentum
+    and Adam, sees noisy values only, and takes nothing from the guarantee.
+
+    The noise of a step follows from the key and the number of the step, both of which
+    are in the state: a run that is restored from a checkpoint goes on with the noise
+    that it would have had, and no noise is used twice. A run that starts again with the
+    same key, from other parameters or other data, does use it twice, which reveals the
+    difference of the two: take a new key for each run.
+
+    | input | result |
+    |---|---|
+    | a batch without examples | noise only |
+    | noise_multiplier = 0 | the updates: no privacy |
+    | more steps than planned | zeros: nothing more is released |
+    | a leaf narrower than float32 | TypeError |
+    | integer, float0, PRNG-key, None leaves | unchanged |
+    | complex leaves | real and imaginary parts each get noise of that deviation |
+    | leaves sharded under ``jit``, on any mesh | the noise of one device |
+    | ``shard_map`` | the same noise on replicas, other noise on each shard |
+
+    Noise and sum are rounded to float32. Guarantees are those of real numbers: they do
+    not cover attacks on the last digits of what is released (Mironov, 2012).
+
+    Args:
+        sensitivity: Δ, the most that one example changes the sum, in the L2 norm:
+            ``clipped_grad(...).sensitivity(neighboring_relation)``. With the threshold
+            C and the fixed divisor m, it is C/m for adding or removing one example, and
+            2C/m for replacing one.
+        noise_multiplier: σ, the standard deviation of each entry in units of Δ; see
+            `clipjax.privacy.noise_multiplier`.
+        key: a key from `jax.random.key`, used for nothing else.
+        steps: the number of updates that the guarantee was computed for; None does not
+            count them.
+        axis_name: the mesh axes that leaves are split over, inside ``shard_map`` with
+            unchecked types or ``pmap``; elsewhere types tell. () if there are none.
+
+    Returns:
+        An ``optax.GradientTransformationExtraArgs`` with a `NoiseState`. With
+        parameters, a result has their dtype; the noise is added before.
+
+    Raises:
+        TypeError: an argument is of the wrong kind, or, when traced, a leaf is narrower
+            than float32: the sum was rounded before the noise, by more than Δ covers.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import clipjax, jax, jax.numpy as jnp
+        >>> from clipjax import privacy
+        >>> grad = clipjax.clipped_grad(
+        ...     lambda w, x: jnp.sum(x @ w), l2_clip_norm=1.0, normalize_by=4.0
+        ... )
+        >>> noise = privacy.gaussian_noise(grad.sensitivity(), 2.0, jax.random.key(0))
+        >>> w = jnp.zeros(10_000)
+        >>> update, state = noise.update(grad(w, jnp.ones((4, 10_000))), noise.init(w))
+        >>> print(f"{jnp.mean(update):.2f} {jnp.std(update):.2f} {state.noise_steps}")
+        0.01 0.50 1
+
+    References:
+        Abadi et al., `Deep learning with differential privacy
+        <https://arxiv.org/abs/1607.00133>`_, 2016; Mironov, `On significance of the
+        least significant bits for differential privacy
+        <https://doi.org/10.1145/2382196.2382264>`_, 2012.
+    """
+    require_number("sensitivity", sensitivity, infinite=False)
+    require_number("noise_multiplier", noise_multiplier, infinite=False)
+    words, implementation = _words_of(key)
+    if steps is not None:
+        require_integer("steps", steps, 1)
+    require_axis_name(axis_name)
+
+    def init(params: Any) -> NoiseState:
+        del params
+        # A copy, since a state that is donated must own its arrays.
+        return NoiseState(jnp.zeros((), jnp.int32), jnp.array(words, copy=True))
+
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, NoiseState]:
+        del extra
+        leaves = Leaves.of(updates)
+        _require_wide(leaves)
+        splits = mesh_axes(leaves, axis_name, params)
+        key = jax.random.wrap_key_data(state.noise_key, impl=implementation)
+        key = jax.random.fold_in(jax.random.fold_in(key, _PURPOSE), state.noise_steps)
+        deviation = jnp.asarray(noise_multiplier * sensitivity, leaves.dtype)
+        noisy = [
+            _noisy(leaf, deviation, _on_shard(jax.random.fold_in(key, position), axes))
+            for position, (leaf, axes) in enumerate(
+                zip(leaves.arrays, splits, strict=True)
+            )
+        ]
+        if steps is not None:
+            planned = state.noise_steps < steps
+            noisy = [jnp.where(planned, leaf, full_like(leaf, 0)) for leaf in noisy]
+        if params is not None:
+            owners = leaves.aligned(params, "params")
+            noisy = [a.astype(b.dtype) for a, b in zip(noisy, owners, strict=True)]
+        count = jnp.asarray(optax.safe_increment(state.noise_steps))
+        return leaves.tree(noisy), NoiseState(count, state.noise_key)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def laplace_noise(*arguments: Any, **options: Any) -> NoReturn:
+    """Refuse: Laplace noise needs a sensitivity that this clip does not bound.
+
+    Raises:
+        ValueError: always.
+    """
+    del arguments, options
+    raise ValueError(
+        "Laplace noise is calibrated to the L1 sensitivity, and a clip in the L2 norm "
+        "bounds that only by C√d for adding or removing one example, and 2C√d for "
+        "replacing one, with the threshold C and d parameters: use "
+        "privacy.gaussian_noise, which needs the L2 sensitivity"
+    )
+
+
+def _words_of(key: Any) -> tuple[Any, Any]:
+    """Return the words of a key, and the generator that they are for."""
+    if not isinstance(key, jax.Array):
+        raise TypeError(
+            f"key must be a key such as jax.random.key(0), got {key!r}: a seed alone "
+            "is refused, so that none is used twice by accident"
+        )
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)  # as jax.random.PRNGKey makes it
+    if key.shape:
+        raise ValueError(f"key must be a single key, got an array of shape {key.shape}")
+    return jax.random.key_data(key), jax.random.key_impl(key)
+
+
+def _require_wide(leaves: Leaves) -> None:
+    for name, leaf in leaves.by_name.items():
+        if jnp.finfo(leaf.dtype).bits < 32:
+            raise TypeError(
+                f"{name or 'the update'} has dtype {leaf.dtype}: the sum was rounded "
+                "before the noise, by more than the sensitivity covers. Pass "
+                "dtype=jnp.float32 to clipped_grad; with params, update casts the "
+                "noisy result to their dtype"
+            )
+
+
+def _on_shard(key: jax.Array, axes: MeshAxes) -> jax.Array:
+    """Return a key of each shard's own, the same on all replicas of the shard."""
+    for axis in axes:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+    return key
+
+
+def _noisy(leaf: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
+    """Add noise to a leaf, made where the leaf lies."""
+    sharding = jax.typeof(leaf).sharding
+    is_explicit = bool(sharding.mesh.explicit_axes)
+    noise = jax.random.normal(
+        key, leaf.shape, leaf.dtype, out_sharding=sharding if is_explicit else None
+    )
+    if jnp.iscomplexobj(leaf):
+        noise *= 2**0.5  # JAX's complex normal numbers have a variance of 1 in all
+    return leaf + noise * deviation.astype(leaf.real.dtype)
