@@ -7,8 +7,7 @@ import dataclasses
 import itertools
 import shlex
 import sys
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -16,41 +15,23 @@ import click
 import clipjax
 
 from . import arms, interrupts, presets
-from .options import Choice, Kind, Name, OptionalPath, flag, read
+from .options import Choice, Name, OptionalPath, flag
+from .parameters import (
+    Given,
+    Setting,
+    command_of,
+    fields_of,
+    lines,
+    listed,
+    option,
+    options_of,
+    out_option,
+)
+from .private.settings import Private
+from .private.settings import read as read_private
 from .probes.catalogue import GROUPS, PROBES
 
-Given = dict[str, Any]
-OUT = OptionalPath("a directory")
 DEFAULT_TASK = "rnn"
-
-
-class Setting(click.ParamType):
-    """The values of an option: those that its kind accepts."""
-
-    name = "value"
-
-    def __init__(self, kind: Kind):
-        """Keep the kind."""
-        self.kind = kind
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Read the text of an option."""
-        try:
-            return read(self.kind, value) if isinstance(value, str) else value
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-def option(name: str, kind: Kind, meaning: str) -> click.Option:
-    """An option that is None where it is not given."""
-    return click.Option(
-        [flag(name), name], type=Setting(kind), help=meaning, metavar=name.upper()
-    )
-
-
-def fields_of(settings: type) -> list[dataclasses.Field]:
-    """The fields of a class of settings that are options."""
-    return [field for field in dataclasses.fields(settings) if field.metadata]
 
 
 def task_options(
@@ -156,6 +137,14 @@ def _explode(given: Given, command: str) -> int:
     return run.explode(settings)
 
 
+def _private(given: Given, command: str) -> int:
+    out, resume = given.pop("out"), given.pop("resume")
+    settings = read_private(given)
+    from .private import command as private
+
+    return private.run(settings, out, command=command, resume=resume)
+
+
 def _probe(given: Given, command: str) -> int:
     from .probes import run
 
@@ -166,30 +155,11 @@ def _probe(given: Given, command: str) -> int:
 
 def _probe_epilog() -> str:
     listed = [f"{name}: {entry.summary}" for name, entry in PROBES.items()]
-    return _lines("Probes:", [*listed, f"{', '.join(GROUPS)}: several of them"])
-
-
-def _lines(title: str, lines: Iterable[str], then: str = "    ") -> str:
-    """A list in the help; what goes on in another line is indented by `then`."""
-    wrapped = [
-        textwrap.fill(
-            line,
-            76,
-            initial_indent="  ",
-            subsequent_indent=then,
-            break_on_hyphens=False,
-        )
-        for line in lines
-    ]
-    return "\n".join(["\b", title, *wrapped])  # "\b" keeps click from joining them
-
-
-def _listed(title: str, names: Iterable[str]) -> str:
-    return _lines(title, [", ".join(names)], then="  ")
+    return lines("Probes:", [*listed, f"{', '.join(GROUPS)}: several of them"])
 
 
 def _tasks() -> str:
-    return _lines(
+    return lines(
         "Tasks (--task), a model with its data:",
         [
             f"{name}: {(type(preset.model).__doc__ or '').splitlines()[0]}"
@@ -203,7 +173,7 @@ def _places() -> str:
     for task, preset in presets.PRESETS.items():
         for place in preset.model.places.items():
             tasks.setdefault(place, []).append(task)
-    return _lines(
+    return lines(
         "Places of a clip (--clips), as place@name:",
         [
             f"{place}@ ({', '.join(names)}): {meaning}"
@@ -219,38 +189,15 @@ def _epilog() -> str:
         [
             _tasks(),
             _places(),
-            _listed("Cells (--cell) of --task rnn:", cells),
-            _listed(
+            listed("Cells (--cell) of --task rnn:", cells),
+            listed(
                 "Optimizers (--optimizer), as name[:key=number...]:", arms.OPTIMIZERS
             ),
-            _listed(
+            listed(
                 "Clips (--clips), as name[:number or key=number...]; b=1 is a default:",
                 ["none", *clips],
             ),
         ]
-    )
-
-
-def _command(
-    name: str,
-    run: Callable[[Given, str], int],
-    params: Sequence[click.Parameter],
-    summary: str,
-    text: str,
-    epilog: str | None = None,
-) -> click.Command:
-    def callback(**values: Any) -> int:
-        given = {key: value for key, value in values.items() if value is not None}
-        context = click.get_current_context()
-        return run(given, context.obj)
-
-    return click.Command(
-        name,
-        callback=callback,
-        params=list(params),
-        short_help=summary,
-        help=text,
-        epilog=epilog,
     )
 
 
@@ -273,24 +220,14 @@ def _named_task(arguments: Sequence[str]) -> str:
     return DEFAULT_TASK
 
 
-def _out_option(default: str, holds: str) -> click.Option:
-    return click.Option(
-        ["--out"],
-        type=Setting(OUT),
-        default=default,
-        metavar="DIR",
-        help=f"directory of {holds} (default: {default})",
-    )
-
-
 def make_command(task: str = DEFAULT_TASK) -> click.Group:
     """The whole command line, with the help for a task."""
-    comparing = _command(
+    comparing = command_of(
         "compare",
         _compare,
         [
             _task_option(presets.PRESETS),
-            _out_option("clipjax-report", "report.html, results.json and figures"),
+            out_option("clipjax-report", "report.html, results.json and figures"),
             click.Option(
                 ["--resume"],
                 is_flag=True,
@@ -304,7 +241,7 @@ def make_command(task: str = DEFAULT_TASK) -> click.Group:
         "own best one, too.",
         _epilog(),
     )
-    tuning = _command(
+    tuning = command_of(
         "tune",
         _tune,
         [
@@ -315,7 +252,7 @@ def make_command(task: str = DEFAULT_TASK) -> click.Group:
             ),
             option("key", Name("a key"), "key of the norm in the lines of --history"),
             _task_option(presets.TUNING),
-            _out_option("clipjax-tune", "cells.jsonl, heat_map.json, .csv and .png"),
+            out_option("clipjax-tune", "cells.jsonl, heat_map.json, .csv and .png"),
             *task_options(presets.Tuning, presets.TUNING, task),
         ],
         "find a threshold, from recorded norms or by training",
@@ -324,27 +261,20 @@ def make_command(task: str = DEFAULT_TASK) -> click.Group:
         "column without a clip. What is finished is kept in DIR: the same command goes "
         "on after an interrupt.",
     )
-    exploding = _command(
+    exploding = command_of(
         "explode",
         _explode,
-        [
-            option(
-                field.name,
-                field.metadata["kind"],
-                f"{field.metadata['meaning']} (default: {field.default})",
-            )
-            for field in fields_of(presets.Explosion)
-        ],
+        options_of(presets.Explosion),
         "work through one exploding gradient",
         "One clipped step of an exploding recurrent network, and one bad time step "
         "followed back through time.",
     )
-    probing = _command(
+    probing = command_of(
         "probe",
         _probe,
         [
             click.Argument(["names"], nargs=-1, required=True, metavar="NAME..."),
-            _out_option("clipjax-probes", "NAME.json, NAME.md and NAME.png"),
+            out_option("clipjax-probes", "NAME.json, NAME.md and NAME.png"),
             click.Option(
                 ["--resume"],
                 is_flag=True,
@@ -356,9 +286,28 @@ def make_command(task: str = DEFAULT_TASK) -> click.Group:
         "what they find and draw it. Numbers reported elsewhere stand beside.",
         _probe_epilog(),
     )
+    training = command_of(
+        "private",
+        _private,
+        [
+            out_option(
+                "clipjax-private", "report.html, results.json, figures and runs"
+            ),
+            click.Option(
+                ["--resume"],
+                is_flag=True,
+                help="go on with the runs in DIR, with the noise they would have had",
+            ),
+            *options_of(Private),
+        ],
+        "train under differential privacy, with a stated ε and δ",
+        "Train a classifier of digits by DP-SGD for each ε, beside a plain run and one "
+        "with the clip alone, and write a report: what is promised, what it costs, and "
+        "what is not private. What is trained is kept in DIR/runs.",
+    )
     group = click.Group(
         "clipjax",
-        commands=[comparing, tuning, exploding, probing],
+        commands=[comparing, tuning, exploding, probing, training],
         help="What gradient clipping does to real training runs.",
         epilog="`clipjax compare --help` lists clips, optimizers, tasks and cells.",
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -64,6 +64,21 @@ class Fraction:
 
 
 @dataclasses.dataclass(frozen=True)
+class Probability:
+    """Numbers between 0 and 1, without both."""
+
+    def __str__(self) -> str:
+        return "a number above 0 and below 1"
+
+    def parse(self, text: str) -> float:
+        return float(text)
+
+    def accepts(self, value: Any) -> bool:
+        """True for a float in the range."""
+        return isinstance(value, float) and 0 < value < 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Positive:
     """Numbers above zero that float32 holds, and a few times their products."""
 

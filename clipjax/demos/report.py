@@ -1,19 +1,15 @@
 """The files of a comparison: a report, its figures and its numbers."""
 
-import base64
 import html
-import importlib.metadata
-import io
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from .. import plotting
-from . import files
+from . import files, pages
 from .compare import Result
 from .presets import Settings, Tuning
 from .summary import Row, at_best_rate, findings, table, window
@@ -34,22 +30,6 @@ FILES = (
     *(f"{name}.png" for name in FIGURES),
 )
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-       max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .85rem; }
-th, td { padding: .35rem .5rem; border-bottom: 1px solid #ddd; text-align: right;
-         font-variant-numeric: tabular-nums; white-space: nowrap; }
-th { white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-code, pre { background: #f4f4f4; padding: .1rem .3rem; }
-pre { padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; }
-figcaption, .note { color: #555; font-size: .9rem; }
-"""
-
 
 def write(
     out: pathlib.Path,
@@ -64,7 +44,7 @@ def write(
     by_arm = {(result.label, result.learning_rate): result for result in results}
     shown = [by_arm[row.label, row.learning_rate] for row in best]
     figures = _figures(shown, task)
-    versions = _versions()
+    versions = pages.versions()
     pngs = {f"{name}.png": png for name, png in figures.items()}
     page = _html(settings, task, rows, best, figures, command, versions)
     content = _json(settings, results, rows, command, versions)
@@ -150,28 +130,13 @@ def _figures(results: Sequence[Result], task: Task) -> dict[str, bytes]:
         figures["outcome"] = task.picture.draw(
             {result.label: result.outcome for result in results}
         )
-    pngs = {}
-    for name, figure in figures.items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        pngs[name] = buffer.getvalue()
-    return pngs
+    return {name: pages.to_png(figure) for name, figure in figures.items()}
 
 
 def _spans_decades(arrays: Iterable[np.ndarray]) -> bool:
     """Whether a linear axis would hide the small ones of positive values."""
     values = np.concatenate([array[np.isfinite(array)] for array in arrays])
     return bool(values.size and values.min() > 0 and values.max() > 20 * values.min())
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in ("clipjax", "jax", "optax", "flax"):
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed (run from its sources)"
-    return versions | {"backend": jax.default_backend()}
 
 
 def described(settings: Settings | Tuning) -> dict[str, Any]:
@@ -214,19 +179,6 @@ def name_of(row: Row, settings: Settings) -> str:
     )
 
 
-def _table(header: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in cells
-    )
-    return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"
-
-
-def _wide(rows: Sequence[Row]) -> str:
-    return f'<div class="wide">{_table(*table(rows))}</div>'
-
-
 def _html(
     settings: Settings,
     task: Task,
@@ -247,18 +199,18 @@ def _html(
     )
     where = f"<p>Where a clip can stand:{places}</p>\n" if places else ""
     images = "\n".join(
-        f'<figure><img alt="{title}" src="data:image/png;base64,'
-        f'{base64.b64encode(figures[title]).decode()}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        pages.figure(title, figures[title], caption)
         for title, caption in _captions(task).items()
     )
     used = ", ".join(f"{key} {value}" for key, value in versions.items())
     rates = " or ".join(f"{rate:g}" for rate in settings.lr)
-    tables = "<h2>Table</h2>\n" + _wide(rows)
+    every = pages.table(*table(rows))
+    tables = f"<h2>Table</h2>\n{every}"
     if len(settings.lr) > 1:
         tables = (
-            f"<h2>Each arm at its own best learning rate</h2>\n{_wide(best)}\n"
-            f"<h2>Every arm at every learning rate</h2>\n{_wide(rows)}"
+            "<h2>Each arm at its own best learning rate</h2>\n"
+            f"{pages.table(*table(best))}\n"
+            f"<h2>Every arm at every learning rate</h2>\n{every}"
         )
     own = (
         "<p>Each arm at its own best learning rate.</p>" if len(settings.lr) > 1 else ""
@@ -268,16 +220,7 @@ def _html(
         diverged += (
             " or if the mean of its last 5 % of losses is above its loss at step 0"
         )
-    page = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>clipjax: {name} with and without clipping</title>
-<style>{STYLE}</style>
-</head>
-<body>
-<h1>{name.upper()} with and without clipping</h1>
+    body = f"""<h1>{name.upper()} with and without clipping</h1>
 <p>{html.escape(task.source)}. Model: {html.escape(setup)}.
 {settings.steps} steps of {html.escape(settings.optimizer)} at learning rate
 {rates}, seeds per arm: {settings.seeds}.</p>
@@ -292,8 +235,5 @@ that of the gradient before clipping; the time per step leaves out compilation.<
 <h2>Figures</h2>
 {own}
 {images}
-<p class="note">{html.escape(used)}</p>
-</body>
-</html>
-"""
-    return page.encode()
+<p class="note">{html.escape(used)}</p>"""
+    return pages.page(f"clipjax: {name} with and without clipping", body)

@@ -175,6 +175,7 @@ def test_a_missing_extra_is_named(missing, here, capsys, monkeypatch):
         ["tune", "--help"],
         ["explode", "--help"],
         ["probe", "--help"],
+        ["private", "--help"],
     ],
 )
 def test_help(arguments, capsys):

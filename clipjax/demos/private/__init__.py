@@ -1,0 +1,1 @@
+"""`clipjax private`: differentially private training from the data to the report."""

@@ -1,0 +1,288 @@
+"""What `clipjax private` found, as a table, sentences, figures and a page."""
+
+import dataclasses
+import html
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clipjax import privacy
+
+from ... import plotting
+from .. import files, pages
+from ..summary import spread
+from .mechanism import Cost
+from .settings import Private
+from .train import CLIPPED, NOT_PRIVATE, PLAIN, Arm, Run, Trainer
+
+FIGURES = {
+    "epsilon": "Accuracy on the held-out images against the ε spent so far, at the δ "
+    "above. The grey line is the plain run at its end.",
+    "accuracy": "The same along training, with both runs that promise nothing.",
+    "norms": "Quantiles over the images of each step, and the threshold as a grey "
+    "line. They tell about single images: they are not private, and no part of what "
+    "the guarantee lets out.",
+}
+FILES = ("report.html", "results.json", *(f"{name}.png" for name in FIGURES))
+LIMITS = (
+    "It is for the parameters at the end, and for those of any step before. Losses, "
+    "norms, clipped fractions, samples of a step and the files in runs/ are computed "
+    "from single images without noise: they are not private.",
+    "It is for one of these models alone, with batches and noise that nobody else "
+    "knows. Here both follow from the seed, so that runs can be repeated: whoever "
+    "knows the seed can take the noise away. With private data, take a key from "
+    "secret random bits, and never use it for another run.",
+    "The settings were fixed beforehand, on public data. Choosing them by results on "
+    "private data costs privacy as well: it comes on top of ε.",
+    "The held-out images are public here. Accuracy on private images is private.",
+    "It is for one image that is in the data or not, as the adjacency says. Of "
+    "somebody with many images it hides less, and nothing is promised about what the "
+    "images have in common.",
+    "It is that of real numbers: attacks on the rounding of the noise are not covered.",
+)
+PAGE = "https://github.com/clipjax/clipjax/blob/main/docs/privacy.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One arm at its end; arrays have an entry for each seed.
+
+    Attributes:
+        arm: which arm.
+        guarantee: what is promised, if anything.
+        accuracy: on the held-out images.
+        loss: likewise.
+        clipped: the mean fraction of images that were clipped, which is not private.
+        curves: those of the runs, `(seeds, points)`.
+        cost: of a step.
+    """
+
+    arm: Arm
+    guarantee: privacy.Guarantee | None
+    accuracy: np.ndarray
+    loss: np.ndarray
+    clipped: np.ndarray
+    curves: dict[str, np.ndarray]
+    cost: Cost
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All rows, with what they have in common."""
+
+    settings: Private
+    rows: Sequence[Row]
+    examples: int
+    steps: int
+    sampling_rate: float
+    sensitivity: float
+    batch_in_memory: int
+
+    @property
+    def title(self) -> str:
+        """Of the table."""
+        settings = self.settings
+        return (
+            f"{settings.model}, {settings.optimizer} at learning rate {settings.lr:g} "
+            f"({PLAIN}: {settings.plain_lr:g}), {self.steps} steps of "
+            f"{settings.batch} images expected of {self.examples:,}, seeds per run: "
+            f"{settings.seeds}"
+        )
+
+    def row(self, label: str) -> Row:
+        """The row of an arm."""
+        return next(row for row in self.rows if row.arm.label == label)
+
+    @property
+    def private(self) -> list[Row]:
+        """The rows with a promise."""
+        return [row for row in self.rows if row.guarantee]
+
+
+def gather(trainer: Trainer, runs: Sequence[Run], costs: dict[bool, Cost]) -> Results:
+    """The rows of finished runs."""
+    rows = []
+    for arm in trainer.arms:
+        own = [run.curves for run in runs if run.arm == arm]
+        curves = {name: np.array([each[name] for each in own]) for name in own[0]}
+        rows.append(
+            Row(
+                arm,
+                arm.epsilon and trainer.guarantee(arm, trainer.steps),
+                curves["accuracy"][:, -1],
+                curves["held-out loss"][:, -1],
+                np.nanmean(curves["clipped"], axis=1),
+                curves,
+                costs[arm.is_clipped],
+            )
+        )
+    mechanism = trainer.mechanism
+    return Results(
+        trainer.settings,
+        rows,
+        mechanism.examples,
+        trainer.steps,
+        mechanism.sampling_rate,
+        float(mechanism.sensitivity),
+        mechanism.batch_in_memory,
+    )
+
+
+def table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Header and cells, as text."""
+    header = ["run", "ε", "noise multiplier", "accuracy", "held-out loss"]
+    header += ["clipped (not private)", "time per step", "temporary memory"]
+    cells = [
+        [
+            row.arm.label,
+            f"{row.guarantee.epsilon:.3f}" if row.guarantee else "no promise",
+            f"{row.arm.noise_multiplier:.3f}" if row.arm.is_clipped else "-",
+            spread(row.accuracy, 3),
+            spread(row.loss, 3),
+            spread(100 * row.clipped, 0, " %") if row.arm.is_clipped else "-",
+            f"{1e3 * row.cost.seconds:.1f} ms",
+            f"{row.cost.memory / 2**20:.1f} MiB",
+        ]
+        for row in results.rows
+    ]
+    return header, cells
+
+
+def findings(results: Results) -> list[str]:
+    """What happened: the promises first, then what they cost."""
+    settings = results.settings
+    plain, clipped = results.row(PLAIN), results.row(CLIPPED)
+    said = [
+        f"Promised: {row.guarantee}. Accuracy: {spread(row.accuracy, 3)}."
+        for row in results.private
+    ]
+    said.append(
+        f"Without any promise: {spread(plain.accuracy, 3)} by the plain run, "
+        f"{spread(clipped.accuracy, 3)} with the clip and without noise."
+    )
+    cost = clipped.cost
+    said.append(
+        f"A private step takes {cost.seconds / plain.cost.seconds:.2f} times the time "
+        f"and {cost.memory / max(plain.cost.memory, 1):.2f} times the temporary memory "
+        "of a plain one."
+    )
+    if settings.delta >= 1 / results.examples:
+        said.append(
+            f"δ = {settings.delta:g} is not below 1/{results.examples}: a mechanism "
+            "that publishes one image at random would keep this promise. Take a "
+            "smaller --delta."
+        )
+    return said
+
+
+def _figures(results: Results) -> dict[str, bytes]:
+    by_label = {row.arm.label: row.curves for row in results.rows}
+    private = {row.arm.label: row.curves for row in results.private}
+    per_epoch = results.examples / results.settings.batch
+    drawn = {
+        "epsilon": plotting.plot_lines(
+            {label: curves["accuracy"] for label, curves in private.items()},
+            {label: curves["epsilon"][0] for label, curves in private.items()},
+            x_label=f"ε so far, at δ = {results.settings.delta:g}",
+            y_label="accuracy",
+            title="What accuracy costs in ε",
+            level=float(results.row(PLAIN).accuracy.mean()),
+        ),
+        "accuracy": plotting.plot_lines(
+            {label: curves["accuracy"] for label, curves in by_label.items()},
+            {
+                label: curves["step"][0] / per_epoch
+                for label, curves in by_label.items()
+            },
+            x_label="epoch (expected)",
+            y_label="accuracy",
+            title="Along training",
+        ),
+    }
+    shown = results.private[-1]
+    drawn["norms"] = plotting.plot_lines(
+        {
+            f"{name.removeprefix('norm ')} of the images below": shown.curves[name]
+            for name in NOT_PRIVATE
+            if name.startswith("norm")
+        },
+        x_label="step",
+        y_label="gradient norm of an image",
+        title=f"Not private: norms of single images, {shown.arm.label}",
+        is_log=(False, True),
+        level=results.settings.clip,
+    )
+    return {name: pages.to_png(figure) for name, figure in drawn.items()}
+
+
+def described(results: Results, command: str, versions: dict[str, str]) -> bytes:
+    """All numbers as JSON."""
+
+    def of(row: Row) -> dict[str, Any]:
+        return {
+            "guarantee": row.guarantee and row.guarantee._asdict(),
+            "statement": row.guarantee and str(row.guarantee),
+            "noise_multiplier": row.arm.noise_multiplier,
+            "accuracy": row.accuracy,
+            "held_out_loss": row.loss,
+            "seconds_per_step": row.cost.seconds,
+            "temporary_memory_bytes": row.cost.memory,
+            "along_training": {
+                name: row.curves[name] for name in row.curves.keys() - set(NOT_PRIVATE)
+            },
+            "not_private": {name: row.curves[name] for name in NOT_PRIVATE},
+        }
+
+    content = {
+        "command": command,
+        "versions": versions,
+        "settings": vars(results.settings),
+        "examples": results.examples,
+        "steps": results.steps,
+        "sampling_rate": results.sampling_rate,
+        "sensitivity": results.sensitivity,
+        "images_at_a_time": results.batch_in_memory,
+        "note": "One entry per seed. 'not_private' is computed from single images "
+        "without noise.",
+        "runs": {row.arm.label: of(row) for row in results.rows},
+    }
+    return files.to_json(content)
+
+
+def write(out: pathlib.Path, results: Results, source: str, command: str) -> None:
+    """Write report, results and figures: all of them, or none."""
+    versions = pages.versions()
+    pngs = _figures(results)
+    said = "".join(f"<p>{html.escape(text)}</p>\n" for text in findings(results))
+    limits = "".join(f"<li>{html.escape(text)}</li>\n" for text in LIMITS)
+    images = "\n".join(
+        pages.figure(name, pngs[name], caption) for name, caption in FIGURES.items()
+    )
+    used = ", ".join(f"{key} {value}" for key, value in versions.items())
+    settings = results.settings
+    body = f"""<h1>Private training</h1>
+<h2>What is promised</h2>
+{said}
+{pages.table(*table(results))}
+<p class="note">Mean ± sample standard deviation over seeds. Time per step is the median
+of steps of either kind that took turns, without compilation; temporary memory is what
+the compiled step plans beside its arguments and results.</p>
+<h2>What is not promised</h2>
+<ul>
+{limits}</ul>
+<p>More in <a href="{PAGE}">docs/privacy.md</a>.</p>
+<h2>How</h2>
+<p>{html.escape(source)}. {html.escape(results.title)}. Every image is in a step by a
+coin of its own, with probability {results.sampling_rate:g}; its gradient is clipped at
+{settings.clip:g} by the rule {html.escape(settings.rule)}; the sum, divided by
+{settings.batch}, has sensitivity {results.sensitivity:g} under {settings.relation}.</p>
+<pre>{html.escape(command)}</pre>
+<h2>Figures</h2>
+{images}
+<p class="note">{html.escape(used)}</p>"""
+    page = pages.page("clipjax: private training", body)
+    content = described(results, command, versions)
+    written = {f"{name}.png": png for name, png in pngs.items()}
+    files.write(out, written | {"results.json": content, "report.html": page})
