@@ -206,7 +206,7 @@ def test_ctrl_c_keeps_what_is_trained(finished, here, capsys, monkeypatch):
     assert cli.main([*command, "--resume"]) == 0
     assert_same_runs(here / "new", finished)
     progress = capsys.readouterr().err
-    assert "loss" in progress and "(not private)" in progress
+    assert "not private: loss" in progress and "ε so far" in progress
 
 
 def test_other_settings_and_other_files_are_refused(here, capsys):

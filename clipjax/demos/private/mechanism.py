@@ -148,7 +148,7 @@ class Mechanism:
             require_memory(planned.temp_size_in_bytes + planned.output_size_in_bytes)
         return compiled
 
-    def _batch(self) -> tuple[np.ndarray, np.ndarray]:
+    def _batch(self) -> tuple[np.ndarray, np.bool_]:
         return np.arange(self.batch_in_memory, dtype=np.int32), np.bool_(True)
 
     def costs(self) -> dict[bool, Cost]:

@@ -15,7 +15,7 @@ from .. import files, pages
 from ..summary import spread
 from .mechanism import Cost
 from .settings import Private
-from .train import CLIPPED, NOT_PRIVATE, PLAIN, Arm, Run, Trainer
+from .train import CLIPPED, NOT_PRIVATE, PLAIN, SCORES, Arm, Run, Trainer
 
 FIGURES = {
     "epsilon": "Accuracy on the held-out images against the ε spent so far, at the δ "
@@ -42,7 +42,6 @@ LIMITS = (
     "images have in common.",
     "It is that of real numbers: attacks on the rounding of the noise are not covered.",
 )
-PAGE = "https://github.com/clipjax/clipjax/blob/main/docs/privacy.md"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +109,7 @@ def gather(trainer: Trainer, runs: Sequence[Run], costs: dict[bool, Cost]) -> Re
         rows.append(
             Row(
                 arm,
-                arm.epsilon and trainer.guarantee(arm, trainer.steps),
+                trainer.guarantee(arm, trainer.steps) if arm.epsilon else None,
                 curves["accuracy"][:, -1],
                 curves["held-out loss"][:, -1],
                 np.nanmean(curves["clipped"], axis=1),
@@ -187,7 +186,7 @@ def _figures(results: Results) -> dict[str, bytes]:
             {label: curves["epsilon"][0] for label, curves in private.items()},
             x_label=f"ε so far, at δ = {results.settings.delta:g}",
             y_label="accuracy",
-            title="What accuracy costs in ε",
+            title="Accuracy against ε (grey: the plain run at its end)",
             level=float(results.row(PLAIN).accuracy.mean()),
         ),
         "accuracy": plotting.plot_lines(
@@ -210,7 +209,8 @@ def _figures(results: Results) -> dict[str, bytes]:
         },
         x_label="step",
         y_label="gradient norm of an image",
-        title=f"Not private: norms of single images, {shown.arm.label}",
+        title=f"Not private: norms of single images, {shown.arm.label} (grey: the "
+        "threshold)",
         is_log=(False, True),
         level=results.settings.clip,
     )
@@ -229,9 +229,7 @@ def described(results: Results, command: str, versions: dict[str, str]) -> bytes
             "held_out_loss": row.loss,
             "seconds_per_step": row.cost.seconds,
             "temporary_memory_bytes": row.cost.memory,
-            "along_training": {
-                name: row.curves[name] for name in row.curves.keys() - set(NOT_PRIVATE)
-            },
+            "along_training": {name: row.curves[name] for name in SCORES},
             "not_private": {name: row.curves[name] for name in NOT_PRIVATE},
         }
 
@@ -272,7 +270,7 @@ the compiled step plans beside its arguments and results.</p>
 <h2>What is not promised</h2>
 <ul>
 {limits}</ul>
-<p>More in <a href="{PAGE}">docs/privacy.md</a>.</p>
+<p>More in clipjax's own pages: <code>docs/privacy.md</code>.</p>
 <h2>How</h2>
 <p>{html.escape(source)}. {html.escape(results.title)}. Every image is in a step by a
 coin of its own, with probability {results.sampling_rate:g}; its gradient is clipped at

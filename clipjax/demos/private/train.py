@@ -25,6 +25,8 @@ QUANTILES = (0.1, 0.5, 0.9)
 # Curves with an entry for each step: all of them tell about single examples.
 NOT_PRIVATE = ("loss", "clipped", *(f"norm {100 * q:.0f} %" for q in QUANTILES))
 
+# Curves with an entry for each step at which a run is scored.
+SCORES = ("step", "accuracy", "held-out loss", "epsilon")
 PLAIN, CLIPPED = UNPROMISED = ("plain", "clip alone")
 # Settings that say which runs there are, and those that others stand for.
 CHANGEABLE = {"seeds", "epochs", "physical"}
@@ -54,8 +56,7 @@ class Run:
         arm: which arm.
         seed: which seed.
         step: steps done.
-        curves: `NOT_PRIVATE` for each step; "step", "accuracy", "held-out loss" and
-            "epsilon" at the steps where it was scored.
+        curves: `NOT_PRIVATE` and `SCORES`.
         params: the parameters.
         state: that of the optimizer, with the words of the noise's key.
     """
@@ -116,7 +117,7 @@ class Trainer:
         self.scored = sorted({*range(every, self.steps, every), self.steps})
         self.arms = [Arm(PLAIN, is_clipped=False), Arm(CLIPPED)]
         for done, epsilon in enumerate(settings.epsilon):
-            watch(done, f"for ε = {epsilon:g}")
+            watch(done, f"accounting for ε = {epsilon:g}")
             noise = privacy.noise_multiplier(
                 epsilon,
                 settings.delta,
@@ -142,7 +143,7 @@ class Trainer:
     def train(self, watch: Watch) -> Iterator[Run]:
         """Train every arm from every seed, and yield the runs as they are finished.
 
-        What ends it early, the watch included, leaves a file to go on from.
+        What ends it early leaves files to go on from.
 
         Raises:
             ValueError: a file in the directory is of other settings.
@@ -154,11 +155,7 @@ class Trainer:
         ]
         for run in runs:
             watch(run)
-            try:
-                self.finish(run, watch)
-            except KeyboardInterrupt:
-                self.save(run)
-                raise
+            self.finish(run, watch)
             yield run
 
     def begin(self, arm: Arm, seed: int) -> Run:
@@ -167,8 +164,8 @@ class Trainer:
         params = self.mechanism.initial(weights)
         build = self.mechanism.private if arm.is_clipped else self.mechanism.plain
         state = build(arm.noise_multiplier, noise).init(params)
-        names = (*NOT_PRIVATE, "step", "accuracy", "held-out loss", "epsilon")
-        run = Run(arm, seed, 0, {name: [] for name in names}, params, state)
+        curves: dict[str, list] = {name: [] for name in (*NOT_PRIVATE, *SCORES)}
+        run = Run(arm, seed, 0, curves, params, state)
         tree = (params, state)
         kept = (
             checkpoint.load(self.out, run.name, self.described(run), tree)
@@ -188,11 +185,8 @@ class Trainer:
         models, from other parameters, would reveal the difference of what it hides.
         """
         weights, batches, noise = jax.random.split(jax.random.key(seed), 3)
-        return (
-            weights,
-            batches,
-            jax.random.fold_in(noise, zlib.crc32(arm.label.encode())),
-        )
+        own = zlib.crc32(arm.label.encode())
+        return weights, batches, jax.random.fold_in(noise, own)
 
     def finish(self, run: Run, watch: Watch) -> None:
         """Take the steps that a run still has to take."""
@@ -228,7 +222,11 @@ class Trainer:
             if run.step in self.scored or is_late:
                 self.save(run)
                 saved = time.monotonic()
-            watch(run)
+            try:
+                watch(run)
+            except KeyboardInterrupt:
+                self.save(run)  # between two steps, where nothing is half done
+                raise
 
     def _measure(self, run: Run, losses: np.ndarray, norms: np.ndarray) -> None:
         if not losses.size:  # an empty sample: noise alone
@@ -242,12 +240,8 @@ class Trainer:
         accuracy, loss = self.mechanism.score(run.params, self.mechanism.held_out)
         is_private = run.arm.epsilon is not None
         spent = self.guarantee(run.arm, run.step).epsilon if is_private else math.inf
-        for name, value in (
-            ("step", run.step),
-            ("accuracy", float(accuracy)),
-            ("held-out loss", float(loss)),
-            ("epsilon", spent),
-        ):
+        scores = (run.step, float(accuracy), float(loss), spent)
+        for name, value in zip(SCORES, scores, strict=True):
             run.curves[name].append(value)
 
     def save(self, run: Run) -> None:
@@ -267,7 +261,7 @@ class Trainer:
             "clipjax": clipjax.__version__,
             "jax": importlib.metadata.version("jax"),
         }
-        return {name: described[name] for name in described.keys() - CHANGEABLE}
+        return {key: value for key, value in described.items() if key not in CHANGEABLE}
 
 
 def _rounded_up(value: float) -> float:
