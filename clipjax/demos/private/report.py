@@ -27,19 +27,18 @@ FIGURES = {
 }
 FILES = ("report.html", "results.json", *(f"{name}.png" for name in FIGURES))
 LIMITS = (
-    "It is for the parameters at the end, and for those of any step before. Losses, "
-    "norms, clipped fractions, samples of a step and the files in runs/ are computed "
-    "from single images without noise: they are not private.",
+    "The promise is for the parameters, those of every step together. Losses, norms, "
+    "clipped fractions, the samples of steps and the files in runs/ come from single "
+    "images without noise: they are not private.",
     "It is for one of these models alone, with batches and noise that nobody else "
     "knows. Here both follow from the seed, so that runs can be repeated: whoever "
     "knows the seed can take the noise away. With private data, take a key from "
     "secret random bits, and never use it for another run.",
     "The settings were fixed beforehand, on public data. Choosing them by results on "
-    "private data costs privacy as well: it comes on top of ε.",
+    "private data costs privacy as well, which comes on top of ε.",
     "The held-out images are public here. Accuracy on private images is private.",
-    "It is for one image that is in the data or not, as the adjacency says. Of "
-    "somebody with many images it hides less, and nothing is promised about what the "
-    "images have in common.",
+    "It is about one image. It hides less of somebody who has many of them, and "
+    "nothing of what the images have in common.",
     "It is that of real numbers: attacks on the rounding of the noise are not covered.",
 )
 
@@ -265,8 +264,9 @@ def write(out: pathlib.Path, results: Results, source: str, command: str) -> Non
 {said}
 {pages.table(*table(results))}
 <p class="note">Mean ± sample standard deviation over seeds. Time per step is the median
-of steps of either kind that took turns, without compilation; temporary memory is what
-the compiled step plans beside its arguments and results.</p>
+of steps of either kind that took turns, without compilation and for
+{results.batch_in_memory} images at a time; temporary memory is what the compiled step
+plans beside its arguments and results.</p>
 <h2>What is not promised</h2>
 <ul>
 {limits}</ul>
