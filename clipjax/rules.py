@@ -285,9 +285,10 @@ def psac(r: float = 0.01) -> Psac:
 
     The multiplier C / (n + r / (n + r)) is about C for the shortest gradients, where
     that of `automatic` is C / γ. For r < 1 it is largest, C / (2√r - r), at the norm
-    √r - r. The length grows with the norm and stays below C. The formula takes norms
-    for plain numbers: multiply the loss, or choose r, so that norms of about √r are
-    short ones.
+    √r - r. The length grows with the norm and stays below C; a clip that took the
+    multiplier for its threshold would divide by n twice. The formula takes norms for
+    plain numbers: multiply the loss, or choose r, so that norms of about √r are short
+    ones.
 
     Args:
         r: at least 0; 0 is `rules.normalise`.
@@ -331,8 +332,10 @@ def _portion(
     norm: jax.Array, other: float | jax.Array, threshold: jax.Array
 ) -> jax.Array:
     """Return ``threshold · norm / (norm + other)``, for ``other`` of at least 0."""
+    # A norm that the device takes for zero must not give 0 / 0.
+    share = 1.0 + other / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
     # The minimum, since a division that is rounded up must not lengthen.
-    return jnp.minimum(threshold / (1.0 + other / norm), threshold)
+    return jnp.minimum(threshold / share, threshold)
 
 
 def valid(threshold: jax.Array) -> jax.Array:

@@ -73,8 +73,8 @@ def clipped_grad(
         has_aux: whether fun returns an auxiliary output.
         l2_clip_norm: C, in the gradient's units: a number or scalar array, an array of
             shape ``[B]``, a function of the batch arguments of one example, or a prefix
-            tree of those over the parameters, of which each entry is clipped by itself;
-            see `clipjax.privacy.split_threshold`. None does not clip.
+            tree of those over the parameters, of which each entry is clipped by itself,
+            or the result of `clipjax.privacy.split_threshold`. None does not clip.
         rule: the rule, by default ``hard``.
         batch_argnums: which arguments have the examples along their first axis.
         keep_batch_dim: whether fun gets an example as a batch of one.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from ..core.checks import require_number
+from ..core.printing import printed
 from ..core.trees import Leaves
 from ..granularity import Group
 from ..thresholds.base import Threshold
@@ -95,7 +96,7 @@ class Groups:
                     "l2_clip_norm must not be a function for a sensitivity: it looks "
                     "at the example, and its largest value over all examples that "
                     "there might be is not known. Pass a number, or "
-                    "rescale_to_unit_norm=True, with which the sensitivity is 1"
+                    "rescale_to_unit_norm=True, with which it does not matter"
                 )
             if entry is None:
                 return math.inf
@@ -132,19 +133,17 @@ class Groups:
 def _require_of_one_example(entry: Any) -> None:
     """Refuse what belongs to a clip of the whole batch's gradient."""
     module = (getattr(entry, "__module__", None) or "") if callable(entry) else ""
-    name = getattr(entry, "__qualname__", repr(entry)).split(".")[0]
+    accepted = "l2_clip_norm must be a number or a function of one example"
     if module.split(".")[0] == "optax":
         raise TypeError(
-            "l2_clip_norm must be a number or a function of one example, got "
-            f"{name} of Optax, a function of the number of the step: pass its value, "
-            "l2_clip_norm=schedule(step)"
+            f"{accepted}, got {printed(entry)} of Optax, a function of the number of "
+            "the step: pass its value, l2_clip_norm=schedule(step)"
         )
     is_part = isinstance(entry, Threshold | optax.GradientTransformation)
     if is_part or module.startswith(("clipjax.thresholds", "clipjax.recipes")):
         raise TypeError(
-            "l2_clip_norm must be a number or a function of one example, got "
-            f"{entry if is_part else name}, which is for the gradient of a whole batch."
-            " A threshold that follows the norms or losses of examples would also be "
-            "private data, and without noise no guarantee covers it: use "
-            "privacy.quantile_threshold, or a number"
+            f"{accepted}, got {repr(entry) if is_part else printed(entry)}, which is "
+            "for the gradient of a whole batch. A threshold that follows the norms or "
+            "losses of examples would also be private data, and without noise no "
+            "guarantee covers it: use privacy.quantile_threshold, or a number"
         )
