@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, UInt32
 
-from ..core.checks import Scalar, require_integer, require_limits, require_number
+from ..core.checks import Scalar, require_limits, require_number, require_steps
+from ..core.state import checked_state
 from ..per_example.clipped import RELATIONS
 from .metrics import clipped_excess, noisy_fraction, require_positive
 from .noise import _words_of
@@ -21,7 +22,10 @@ _PURPOSE = 0x7175616E
 
 
 class QuantileState(NamedTuple):
-    """The state of `quantile_threshold`. All but the last field may be published.
+    """The state of `quantile_threshold`.
+
+    The threshold and the noisy fraction may be published. The state as a whole may not:
+    whoever knows the key can take the noise off.
 
     Attributes:
         threshold: C, for the next step.
@@ -95,6 +99,8 @@ def quantile_threshold(
     | a batch without examples | b̃ = 1/2 and noise |
     | floor = 0 | C stays above 0: the smallest normal number is the floor |
     | more batches than planned | C stays, and nothing more is released |
+    | a state that is not this threshold's | ValueError |
+    | meshes | as for `clipjax.privacy.noisy_clip_fraction` |
 
     Args:
         initial: the first threshold, above 0, in the gradient's units. It must not
@@ -166,7 +172,7 @@ def quantile_threshold(
     require_limits(floor, cap)
     _require_within(initial, floor, cap)
     if steps is not None:
-        require_integer("steps", steps, 1)
+        require_steps("steps", steps)
     words, implementation = _words_of(key)
 
     def init() -> QuantileState:
@@ -184,6 +190,9 @@ def quantile_threshold(
         is_padding_example: Any = None,
         is_last: Any = True,
     ) -> QuantileState:
+        state = checked_state(state, init, True, "quantile_threshold")
+        if jnp.asarray(is_last).dtype != bool:
+            raise TypeError(f"is_last must be a bool, got {is_last!r}")
         excess = state.pending_excess + clipped_excess(
             example_norms, state.threshold, is_padding_example
         )
@@ -195,7 +204,6 @@ def quantile_threshold(
         # b̃ - γ with b̃ = 1 - fraction
         shrink = 1 - fraction - jnp.asarray(quantile, jnp.float32)
         threshold = within_limits(state.threshold * jnp.exp(-rate * shrink), floor, cap)
-        is_last = jnp.asarray(is_last, bool)
         is_released = is_last
         if steps is not None:
             is_released = is_last & (state.threshold_steps < steps)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..core.checks import Scalar, require_number
+from ..core.meshes import varying_axes
 from .noise import _words_of
 
 # Keeps this noise apart from the gradient's, and from that of a private threshold.
@@ -48,6 +49,9 @@ def noisy_clip_fraction(
     | n examples instead of m | (clipped + (m - n) / 2) / m, with noise |
     | a batch without examples | 1/2, with noise |
     | a result outside of 0 to 1 | stays as it is, so that averages have no bias |
+    | norms sharded under ``jit`` | the fraction of the whole batch |
+    | ``shard_map`` with checked types, sharded norms | ValueError |
+    | ``shard_map`` with unchecked types, ``pmap`` | wrong: pass all of the norms |
 
     Args:
         example_norms: norms before the clip, of shape ``[B]``; not private.
@@ -106,6 +110,13 @@ def clipped_excess(
             "example_norms must be floating-point numbers of shape [B], got "
             f"{norms.dtype} of shape {norms.shape}"
         )
+    axes = sorted(map(str, varying_axes(norms)))
+    if axes:
+        raise ValueError(
+            f"example_norms differ over the mesh axes {axes}, so that each shard would "
+            "release a count of its own with the same noise: call this under jit, on "
+            "the norms of the whole batch"
+        )
     is_below = norms <= jnp.asarray(threshold, norms.dtype)  # false for NaN
     signs = jnp.where(is_below, jnp.int32(-1), jnp.int32(1))
     if is_padding_example is not None:
@@ -130,7 +141,14 @@ def noisy_fraction(
 
 
 def require_positive(name: str, value: Any) -> None:
-    """Check a finite number above 0; of an array, which may be traced, the dtype."""
+    """Check a number above 0 that float32 can hold; of an array, dtype and shape."""
     require_number(name, value, infinite=False)
-    if not isinstance(value, jax.Array) and value == 0:
-        raise ValueError(f"{name} must be above 0, got {value!r}")
+    if jnp.shape(value):
+        raise ValueError(
+            f"{name} must be a single number, got shape {jnp.shape(value)}"
+        )
+    info = jnp.finfo(jnp.float32)
+    if not isinstance(value, jax.Array) and not info.tiny <= value <= info.max:
+        raise ValueError(
+            f"{name} must be above 0 and in the range of float32, got {value!r}"
+        )

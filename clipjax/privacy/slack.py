@@ -55,9 +55,8 @@ def with_slack(threshold: Scalar, slots: int) -> Callable[[Any], WithSlack]:
     the proof: it measures the pair and clips it by C again, with its bounds on
     rounding, so that the sensitivity it reports holds for whatever is passed here, and
     with any rule; the slack means what is said here with the default rule. It computes
-    every example's gradient for that. Norms found by products, as with
-    ``method="ghost"``, may be shorter than the gradient by rounding; slack that is
-    computed from reported norms would break the bound.
+    every example's gradient for that. Slack is not computed from reported norms, which
+    are no bounds: where terms cancel, those of ``method="ghost"`` can be too short.
 
     Args:
         threshold: C, above 0 and finite, the ``l2_clip_norm`` of `clipped_grad`: a

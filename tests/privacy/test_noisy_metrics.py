@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from clipjax import privacy
 
@@ -26,7 +27,7 @@ def fraction(norms, deviation, key, padding=None):
 
 def plain(norms, padding=None):
     """Gives the fraction with next to no noise, times the divisor."""
-    norms = np.asarray(norms, np.float32)
+    norms = jnp.asarray(norms, jnp.float32)
     padding = np.zeros(len(norms), bool) if padding is None else np.asarray(padding)
     return SIZE * float(fraction(norms, 1e-7, jax.random.key(0), padding))
 
@@ -92,6 +93,22 @@ def test_it_is_released_as_it_is_outside_of_0_to_1():
     keys = jax.random.split(jax.random.key(0), 50)
     found = [fraction(norms, 20.0, key) for key in keys]
     assert np.min(found) < 0 < np.max(found)
+
+
+def test_on_meshes():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    rows = PartitionSpec("data")
+    norms = np.linspace(0, 4, 64, dtype=np.float32)
+    sharded = jax.device_put(norms, NamedSharding(mesh, rows))
+    assert plain(sharded) == pytest.approx(plain(norms), abs=1e-4) == 48
+    each = jax.shard_map(
+        lambda norms: fraction(norms, 1.0, jax.random.key(0)),
+        mesh=mesh,
+        in_specs=rows,
+        out_specs=PartitionSpec(),
+    )
+    with pytest.raises(ValueError, match="differ over the mesh axes .*data"):
+        each(norms)
 
 
 def test_keys_in_the_old_style_and_float64_norms():
