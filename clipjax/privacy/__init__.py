@@ -1,5 +1,10 @@
 """Differentially private training on gradients that are clipped per example."""
 
+from .accounting import Guarantee as Guarantee
+from .accounting import delta as delta
+from .accounting import epsilon as epsilon
+from .accounting import guarantee as guarantee
+from .accounting import noise_multiplier as noise_multiplier
 from .noise import NoiseState as NoiseState
 from .noise import gaussian_noise as gaussian_noise
 from .noise import laplace_noise as laplace_noise
