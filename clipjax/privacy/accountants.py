@@ -88,20 +88,12 @@ class Run(NamedTuple):
         dp = _dp_accounting()
         event = self.event(min(float(noise_multiplier), _MOST_NOISE))
         try:
-            accountant = self.fresh().compose(event)
+            return self.fresh().compose(event)
         except dp.UnsupportedEventError as error:
             raise ValueError(
                 f"the installed dp_accounting has no {self.accountant.upper()} "
                 f"accounting of Poisson batches for {self.relation}; 0.5 and later do"
             ) from error
-        if self.accountant == "rdp" and (accountant.rdp < 0).any():
-            # dp_accounting would take these orders for perfect privacy.
-            raise ValueError(
-                f"sampling_rate={self.rate!r} with "
-                f"noise_multiplier={noise_multiplier!r} is beyond the precision of "
-                'accountant="rdp": its divergences are rounded to below 0; use "pld"'
-            )
-        return accountant
 
     def epsilon(self, noise_multiplier: float, delta: float) -> float:
         with _quiet():
@@ -117,9 +109,19 @@ class Run(NamedTuple):
         """Return a run with the cheap accountant, to estimate the other's result."""
         return self._replace(accountant="rdp", relation="ADD_OR_REMOVE_ONE")
 
-    def require_small(self, noise_multiplier: float, delta: float) -> None:
-        """Refuse what would fill the memory."""
-        if self.accountant != "pld":
+    def require_feasible(self, noise_multiplier: float, delta: float) -> None:
+        """Refuse what is beyond the accountant's precision, or the memory."""
+        if self.accountant == "rdp":
+            with _quiet():
+                divergences = self.composed(noise_multiplier).rdp
+            if (divergences < 0).any():
+                # dp_accounting would take these orders for perfect privacy.
+                raise ValueError(
+                    f"sampling_rate={self.rate!r} with "
+                    f"noise_multiplier={noise_multiplier!r} is beyond the precision of "
+                    'accountant="rdp": its divergences are rounded to below 0; use '
+                    '"pld"'
+                )
             return
         bound = self.by_rdp().epsilon(noise_multiplier, delta)
         if bound > _LARGEST_EPSILON:

@@ -191,7 +191,7 @@ def epsilon(
         return 0.0
     if noise_multiplier < LEAST_NOISE:
         return math.inf
-    run.require_small(noise_multiplier, delta)
+    run.require_feasible(noise_multiplier, delta)
     return run.epsilon(noise_multiplier, delta)
 
 
@@ -235,7 +235,7 @@ def delta(
         return 0.0
     if noise_multiplier < LEAST_NOISE:
         return 1.0
-    run.require_small(noise_multiplier, 1e-5)
+    run.require_feasible(noise_multiplier, 1e-5)
     return run.delta(noise_multiplier, epsilon)
 
 
@@ -296,4 +296,6 @@ def noise_multiplier(
             f'epsilon must be at most 100 by accountant="pld", got {epsilon!r}: with '
             'so little noise its tables are large; accountant="rdp" takes any'
         )
-    return run.noise_multiplier(epsilon, delta)
+    result = run.noise_multiplier(epsilon, delta)
+    run.require_feasible(result, delta)
+    return result

@@ -248,6 +248,7 @@ def test_what_has_no_accountant():
     # dp_accounting would log a warning, and take a divergence below 0 for ε = 0.
     with pytest.raises(ValueError, match="beyond the precision"):
         privacy.epsilon(100.0, 1e-12, 1e-10, 10, accountant="rdp")
+    assert privacy.epsilon(100.0, 1e-12, 1e-10, 10) < 1e-3
 
 
 def test_an_old_dp_accounting_is_refused(monkeypatch):
