@@ -1,6 +1,11 @@
 """Differentially private training on gradients that are clipped per example."""
 
 from ..per_example.thresholds import GroupThresholds as GroupThresholds
+from .accounting import Guarantee as Guarantee
+from .accounting import delta as delta
+from .accounting import epsilon as epsilon
+from .accounting import guarantee as guarantee
+from .accounting import noise_multiplier as noise_multiplier
 from .adaptive import PrivateThreshold as PrivateThreshold
 from .adaptive import QuantileState as QuantileState
 from .adaptive import quantile_threshold as quantile_threshold
