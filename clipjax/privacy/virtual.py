@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from ..core.dtypes import accumulation_dtype, narrow, widen
@@ -160,7 +161,7 @@ def _as_flag(is_last: Any) -> Any:
     dtype = getattr(is_last, "dtype", np.dtype(type(is_last)))
     if dtype != np.bool_ or jnp.shape(is_last):
         raise TypeError(f"is_last must be a bool or a boolean scalar, got {is_last!r}")
-    return is_last if isinstance(is_last, jax.core.Tracer) else bool(is_last)
+    return is_last if isinstance(is_last, Tracer) else bool(is_last)
 
 
 def _zero_sum(param: Any) -> jax.Array:
