@@ -16,7 +16,10 @@ from .noise import gaussian_noise as gaussian_noise
 from .noise import laplace_noise as laplace_noise
 from .optimizers import dp_adam as dp_adam
 from .optimizers import dp_sgd as dp_sgd
+from .sampling import PoissonSampler as PoissonSampler
 from .slack import WithSlack as WithSlack
 from .slack import slack_threshold as slack_threshold
 from .slack import with_slack as with_slack
 from .splits import split_threshold as split_threshold
+from .virtual import VirtualState as VirtualState
+from .virtual import virtual_batches as virtual_batches
