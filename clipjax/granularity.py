@@ -137,11 +137,11 @@ class Group(Granularity):
         return tuple(sorted(set(self.labelling.leaves)))
 
     def names(self, leaves):
-        return list(self.labels) or sorted(set(self._label_of_each(leaves)))
+        return list(self.labels) or sorted(set(self.label_of_each(leaves)))
 
     def of(self, leaves, mesh_axes):
         # optax.tree_map_params initializes a state from a placeholder without leaves.
-        own = self._label_of_each(leaves) if leaves.arrays else []
+        own = self.label_of_each(leaves) if leaves.arrays else []
         names = self.labels or sorted(set(own))
         members = [[i for i, label in enumerate(own) if label == n] for n in names]
         for name, positions in zip(names, members, strict=True):
@@ -161,7 +161,8 @@ class Group(Granularity):
             )
         return [entries[name] for name in names]
 
-    def _label_of_each(self, leaves: Leaves) -> list[str]:
+    def label_of_each(self, leaves: Leaves) -> list[str]:
+        """Return the label of each leaf."""
         labelling = self.labelling
         if not callable(labelling):
             labels = leaves.prefix(labelling.tree(), "labels")

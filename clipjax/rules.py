@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ class Rule:
 
     def __repr__(self) -> str:
         settings = changed_settings(self)
-        name = type(self).__name__.lower()
+        name = re.sub("(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
         return f"{name}({', '.join(settings)})" if settings else name
 
 
@@ -116,7 +117,10 @@ class Sqrt(Rule):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Normalise(Rule):
-    """``c``, whatever the norm; a zero block stays zero."""
+    """``c``, whatever the norm; a zero block stays zero.
+
+    Per example, it is AUTO-V of Bu et al.
+    """
 
     contractive = False
 
@@ -142,7 +146,10 @@ class Band(Rule):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Skip(Rule):
-    """``n`` up to the threshold, 0 beyond: drops a block instead of shortening it."""
+    """``n`` up to the threshold, 0 beyond: drops a block instead of shortening it.
+
+    Per example, it is the indicator that fastDP calls ``global``.
+    """
 
     def length(self, norm, threshold):
         return jnp.where(norm <= threshold, norm, jnp.zeros_like(norm))
@@ -160,6 +167,51 @@ class Floored(Rule):
 
     def length(self, norm, threshold):
         return jnp.maximum(jnp.minimum(norm, threshold), self.fraction * norm)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Automatic(Rule):
+    """``c · n / (n + γ)``: near c for all but norms of about γ and below."""
+
+    stability: float = 0.01
+    contractive = False
+
+    def __post_init__(self):
+        require_number("stability", self.stability, infinite=False)
+
+    def length(self, norm, threshold):
+        return _portion(norm, self.stability, threshold)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Psac(Rule):
+    """``c · n / (n + r / (n + r))``: as `Automatic`, but with a γ that falls with n."""
+
+    r: float = 0.01
+    contractive = False
+
+    def __post_init__(self):
+        require_number("r", self.r, infinite=False)
+
+    def length(self, norm, threshold):
+        # r / (n + r), without a sum that could overflow.
+        return _portion(norm, 1.0 / (1.0 + norm / self.r), threshold)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class GlobalAdapt(Rule):
+    """``min(n / multiple, c)``: hard, on gradients that are all divided by one number.
+
+    Blocks up to Z = multiple · c keep their lengths relative to each other.
+    """
+
+    multiple: float
+
+    def __post_init__(self):
+        require_number("multiple", self.multiple, lowest=1.0, infinite=False)
+
+    def length(self, norm, threshold):
+        return jnp.minimum(norm / self.multiple, threshold)
 
 
 hard = Hard()
@@ -194,6 +246,96 @@ def floored(fraction: float) -> Floored:
         ValueError: fraction is out of range.
     """
     return Floored(fraction)
+
+
+def automatic(stability: float = 0.01) -> Automatic:
+    r"""Return the rule of automatic clipping; see `Automatic`.
+
+    .. math:: C \, \frac{n}{n + \gamma}
+
+    The threshold C only scales the result, as the learning rate of SGD does, and Adam
+    takes it out again: it need not be tuned. γ alone says which gradients count as
+    short. It is a norm, in the gradient's units, and does not scale with C: gradients
+    that are all multiplied by 100, as by a sum over 100 terms in place of a mean, need
+    100 γ for the same directions. Gradients shorter than C - γ are lengthened.
+
+    With 1 / (n + γ), this is AUTO-S and DP-NSGD. γ = 0 is AUTO-V, `rules.normalise`.
+
+    Args:
+        stability: γ, at least 0.
+
+    Raises:
+        TypeError: stability is not a number.
+        ValueError: stability is out of range.
+
+    References:
+        Bu, Wang, Zha, Karypis, `Automatic clipping: differentially private deep
+        learning made easier and stronger <https://arxiv.org/abs/2206.07136>`_, 2023;
+        Yang, Zhang, Chen, Liu, `Normalized/clipped SGD with perturbation for
+        differentially private non-convex optimization
+        <https://arxiv.org/abs/2206.13033>`_, 2022.
+    """
+    return Automatic(stability)
+
+
+def psac(r: float = 0.01) -> Psac:
+    r"""Return the rule of per-sample adaptive clipping, DP-PSAC; see `Psac`.
+
+    .. math:: C \, \frac{n}{n + r / (n + r)}
+
+    The multiplier C / (n + r / (n + r)) is about C for the shortest gradients, where
+    that of `automatic` is C / γ. For r < 1 it is largest, C / (2√r - r), at the norm
+    √r - r. The length grows with the norm and stays below C; a clip that took the
+    multiplier for its threshold would divide by n twice. The formula takes norms for
+    plain numbers: multiply the loss, or choose r, so that norms of about √r are short
+    ones.
+
+    Args:
+        r: at least 0; 0 is `rules.normalise`.
+
+    Raises:
+        TypeError: r is not a number.
+        ValueError: r is out of range.
+
+    References:
+        Xia et al., `Differentially private learning with per-sample adaptive clipping
+        <https://arxiv.org/abs/2212.00328>`_, 2023.
+    """
+    return Psac(r)
+
+
+def global_adapt(multiple: float) -> GlobalAdapt:
+    r"""Return the rule of DPSGD-Global-Adapt, with a fixed Z; see `GlobalAdapt`.
+
+    .. math:: n \, \frac{C}{Z} \ \text{ if } n \le Z, \quad C \ \text{ otherwise},
+        \qquad Z = \text{multiple} \cdot C
+
+    All gradients up to Z are divided by the same number, so that their sum keeps its
+    direction. The paper adapts Z to a noisy count of the gradients beyond it, which a
+    rule cannot do: choose one that is seldom exceeded, such as 50 C.
+
+    Args:
+        multiple: Z / C, at least 1; 1 is the hard rule.
+
+    Raises:
+        TypeError: multiple is not a number.
+        ValueError: multiple is out of range.
+
+    References:
+        Esipova, Ghomi, Luo, Cresswell, `Disparate impact in differential privacy from
+        gradient misalignment <https://arxiv.org/abs/2206.07737>`_, 2023.
+    """
+    return GlobalAdapt(multiple)
+
+
+def _portion(
+    norm: jax.Array, other: float | jax.Array, threshold: jax.Array
+) -> jax.Array:
+    """Return ``threshold · norm / (norm + other)``, for ``other`` of at least 0."""
+    # A norm that the device takes for zero must not give 0 / 0.
+    share = 1.0 + other / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
+    # The minimum, since a division that is rounded up must not lengthen.
+    return jnp.minimum(threshold / share, threshold)
 
 
 def valid(threshold: jax.Array) -> jax.Array:

@@ -98,6 +98,9 @@ RULES = {
     "band": lambda: rules.band(0.5),
     "skip": lambda: rules.skip,
     "floored": lambda: rules.floored(0.01),
+    "automatic": lambda: rules.automatic(),
+    "psac": lambda: rules.psac(),
+    "global_adapt": lambda: rules.global_adapt(50.0),
 }
 
 GRANULARITIES = {

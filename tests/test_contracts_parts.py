@@ -193,6 +193,9 @@ def test_tags_of_rules():
     assert rules.normalise.bounded and not rules.normalise.contractive
     assert rules.band().bounded and not rules.band().contractive
     assert not rules.floored(0.1).bounded
+    for rule in (rules.automatic(), rules.psac()):
+        assert rule.bounded and not rule.contractive
+    assert rules.global_adapt(2.0).bounded and rules.global_adapt(2.0).contractive
     assert guards.zero.admits_all and not guards.drop.admits_all
 
 

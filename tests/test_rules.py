@@ -25,6 +25,12 @@ RULES = {
         *(rules.floored(0.01), lambda n, c: np.maximum(np.minimum(n, c), 0.01 * n)),
         *(True, False),
     ),
+    "automatic": (rules.automatic(), lambda n, c: c * n / (n + 0.01), False, True),
+    "psac": (rules.psac(), lambda n, c: c * n / (n + 0.01 / (n + 0.01)), False, True),
+    "global_adapt(multiple=50)": (
+        *(rules.global_adapt(50.0), lambda n, c: np.where(n <= 50 * c, n / 50, c)),
+        *(True, True),
+    ),
 }
 every_rule = pytest.mark.parametrize("name", RULES)
 
@@ -124,7 +130,26 @@ def test_arguments_of_rules():
         (rules.band, "lower"),
         (rules.floored, "fraction"),
         (rules.Hard, "epsilon"),
+        (rules.automatic, "stability"),
+        (rules.psac, "r"),
+        (rules.global_adapt, "multiple"),
     ]:
         for wrong, error in [("1", TypeError), (True, TypeError), (-0.1, ValueError)]:
             with pytest.raises(error, match=f"{argument} must be .*, got {wrong!r}"):
                 make(wrong)
+    with pytest.raises(ValueError, match="multiple must be a number of at least 1"):
+        rules.global_adapt(0.5)
+    with pytest.raises(ValueError, match="stability must be .*finite, got inf"):
+        rules.automatic(np.inf)
+
+
+def test_automatic_rules_in_numbers():
+    """Worked out by hand: with r = 0.01, √r - r is 0.09, and 2√r - r is 0.19."""
+    found = lengths_of(rules.psac(), [0.09, 1e-6], 2.0, "factor")
+    np.testing.assert_allclose(found, [2 / 0.19, 2.0], rtol=1e-3)
+    assert np.all(lengths_of(rules.psac(), [0.08, 0.1], 2.0, "factor") < found[0])
+    found = lengths_of(rules.automatic(0.5), [0.5, 1e-6, 1e30], 2.0, "factor")
+    np.testing.assert_allclose(found, [2.0, 4.0, 2e-30], rtol=1e-3)
+    for rule in (rules.automatic(0.0), rules.psac(0)):
+        lengths = lengths_of(rule, NORMS, THRESHOLDS)
+        np.testing.assert_array_equal(lengths, THRESHOLDS)

@@ -189,6 +189,7 @@ def test_what_does_not_go_together_is_refused():
         ({"method": SVD(), "rule": rules.normalise}, "rule=normalise does not"),
         ({"method": SVD(), "rule": rules.band()}, "rule=band does not shorten"),
         ({"method": SVD(), "rule": rules.skip}, "rule=skip does not shorten"),
+        ({"method": SVD(), "rule": rules.psac()}, "rule=psac does not shorten"),
         ({"method": NewtonSchulz()}, "rule must be rules.sqrt"),
     ]:
         with pytest.raises(ValueError, match=message):

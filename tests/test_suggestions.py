@@ -142,7 +142,8 @@ def test_over_clipping_agrees_with_the_metric_under_a_hard_clip():
 
 def test_over_clipping_is_silent_where_ratios_mean_something_else():
     soft = (rules.soft, rules.tanh, rules.sqrt)
-    for rule in (*soft, rules.normalise, rules.band(), rules.skip):
+    private = (rules.automatic(), rules.psac(), rules.global_adapt(50.0))
+    for rule in (*soft, *private, rules.normalise, rules.band(), rules.skip):
         for clip in (rule, clipjax.clip_by(1.0, rule=rule)):
             alarm = over_clipping(clip, 0.01)
             assert not alarm.is_over_clipping and repr(rule) in alarm.reason

@@ -24,6 +24,9 @@ from .vectors import length, real_array, real_leaves
 class Influence(NamedTuple):
     """What the examples of a batch add to its gradient.
 
+    Not private: all but the bound depends on single examples, without noise;
+    `clipjax.privacy.noisy_clip_fraction` is what may be released.
+
     Attributes:
         contributions: norms of what each adds, of shape ``[B]``.
         largest: the largest of them.
@@ -105,6 +108,8 @@ def influence(
 
 class LeaveOneOut(NamedTuple):
     """How far the trained parameters move when one example is left out.
+
+    Not private: it depends on single examples, without noise.
 
     Attributes:
         changes: norms of the differences of the parameters, of shape ``[count]``; NaN

@@ -113,6 +113,9 @@ def suggest_thresholds(
     `over_clipping`). ``cautions`` tells if the norms drift over the record, if many are
     equal to the largest, as after a clip, or if they are few.
 
+    Not private: thresholds from the norms of private data depend on single examples,
+    without noise; see `clipjax.privacy.quantile_threshold`.
+
     | input | result |
     |---|---|
     | NaN, inf, zero | counted and left out; fractions are of the other steps |

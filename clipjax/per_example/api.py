@@ -73,14 +73,15 @@ def clipped_grad(
         has_aux: whether fun returns an auxiliary output.
         l2_clip_norm: C, in the gradient's units: a number or scalar array, an array of
             shape ``[B]``, a function of the batch arguments of one example, or a prefix
-            tree of those over the parameters, of which each entry is clipped by itself.
-            None does not clip.
+            tree of those over the parameters, of which each entry is clipped by itself,
+            or the result of `clipjax.privacy.split_threshold`. None does not clip.
         rule: the rule, by default ``hard``.
         batch_argnums: which arguments have the examples along their first axis.
         keep_batch_dim: whether fun gets an example as a batch of one.
         normalize_by: what the sum is divided by, above 0.
-        return_values: return the losses as well.
-        return_grad_norms: return the norms before the clip as well.
+        return_values: return the losses as well. Not private: they depend on single
+            examples, without noise; see `AuxiliaryOutput`.
+        return_grad_norms: return the norms before the clip as well. Not private.
         microbatch_size: how many examples to take at a time; None for all.
         method: ``ghost``, ``vmap``, which computes every example's gradient, or
             ``auto``.
@@ -183,7 +184,9 @@ def per_example_grad_norms(
         per_leaf: give the norms of each parameter, in a dictionary by path.
 
     Returns:
-        A function of fun's arguments that gives L2 norms of shape ``[B]``, float32.
+        A function of fun's arguments that gives L2 norms of shape ``[B]``, float32. Not
+        private: each depends on a single example, without noise;
+        `clipjax.privacy.noisy_clip_fraction` is what may be released.
 
     Raises:
         TypeError: an argument is of the wrong kind.

@@ -28,6 +28,9 @@ RELATIONS = {"ADD_OR_REMOVE_ONE": 1.0, "REPLACE_SPECIAL": 1.0, "REPLACE_ONE": 2.
 class AuxiliaryOutput(NamedTuple):
     """Results for each example; None where the caller did not ask for them.
 
+    Not private: they depend on single examples, without noise.
+    `clipjax.privacy.noisy_clip_fraction` is what may be released.
+
     Attributes:
         values: losses, of shape ``[B]``.
         grad_norms: norms before the clip, of shape ``[B]``, float32.
@@ -191,7 +194,10 @@ class ClippedGrad:
         """Return the largest change of the result by one example, in the L2 norm.
 
         The bound does not cover a rounding of the sum to a dtype narrower than float32:
-        with such parameters, pass ``dtype=jnp.float32`` and cast after adding noise.
+        with such parameters, pass ``dtype=jnp.float32`` and cast after adding noise. It
+        is that of the gradient alone, not of an `AuxiliaryOutput`, and it holds for
+        thresholds and a ``normalize_by`` that were not computed from private data, such
+        as the size of a batch that was drawn at random.
 
         Args:
             neighboring_relation: ``ADD_OR_REMOVE_ONE``, ``REPLACE_SPECIAL`` or
@@ -258,8 +264,11 @@ class ClippedGrad:
 
 
 def _rescaled(rule: Rule, norm: jax.Array, limit: jax.Array) -> jax.Array:
-    """Return length / (norm · C), with the limit 1 / norm at C = 0."""
-    least = jnp.where(limit == 0, jnp.finfo(norm.dtype).tiny, limit)
+    """Return length / (norm · C), with its limit at C = 0, 1 / norm for most rules."""
+    info = jnp.finfo(norm.dtype)
+    # Far below the norm, but no smaller: a fraction of it must not be flushed to zero.
+    near_zero = jnp.maximum(norm * float(info.eps) ** 2, info.tiny)
+    least = jnp.where(limit == 0, near_zero, limit)
     length = jnp.where(limit == jnp.inf, 0, _length(rule, norm, least) / least)
     return jnp.where(norm > 0, length / jnp.where(norm > 0, norm, 1), 1)
 

@@ -3,19 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ..core.checks import require_number
+from ..core.printing import printed
 from ..core.trees import Leaves
+from ..granularity import Group
+from ..thresholds.base import Threshold
 
 
 def _entries(l2_clip_norm: Any) -> tuple[list[Any], Any]:
-    return jax.tree.flatten(l2_clip_norm, is_leaf=lambda entry: entry is None)
+    def is_entry(node: Any) -> bool:
+        return node is None or isinstance(node, optax.GradientTransformation)
+
+    return jax.tree.flatten(l2_clip_norm, is_leaf=is_entry)
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["norms"], meta_fields=["labels"]
+)
+@dataclasses.dataclass(frozen=True)
+class GroupThresholds:
+    """Thresholds of groups of parameters that lie anywhere in the tree.
+
+    It is a tree of the thresholds, for the argument ``l2_clip_norm`` of
+    `clipjax.clipped_grad`; see `clipjax.privacy.split_threshold`.
+
+    Attributes:
+        norms: the threshold of each group, by label.
+        labels: which parameter has which label.
+    """
+
+    norms: dict[str, Any]
+    labels: Group
+
+    def __repr__(self) -> str:
+        return f"GroupThresholds({self.norms})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +62,17 @@ class Groups:
 
     @classmethod
     def of(cls, l2_clip_norm: Any, leaves: Leaves) -> Groups:
-        """Return the groups that a prefix tree of thresholds defines."""
+        """Return the groups that a prefix tree, or labels, of thresholds define."""
         entries, structure = _entries(l2_clip_norm)
-        labels = jax.tree.unflatten(structure, range(len(entries)))
-        by_name = dict(
-            zip(leaves.names, leaves.prefix(labels, "l2_clip_norm"), strict=True)
-        )
+        numbered = jax.tree.unflatten(structure, range(len(entries)))
+        if isinstance(numbered, GroupThresholds):
+            labels = numbered.labels.label_of_each(leaves)
+            positions = [numbered.norms[label] for label in labels]
+        else:
+            positions = leaves.prefix(numbered, "l2_clip_norm")
         members = [[] for _ in entries]
-        for name in leaves.names:
-            members[by_name[name]].append(name)
+        for name, position in zip(leaves.names, positions, strict=True):
+            members[position].append(name)
         filled = [i for i, names in enumerate(members) if names]
         return cls(
             tuple(tuple(members[i]) for i in filled), tuple(entries[i] for i in filled)
@@ -50,6 +82,7 @@ class Groups:
     def check(l2_clip_norm: Any) -> None:
         """Check every threshold of a prefix tree."""
         for entry in _entries(l2_clip_norm)[0]:
+            _require_of_one_example(entry)
             if entry is not None and not callable(entry):
                 require_number("l2_clip_norm", entry)
 
@@ -60,8 +93,10 @@ class Groups:
         for entry in _entries(l2_clip_norm)[0]:
             if callable(entry):
                 raise ValueError(
-                    "l2_clip_norm must not be a function for a sensitivity: its "
-                    "largest value is not known"
+                    "l2_clip_norm must not be a function for a sensitivity: it looks "
+                    "at the example, and its largest value over all examples that "
+                    "there might be is not known. Pass a number, or "
+                    "rescale_to_unit_norm=True, with which it does not matter"
                 )
             if entry is None:
                 return math.inf
@@ -93,3 +128,22 @@ class Groups:
                 )
             limits.append(jnp.broadcast_to(limit, (size,)))
         return limits
+
+
+def _require_of_one_example(entry: Any) -> None:
+    """Refuse what belongs to a clip of the whole batch's gradient."""
+    module = (getattr(entry, "__module__", None) or "") if callable(entry) else ""
+    accepted = "l2_clip_norm must be a number or a function of one example"
+    if module.split(".")[0] == "optax":
+        raise TypeError(
+            f"{accepted}, got {printed(entry)} of Optax, a function of the number of "
+            "the step: pass its value, l2_clip_norm=schedule(step)"
+        )
+    is_part = isinstance(entry, Threshold | optax.GradientTransformation)
+    if is_part or module.startswith(("clipjax.thresholds", "clipjax.recipes")):
+        raise TypeError(
+            f"{accepted}, got {repr(entry) if is_part else printed(entry)}, which is "
+            "for the gradient of a whole batch. A threshold that follows the norms or "
+            "losses of examples would also be private data, and without noise no "
+            "guarantee covers it: use privacy.quantile_threshold, or a number"
+        )

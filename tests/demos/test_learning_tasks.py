@@ -10,7 +10,7 @@ import optax
 import pytest
 from flax import nnx
 
-from clipjax.demos import cli, compare, presets, run, train
+from clipjax.demos import cli, compare, presets, run, summary, train
 from clipjax.demos.models.mlp import MLP
 from clipjax.demos.tasks import mnist, precision, robust
 from clipjax.demos.tasks.build import build_task
@@ -146,10 +146,12 @@ def test_a_clip_of_examples_bounds_what_one_outlier_does():
         )
 
 
-def test_a_soft_clip_of_examples_shortens_each_by_its_rule():
-    """One example of gradient norm n adds n·C/(n + C), where a hard clip adds C."""
+def test_each_clip_of_examples_acts_by_its_rule():
+    """Of gradient norm n: n·C/(n + C) by the soft rule, C if hard or normalised."""
     task = regression(examples=20)
-    (soft,) = compare.read_clips(("soft_clip_by_global_norm:0.5",))
+    soft, longer = compare.read_clips(
+        ("soft_clip_by_global_norm:0.5", "normalise_by_global_norm:50")
+    )
     weights = jnp.array([0.3, -1.0, 0.5, 0.0, 2.0])
     batch = task.sample(jax.random.key(0), 0, task.train)
     batch = jax.tree.map(lambda leaf: leaf[:1], batch)
@@ -157,16 +159,20 @@ def test_a_soft_clip_of_examples_shortens_each_by_its_rule():
     def loss(weights, batch):
         return robust.half_squares(lambda inputs: inputs @ weights[:, None], batch)
 
-    lengths = {}
-    for clip in (soft, HARD):
-        arm = task.places["per_example"](clip, optax.sgd)
-        lengths[clip.label] = float(
-            jnp.linalg.norm(arm.gradient(loss)(weights, batch)[1])
-        )
-    norm = float(jnp.linalg.norm(jax.grad(loss)(weights, batch)))
-    assert norm > 0.5
-    expected = {soft.label: norm * 0.5 / (norm + 0.5), HARD.label: 0.5}
-    assert lengths == pytest.approx(expected, rel=1e-3)
+    @jax.jit
+    def measured(weights, batch):
+        lengths, clipped = [jnp.linalg.norm(jax.grad(loss)(weights, batch))], []
+        for clip in (soft, HARD, longer):
+            arm = task.places["per_example"](clip, optax.sgd)
+            _, grads, log = arm.gradient(loss)(weights, batch)
+            lengths.append(jnp.linalg.norm(grads))
+            clipped.append(log["clipped_fraction"])
+        return lengths, clipped
+
+    (norm, *lengths), clipped = jax.device_get(measured(weights, batch))
+    assert 0.5 < norm < 50
+    assert lengths == pytest.approx([norm * 0.5 / (norm + 0.5), 0.5, 50], rel=1e-3)
+    assert clipped == [1, 1, 1]  # also if it was lengthened
 
 
 def test_the_regression_finds_the_truth_without_noise_in_the_targets(monkeypatch):
@@ -177,9 +183,23 @@ def test_the_regression_finds_the_truth_without_noise_in_the_targets(monkeypatch
     assert loop.run(1, learning_rate=0.3).held_out[robust.DISTANCE] < 1e-5
 
 
+def test_who_does_not_fit_wrong_examples_has_not_diverged():
+    """The loss ends above its start, for the wrong examples are a part of it."""
+    task = regression(kind="leverage", examples=50)
+    (clip,) = compare.read_clips(("clip_by_global_norm:1",))
+    arm = task.places["per_example"](clip, optax.sgd)
+    loop = train.Loop(task, arm.chain, gradient=arm.gradient, steps=500, interval=500)
+    runs = [loop.run(seed, learning_rate=0.05) for seed in range(3)]
+    losses = np.stack([run.log["loss"] for run in runs])
+    distances = np.array([run.held_out[robust.DISTANCE] for run in runs])
+    higher = losses[:, -1] > losses[:, 0]
+    assert higher.any() and (distances < 0.2).all()
+    assert not summary.diverged(losses, must_fall=task.goal.must_fall).any()
+
+
 def test_the_lowest_distance_is_the_best():
     task = regression()
-    assert task.goal == (robust.DISTANCE, True, True)
+    assert task.goal == (robust.DISTANCE, True, False)
     scores = task.evaluate(
         nnx.Linear(5, 1, kernel_init=nnx.initializers.zeros, rngs=nnx.Rngs(0)),
         task.held_out,
@@ -205,6 +225,7 @@ def test_the_asked_share_of_labels_is_wrong_and_held_out_ones_are_clean():
 
 def test_what_was_learned_tells_right_from_wrong_labels():
     task = robust.label_noise_task(no_model, noise=0.25)
+    assert task.goal == ("accuracy", False, False)
     judged = task.held_out
 
     def answers(labels):

@@ -107,3 +107,36 @@ def test_without_a_clip_the_influence_is_unbounded():
         wrong[-1] = error
         moved.append(float(jax.jit(clipped_fit)(inputs, wrong, jnp.inf)[0]))
     assert moved == pytest.approx([10 / 40, 1000 / 40], rel=1e-4)
+
+
+def test_a_small_threshold_takes_training_only_so_far():
+    """B89: the weights move by at most rate · C · steps, so that too small a C is lost.
+
+    Where all examples are clipped at every step, only the product of threshold and
+    rate counts: a tenth of the one and ten times the other give the same weights.
+    """
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(40, 3)).astype(np.float32)
+    truth = np.array([2.0, -1.0, 3.0], np.float32)
+    targets = inputs @ truth
+
+    def loss(weights, inputs, targets):
+        return 0.5 * jnp.square(inputs @ weights - targets).mean()
+
+    @jax.jit
+    def trained(threshold, rate):
+        gradient = clipjax.clipped_grad(
+            loss, l2_clip_norm=threshold, batch_argnums=(1, 2), normalize_by=40.0
+        )
+
+        def step(weights, _):
+            return weights - rate * gradient(weights, inputs, targets), None
+
+        return jax.lax.scan(step, jnp.zeros(3), length=200)[0]
+
+    slow, same, right = trained(1e-3, 0.5), trained(1e-4, 5.0), trained(1.0, 0.5)
+    assert 0 < np.linalg.norm(slow) <= 0.5 * 1e-3 * 200
+    np.testing.assert_allclose(same, slow, rtol=1e-3)
+    # So far is the truth, which a larger threshold reaches.
+    assert np.linalg.norm(truth - slow) >= np.linalg.norm(truth) - 0.5 * 1e-3 * 200
+    np.testing.assert_allclose(right, truth, atol=1e-3)

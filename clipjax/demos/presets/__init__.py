@@ -167,13 +167,14 @@ PRESETS = {
         Settings(
             "outliers",
             Outliers(),
-            lr=(0.05,),
+            lr=(0.05, 0.5),
             clips=(
                 "none",
                 "clip_by_global_norm:0.3",
                 "per_example@clip_by_global_norm:10",
                 "per_example@clip_by_global_norm:1",
                 "per_example@clip_by_global_norm:0.1",
+                "per_example@clip_by_global_norm:0.01",
             ),
             steps=2000,
             seeds=3,
@@ -182,14 +183,17 @@ PRESETS = {
         Settings(
             "label-noise",
             LabelNoise(),
-            lr=(0.03, 0.3),
+            lr=(0.1, 1.0),
             clips=(
                 "none",
-                "clip_by_global_norm:1.0",
-                "per_example@clip_by_global_norm:1.0",
+                "clip_by_global_norm:1",
+                "per_example@clip_by_global_norm:3",
+                "per_example@clip_by_global_norm:1",
                 "per_example@clip_by_global_norm:0.3",
+                "per_example@clip_by_global_norm:0.1",
             ),
             steps=750,
+            seeds=3,
             log_every=75,
         ),
         Settings(

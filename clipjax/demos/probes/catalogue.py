@@ -31,6 +31,7 @@ PROBES = {
         "variance and gradient of attention logits with and without 1/sqrt(d)", True
     ),
     "outliers": Entry("a regression with wrong examples, each clipped by itself", True),
+    "influence": Entry("what one example adds to a step, and does to the result"),
     "quartic": Entry("clipped descent on a fourth power: tuned, and by theory", True),
     "cosh": Entry("thresholds from known L0 and L1: L0/L1 against 1/L1", True),
     "descent": Entry("when the loss falls at each clipped step, and 2-cycles", True),

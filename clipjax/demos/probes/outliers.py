@@ -10,7 +10,7 @@ import clipjax
 
 from ...plotting import plot_lines
 from ..options import Whole
-from ..tasks.robust import NOISE, half_squares, spoil
+from ..tasks.robust import half_squares, regression_data
 from .arguments import require
 from .base import Report, Table, beside, number
 
@@ -72,12 +72,8 @@ def measure(
     thresholds = jnp.array(THRESHOLDS, jnp.float32)
 
     def data(seed: jax.Array, kind: str) -> tuple[jax.Array, jax.Array, jax.Array]:
-        keys = jax.random.split(jax.random.key(seed), 4)
-        truth = jax.random.normal(keys[0], (FEATURES,))
-        inputs = jax.random.normal(keys[1], (EXAMPLES, FEATURES))
-        noise = NOISE * jax.random.normal(keys[2], (EXAMPLES,))
-        targets = inputs @ truth + noise
-        return truth, *spoil(keys[3], inputs, targets, kind=kind, count=WRONG)
+        key = jax.random.key(seed)
+        return regression_data(key, EXAMPLES, FEATURES, kind=kind, count=WRONG)
 
     def loss(weights, inputs, targets):
         return half_squares(lambda inputs: inputs @ weights[:, None], (inputs, targets))
@@ -115,12 +111,13 @@ def measure(
     return Measured(np.array(THRESHOLDS), distances[:-1], distances[-1], slower)
 
 
-def _name(threshold: float) -> str:
+def threshold_name(threshold: float) -> str:
+    """How a table calls a threshold."""
     return "no clip" if np.isinf(threshold) else f"C = {threshold:g}"
 
 
 def _table(title: str, kind: str, distances: np.ndarray) -> Table:
-    rows = zip(map(_name, THRESHOLDS), REPORTED[kind], distances, strict=True)
+    rows = zip(map(threshold_name, THRESHOLDS), REPORTED[kind], distances, strict=True)
     return beside(f"‖w − w*‖: {title}", rows)
 
 
@@ -134,8 +131,8 @@ def report(measured: Measured) -> Report:
         best = int(means.argmin())
         found.append(
             f"{TITLES[kind]}: {number(means[0])} without a clip, lowest at "
-            f"{_name(THRESHOLDS[best])} with {number(means[best])}, and "
-            f"{number(means[-1])} at {_name(THRESHOLDS[-1])}."
+            f"{threshold_name(THRESHOLDS[best])} with {number(means[best])}, and "
+            f"{number(means[-1])} at {threshold_name(THRESHOLDS[-1])}."
         )
     fast, late = by_kind["leverage"].mean(axis=-1), measured.slow.mean(axis=-1)
     worse = [

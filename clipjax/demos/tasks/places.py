@@ -16,6 +16,7 @@ from ..arms import Arm, ClipCall, OptimizerOf, is_unclipped
 RULES = {
     recipes.clip_by_global_norm: rules.hard,
     recipes.soft_clip_by_global_norm: rules.soft,
+    recipes.normalise_by_global_norm: rules.normalise,
 }
 
 
@@ -32,7 +33,7 @@ def on_examples(
     the mean of their norms before and after, and the fraction of them that was clipped.
 
     Args:
-        clip: `clip_by_global_norm` or `soft_clip_by_global_norm`, with its threshold.
+        clip: a clip of `RULES`, with its threshold.
         optimizer: what follows.
         threshold: from the threshold of the clip and the batch to one threshold per
             example.
@@ -82,7 +83,7 @@ def on_examples(
                     "grad_norm_clipped": after,
                     "clip_ratio": after / before,
                     "threshold": limits.mean(),
-                    "clipped_fraction": jnp.mean(lengths < norms),
+                    "clipped_fraction": jnp.mean((lengths < norms) | (lengths > norms)),
                 },
             )
 
