@@ -138,7 +138,7 @@ def test_report_begins_with_the_promise_and_stands_alone(finished):
         assert base64.b64decode(image) == (finished / f"{name}.png").read_bytes()
     promised = page.index("-differential privacy for adding or removing one example")
     assert promised < page.index("<table>") < page.index("What is not promised")
-    assert "clipped (not private)" in page and "they are not private" in page
+    assert "above threshold (not private)" in page and "they are not private" in page
     assert "is not below 1/" not in page
 
 

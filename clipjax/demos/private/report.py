@@ -15,7 +15,7 @@ from .. import files, pages
 from ..summary import spread
 from .mechanism import Cost
 from .settings import Private
-from .train import CLIPPED, NOT_PRIVATE, PLAIN, SCORES, Arm, Run, Trainer
+from .train import ABOVE, CLIPPED, NOT_PRIVATE, PLAIN, SCORES, Arm, Run, Trainer
 
 FIGURES = {
     "epsilon": "Accuracy on the held-out images against the ε spent so far, at the δ "
@@ -28,7 +28,7 @@ FIGURES = {
 FILES = ("report.html", "results.json", *(f"{name}.png" for name in FIGURES))
 LIMITS = (
     "The promise is for the parameters, those of every step together. Losses, norms, "
-    "clipped fractions, the samples of steps and the files in runs/ come from single "
+    "fractions of images, the samples of steps and the files in runs/ come from single "
     "images without noise: they are not private.",
     "It is for one of these models alone, with batches and noise that nobody else "
     "knows. Here both follow from the seed, so that runs can be repeated: whoever "
@@ -52,7 +52,7 @@ class Row:
         guarantee: what is promised, if anything.
         accuracy: on the held-out images.
         loss: likewise.
-        clipped: the mean fraction of images that were clipped, which is not private.
+        above: the mean fraction of images above the threshold, which is not private.
         curves: those of the runs, `(seeds, points)`.
         cost: of a step.
     """
@@ -61,7 +61,7 @@ class Row:
     guarantee: privacy.Guarantee | None
     accuracy: np.ndarray
     loss: np.ndarray
-    clipped: np.ndarray
+    above: np.ndarray
     curves: dict[str, np.ndarray]
     cost: Cost
 
@@ -111,7 +111,7 @@ def gather(trainer: Trainer, runs: Sequence[Run], costs: dict[bool, Cost]) -> Re
                 trainer.guarantee(arm, trainer.steps) if arm.epsilon else None,
                 curves["accuracy"][:, -1],
                 curves["held-out loss"][:, -1],
-                np.nanmean(curves["clipped"], axis=1),
+                np.nanmean(curves[ABOVE], axis=1),
                 curves,
                 costs[arm.is_clipped],
             )
@@ -131,7 +131,7 @@ def gather(trainer: Trainer, runs: Sequence[Run], costs: dict[bool, Cost]) -> Re
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Header and cells, as text."""
     header = ["run", "ε", "noise multiplier", "accuracy", "held-out loss"]
-    header += ["clipped (not private)", "time per step", "temporary memory"]
+    header += ["above threshold (not private)", "time per step", "temporary memory"]
     cells = [
         [
             row.arm.label,
@@ -139,7 +139,7 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
             f"{row.arm.noise_multiplier:.3f}" if row.arm.is_clipped else "-",
             spread(row.accuracy, 3),
             spread(row.loss, 3),
-            spread(100 * row.clipped, 0, " %") if row.arm.is_clipped else "-",
+            spread(100 * row.above, 0, " %") if row.arm.is_clipped else "-",
             f"{1e3 * row.cost.seconds:.1f} ms",
             f"{row.cost.memory / 2**20:.1f} MiB",
         ]

@@ -22,8 +22,9 @@ from .settings import Private
 
 SECONDS_BETWEEN_FILES = 10.0
 QUANTILES = (0.1, 0.5, 0.9)
+ABOVE = "above threshold"
 # Curves with an entry for each step: all of them tell about single examples.
-NOT_PRIVATE = ("loss", "clipped", *(f"norm {100 * q:.0f} %" for q in QUANTILES))
+NOT_PRIVATE = ("loss", ABOVE, *(f"norm {100 * q:.0f} %" for q in QUANTILES))
 
 # Curves with an entry for each step at which a run is scored.
 SCORES = ("step", "accuracy", "held-out loss", "epsilon")
