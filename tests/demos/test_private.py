@@ -7,8 +7,11 @@ import re
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.flatten_util import ravel_pytree
 
 from clipjax import privacy
 from clipjax.demos import cli
@@ -16,7 +19,8 @@ from clipjax.demos.private import command, report, train
 from clipjax.demos.private.mechanism import Mechanism
 from clipjax.demos.private.report import FIGURES, FILES
 from clipjax.demos.private.settings import Private, rules_by_name
-from clipjax.demos.tasks.mnist import Digits
+from clipjax.demos.tasks.base import cross_entropy
+from clipjax.demos.tasks.mnist import Digits, to_pixels
 
 IMAGES, BATCH, STEPS = 60, 20, 7
 TINY = ["private", "--model", "mlp", "--width", "4", "--batch", f"{BATCH}"]
@@ -142,18 +146,55 @@ def test_report_begins_with_the_promise_and_stands_alone(finished):
     assert "is not below 1/" not in page
 
 
-def test_the_noise_is_that_of_the_promise_and_differs_between_models(here):
-    command = [*TINY[:-1], "1", "--epsilon", "1,8", "--out", "new"]
-    assert cli.main(command) == 0
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory):
+    """The results of one step, and what it adds to the parameters by file."""
+    out = tmp_path_factory.mktemp("one") / "out"
+    assert cli.main([*TINY[:-1], "1", "--epsilon", "1,8", "--out", str(out)]) == 0
+    # Before the states come the parameters of two layers, a bias and a matrix of each.
     params = {
         name: np.concatenate([arrays[f"tree/{at}"].ravel() for at in range(4)])
-        for name, arrays in arrays_of(here / "new").items()
+        for name, arrays in arrays_of(out).items()
     }
-    content = results_of(here / "new")
+    initial = ravel_pytree(initial_params()[1])[0]
+    return results_of(out), {name: row - initial for name, row in params.items()}
+
+
+def initial_params():
+    """The model, with parameters of seed 0, taken apart."""
+    weights, _, _ = train.Trainer.keys(train.Arm(train.PLAIN), 0)
+    return nnx.split(MADE["dp-sgd"]._model(weights), nnx.Param, ...)
+
+
+def test_a_step_is_the_sum_of_its_sample_over_the_divisor(one_step):
+    graph, params, rest = initial_params()
+    _, key, _ = train.Trainer.keys(train.Arm(train.PLAIN), 0)
+    sampler = privacy.PoissonSampler(IMAGES, BATCH / IMAGES, key=key, batch_size=8)
+    sample = sampler.sample(0)
+    data = digits(0, IMAGES)
+    assert len(sample) % 8  # there is padding, which must not count
+
+    def loss(params, image, label):
+        model = nnx.merge(graph, params, rest)
+        return cross_entropy(model, (image[None], label[None]))
+
+    grads = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(
+        params, to_pixels(data.images[sample]), jnp.asarray(data.labels[sample])
+    )
+    grads = np.asarray(jax.vmap(lambda tree: ravel_pytree(tree)[0])(grads))
+    clipped = grads / np.maximum(1, np.linalg.norm(grads, axis=1, keepdims=True))
+    for name, rate, rows in (("plain", 0.3, grads), ("clip-alone", 2.0, clipped)):
+        moved = one_step[1][f"{name}-seed-0.npz"]
+        expected = -rate * rows.sum(axis=0) / BATCH
+        np.testing.assert_allclose(moved, expected, rtol=1e-3, atol=1e-6)
+
+
+def test_the_noise_is_that_of_the_promise_and_differs_between_models(one_step):
+    content, moved = one_step
     noises = []
     for label in ("epsilon 1", "epsilon 8"):
-        noise = params[f"{label.replace(' ', '-')}-seed-0.npz"]
-        noise = noise - params["clip-alone-seed-0.npz"]
+        noise = moved[f"{label.replace(' ', '-')}-seed-0.npz"]
+        noise = noise - moved["clip-alone-seed-0.npz"]
         multiplier = content["runs"][label]["noise_multiplier"]
         # The threshold is 1, the divisor the batch and the learning rate 2.
         noises.append(noise / (2.0 * multiplier / BATCH))
@@ -168,6 +209,7 @@ def test_a_killed_run_goes_on_with_the_same_noise(
 ):
     """It goes on behind the last file, of step 3, or begins again without one."""
     measure, taken = train.Trainer._measure, []
+    batches, sampled = privacy.PoissonSampler.batches, []
 
     def noted(self, run, *seen):
         measure(self, run, *seen)
@@ -178,13 +220,19 @@ def test_a_killed_run_goes_on_with_the_same_noise(
             raise Killed
         measure(self, run, *seen)
 
+    def sampling(self, step):
+        sampled.append(step)
+        return batches(self, step)
+
     command = [*TINY, *TWO, "--out", "new"]
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(train.Trainer, "_measure", killed)
         cli.main(command)
     monkeypatch.setattr(train.Trainer, "_measure", noted)
+    monkeypatch.setattr(privacy.PoissonSampler, "batches", sampling)
     assert cli.main([*command, "--resume"]) == 0
     assert taken[0] == ("epsilon-1-seed-1", first)
+    assert sampled == [*range(first - 1, STEPS), *range(STEPS), *range(STEPS)]
     others = {"epsilon-8-seed-0", "epsilon-8-seed-1"}
     assert {name for name, _ in taken} == {"epsilon-1-seed-1"} | others
     assert_same_runs(here / "new", finished)
