@@ -73,7 +73,11 @@ def finished(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Figures are looked at where nothing interrupts, whose report is made before."""
-    monkeypatch.setattr(report, "_figures", lambda results: dict.fromkeys(FIGURES, b""))
+    monkeypatch.setattr(report, "_figures", no_figures)
+
+
+def no_figures(results):
+    return dict.fromkeys(FIGURES, b"")
 
 
 def results_of(out):
@@ -150,7 +154,9 @@ def test_report_begins_with_the_promise_and_stands_alone(finished):
 def one_step(tmp_path_factory):
     """The results of one step, and what it adds to the parameters by file."""
     out = tmp_path_factory.mktemp("one") / "out"
-    assert cli.main([*TINY[:-1], "1", "--epsilon", "1,8", "--out", str(out)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_figures", no_figures)
+        assert cli.main([*TINY[:-1], "1", "--epsilon", "1,8", "--out", str(out)]) == 0
     # Before the states come the parameters of two layers, a bias and a matrix of each.
     params = {
         name: np.concatenate([arrays[f"tree/{at}"].ravel() for at in range(4)])
