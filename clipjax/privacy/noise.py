@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, UInt32
 
-from ..core.checks import require_axis_name, require_integer, require_number
+from ..core.checks import Scalar, require_axis_name, require_number, require_steps
 from ..core.dtypes import full_like
-from ..core.meshes import AxisNames, MeshAxes, mesh_axes
+from ..core.meshes import AxisNames, MeshAxes, mesh_axes, varying_axes, worker_axes
+from ..core.state import checked_state
 from ..core.trees import Leaves
 
 # Keeps this noise apart from other uses of the same key, such as that of a sampler.
@@ -32,8 +34,8 @@ class NoiseState(NamedTuple):
 
 
 def gaussian_noise(
-    sensitivity: float | jax.Array,
-    noise_multiplier: float | jax.Array,
+    sensitivity: Scalar,
+    noise_multiplier: Scalar,
     key: jax.Array,
     *,
     steps: int | None = None,
@@ -107,11 +109,10 @@ def gaussian_noise(
         least significant bits for differential privacy
         <https://doi.org/10.1145/2382196.2382264>`_, 2012.
     """
-    require_number("sensitivity", sensitivity, infinite=False)
-    require_number("noise_multiplier", noise_multiplier, infinite=False)
+    _require_scale(sensitivity, noise_multiplier)
     words, implementation = _words_of(key)
     if steps is not None:
-        require_integer("steps", steps, 1)
+        require_steps("steps", steps)
     require_axis_name(axis_name)
 
     def init(params: Any) -> NoiseState:
@@ -123,12 +124,14 @@ def gaussian_noise(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, NoiseState]:
         del extra
+        state = checked_state(state, lambda: init(None), True, "gaussian_noise")
         leaves = Leaves.of(updates)
         _require_wide(leaves)
-        splits = mesh_axes(leaves, axis_name, params)
+        splits = mesh_axes(leaves, axis_name, params, what="draw of noise")
+        _require_reduced(leaves, splits)
         key = jax.random.wrap_key_data(state.noise_key, impl=implementation)
         key = jax.random.fold_in(jax.random.fold_in(key, _PURPOSE), state.noise_steps)
-        deviation = jnp.asarray(noise_multiplier * sensitivity, leaves.dtype)
+        deviation = _deviation(sensitivity, noise_multiplier, leaves.dtype)
         noisy = [
             _noisy(leaf, deviation, _on_shard(jax.random.fold_in(key, position), axes))
             for position, (leaf, axes) in enumerate(
@@ -162,6 +165,39 @@ def laplace_noise(*arguments: Any, **options: Any) -> NoReturn:
     )
 
 
+def _require_scale(sensitivity: Any, noise_multiplier: Any) -> None:
+    """Check both factors of the standard deviation, and that float32 can hold it."""
+    known = []
+    for name, value in (
+        ("sensitivity", sensitivity),
+        ("noise_multiplier", noise_multiplier),
+    ):
+        require_number(name, value, infinite=False)
+        if jnp.shape(value):
+            raise ValueError(
+                f"{name} must be a single number, got shape {jnp.shape(value)}: clip "
+                "parts of the tree to thresholds of their own instead, with one "
+                "sensitivity for all"
+            )
+        known += [] if isinstance(value, jax.Array) else [float(value)]
+    if len(known) == 2:
+        deviation, limits = known[0] * known[1], jnp.finfo(jnp.float32)
+        is_lost = not deviation and all(known)
+        if is_lost or 0 < deviation < limits.tiny or deviation > limits.max:
+            raise ValueError(
+                f"sensitivity · noise_multiplier = {deviation:g} is out of the range "
+                "of float32, so that the noise would be lost"
+            )
+
+
+def _deviation(sensitivity: Any, noise_multiplier: Any, dtype: Any) -> jax.Array:
+    """Return the noise's standard deviation, the product of two scalars."""
+    factors = [sensitivity, noise_multiplier]
+    if any(isinstance(factor, jax.Array) for factor in factors):
+        factors = [jnp.asarray(factor, dtype) for factor in factors]
+    return jnp.asarray(factors[0] * factors[1], dtype)
+
+
 def _words_of(key: Any) -> tuple[Any, Any]:
     """Return the words of a key, and the generator that they are for."""
     if not isinstance(key, jax.Array):
@@ -170,10 +206,22 @@ def _words_of(key: Any) -> tuple[Any, Any]:
             "is refused, so that none is used twice by accident"
         )
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)  # as jax.random.PRNGKey makes it
+        try:
+            key = jax.random.wrap_key_data(key)  # as jax.random.PRNGKey makes it
+        except TypeError as error:
+            raise TypeError(
+                "key must be a key such as jax.random.key(0), or the words of one, got "
+                f"{key.dtype} of shape {key.shape}"
+            ) from error
     if key.shape:
         raise ValueError(f"key must be a single key, got an array of shape {key.shape}")
-    return jax.random.key_data(key), jax.random.key_impl(key)
+    implementation = jax.random.key_impl(key)
+    if str(implementation) == "unsafe_rbg":
+        raise ValueError(
+            "key must be of a generator whose numbers are tested, such as threefry2x32 "
+            "or rbg, got unsafe_rbg"
+        )
+    return jax.random.key_data(key), implementation
 
 
 def _require_wide(leaves: Leaves) -> None:
@@ -184,6 +232,23 @@ def _require_wide(leaves: Leaves) -> None:
                 "before the noise, by more than the sensitivity covers. Pass "
                 "dtype=jnp.float32 to clipped_grad; with params, update casts the "
                 "noisy result to their dtype"
+            )
+
+
+def _require_reduced(leaves: Leaves, splits: Sequence[MeshAxes]) -> None:
+    """Refuse leaves that differ over devices which would draw the same noise."""
+    if worker_axes():
+        raise ValueError(
+            "gaussian_noise inside clipjax.per_worker would add the same noise on all "
+            "workers: put it after, on the mean"
+        )
+    for name, leaf, axes in zip(leaves.names, leaves.arrays, splits, strict=True):
+        alike = sorted(map(str, varying_axes(leaf) - set(axes)))
+        if alike:
+            raise ValueError(
+                f"{name or 'the update'} differs over the mesh axes {alike}, and "
+                f"axis_name=() would give each shard the same noise: leave axis_name "
+                "out, and pass params to update"
             )
 
 
@@ -203,4 +268,4 @@ def _noisy(leaf: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
     )
     if jnp.iscomplexobj(leaf):
         noise *= 2**0.5  # JAX's complex normal numbers have a variance of 1 in all
-    return leaf + noise * deviation.astype(leaf.real.dtype)
+    return leaf + noise * deviation.astype(jnp.finfo(leaf.dtype).dtype)
