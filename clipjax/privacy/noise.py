@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -18,6 +19,7 @@ from ..core.trees import Leaves
 
 # Keeps this noise apart from other uses of the same key, such as that of a sampler.
 _PURPOSE = 0x6E6F6973
+_LAST_STEP = 2**31 - 1
 
 
 class NoiseState(NamedTuple):
@@ -114,6 +116,8 @@ def gaussian_noise(
     if steps is not None:
         require_steps("steps", steps)
     require_axis_name(axis_name)
+    # Beyond int32 the count would stand still, and the noise would come again.
+    limit = _LAST_STEP if steps is None else min(steps, _LAST_STEP)
 
     def init(params: Any) -> NoiseState:
         del params
@@ -129,18 +133,14 @@ def gaussian_noise(
         _require_wide(leaves)
         splits = mesh_axes(leaves, axis_name, params, what="draw of noise")
         _require_reduced(leaves, splits)
-        key = jax.random.wrap_key_data(state.noise_key, impl=implementation)
-        key = jax.random.fold_in(jax.random.fold_in(key, _PURPOSE), state.noise_steps)
-        deviation = _deviation(sensitivity, noise_multiplier, leaves.dtype)
-        noisy = [
-            _noisy(leaf, deviation, _on_shard(jax.random.fold_in(key, position), axes))
-            for position, (leaf, axes) in enumerate(
-                zip(leaves.arrays, splits, strict=True)
-            )
-        ]
-        if steps is not None:
-            planned = state.noise_steps < steps
-            noisy = [jnp.where(planned, leaf, full_like(leaf, 0)) for leaf in noisy]
+        noisy = _released(
+            leaves.arrays,
+            jax.random.wrap_key_data(state.noise_key, impl=implementation),
+            _deviation(sensitivity, noise_multiplier, leaves.dtype),
+            state.noise_steps,
+            limit,
+            tuple(splits),
+        )
         if params is not None:
             owners = leaves.aligned(params, "params")
             noisy = [a.astype(b.dtype) for a, b in zip(noisy, owners, strict=True)]
@@ -182,8 +182,8 @@ def _require_scale(sensitivity: Any, noise_multiplier: Any) -> None:
         known += [] if isinstance(value, jax.Array) else [float(value)]
     if len(known) == 2:
         deviation, limits = known[0] * known[1], jnp.finfo(jnp.float32)
-        is_lost = not deviation and all(known)
-        if is_lost or 0 < deviation < limits.tiny or deviation > limits.max:
+        is_held = float(limits.tiny) <= deviation <= float(limits.max)
+        if all(known) and not is_held:
             raise ValueError(
                 f"sensitivity · noise_multiplier = {deviation:g} is out of the range "
                 "of float32, so that the noise would be lost"
@@ -252,6 +252,33 @@ def _require_reduced(leaves: Leaves, splits: Sequence[MeshAxes]) -> None:
             )
 
 
+# Compiled, since outside of jit every conditional would be compiled anew.
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _released(
+    arrays: list[jax.Array],
+    key: jax.Array,
+    deviation: jax.Array,
+    step: jax.Array,
+    limit: int,
+    splits: tuple[MeshAxes, ...],
+) -> list[jax.Array]:
+    """Return leaves with the noise of a step, or zeros from the limit on."""
+    key = jax.random.fold_in(jax.random.fold_in(key, _PURPOSE), step)
+
+    def add_noise(arrays: list[jax.Array]) -> list[jax.Array]:
+        return [
+            _noisy(leaf, deviation, _on_shard(jax.random.fold_in(key, position), axes))
+            for position, (leaf, axes) in enumerate(zip(arrays, splits, strict=True))
+        ]
+
+    def zeros(arrays: list[jax.Array]) -> list[jax.Array]:
+        return [full_like(leaf, 0) for leaf in arrays]
+
+    # Not a selection: XLA then draws the noise when what the gradient needed is free
+    # again, and not before.
+    return jax.lax.cond(step < limit, add_noise, zeros, arrays)
+
+
 def _on_shard(key: jax.Array, axes: MeshAxes) -> jax.Array:
     """Return a key of each shard's own, the same on all replicas of the shard."""
     for axis in axes:
@@ -268,4 +295,4 @@ def _noisy(leaf: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
     )
     if jnp.iscomplexobj(leaf):
         noise *= 2**0.5  # JAX's complex normal numbers have a variance of 1 in all
-    return leaf + noise * deviation.astype(jnp.finfo(leaf.dtype).dtype)
+    return leaf + noise * deviation.astype(leaf.dtype)
