@@ -55,7 +55,8 @@ def gaussian_noise(
     are in the state: a run that is restored from a checkpoint goes on with the noise
     that it would have had, and no noise is used twice. A run that starts again with the
     same key, from other parameters or other data, does use it twice, which reveals the
-    difference of the two: take a new key for each run.
+    difference of the two: take a new key for each run. So does a run that goes back to
+    an earlier checkpoint and goes on with other batches.
 
     | input | result |
     |---|---|
@@ -67,6 +68,8 @@ def gaussian_noise(
     | complex leaves | real and imaginary parts each get noise of that deviation |
     | leaves sharded under ``jit``, on any mesh | the noise of one device |
     | ``shard_map`` | the same noise on replicas, other noise on each shard |
+    | one worker's gradient; inside `clipjax.per_worker` | ValueError |
+    | another state, or that of another generator | ValueError |
 
     Noise and sum are rounded to float32. Guarantees are those of real numbers: they do
     not cover attacks on the last digits of what is released (Mironov, 2012).
@@ -77,8 +80,11 @@ def gaussian_noise(
             C and the fixed divisor m, it is C/m for adding or removing one example, and
             2C/m for replacing one.
         noise_multiplier: σ, the standard deviation of each entry in units of Δ; see
-            `clipjax.privacy.noise_multiplier`.
-        key: a key from `jax.random.key`, used for nothing else.
+            `clipjax.privacy.noise_multiplier`. It is no schedule, since accountants
+            take one number for all steps; ``optax.inject_hyperparams`` makes it one,
+            with ``static_args=("key", "steps")``.
+        key: a key from `jax.random.key`, used for nothing else. With the generator
+            ``rbg``, the numbers are those of one kind of machine.
         steps: the number of updates that the guarantee was computed for; None does not
             count them.
         axis_name: the mesh axes that leaves are split over, inside ``shard_map`` with

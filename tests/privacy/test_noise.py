@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import orbax.checkpoint
 import pytest
+from catalogue import about
 from oracle import assert_close, assert_same_bits, eps
 
 from clipjax import privacy
@@ -87,7 +88,8 @@ def test_its_deviation_is_sensitivity_times_multiplier():
             rule = privacy.gaussian_noise(cast(sensitivity), noise_multiplier, KEY)
             found[kind] = rule.update(ZEROS, rule.init(ZEROS))[0]
         for kind, drawn in found.items():
-            assert_close(drawn, expected, rtol=4 * eps("f4")), kind
+            with about(kind):
+                assert_close(drawn, expected, rtol=4 * eps("f4"))
     integers = privacy.gaussian_noise(jnp.int32(3), jnp.bfloat16(0.5), KEY)
     drawn, _ = integers.update(ZEROS, integers.init(ZEROS))
     assert_close(drawn, jax.tree.map(lambda leaf: leaf * np.float32(1.5), unit))
@@ -191,7 +193,8 @@ def test_a_run_goes_on_from_its_checkpoint(tmp_path):
         state = stored(states[3], tmp_path)
         for number in range(3, 6):
             updates, state = step(sums, state, params)
-            assert_same_bits(updates, expected[number]), name
+            with about(name):
+                assert_same_bits(updates, expected[number])
             state = stored(state, tmp_path / f"{number}")
 
 

@@ -8,7 +8,7 @@ from benchmarks.private_step import GATE, compiled_step
 
 # Small ones of the models of the table, with as much work to each parameter.
 MODELS = {
-    "perceptron": lambda: perceptron(512, 64, 64, 64, 10),
+    "perceptron": lambda: perceptron(512, 64, 64, 10),
     "transformer": lambda: transformer(8, 64, layers=1, width=64),
 }
 
