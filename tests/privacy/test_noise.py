@@ -213,6 +213,9 @@ def test_no_noise_is_used_twice_over_restarts():
         others = np.delete(drawn, number, axis=0)
         assert np.mean(np.isin(row, others)) < 0.1
     assert int(state.noise_steps) == 20
+    # Nor where the count ends, and would stand still.
+    last, end = (entries(noise(step=2**31 - i)) for i in (2, 1))
+    assert np.all(last) and not np.any(end)
 
 
 # Generators
