@@ -44,7 +44,7 @@ def canaries(params: Any, count: int, key: jax.Array) -> Canaries:
     Args:
         params: the parameters, arrays or ``ShapeDtypeStruct``.
         count: the number of canaries, at most the number of entries.
-        key: a key from `jax.random.key`.
+        key: a key from `jax.random.key`. It cannot be traced.
 
     Returns:
         The `Canaries`. `with_canaries` makes examples of those that are inserted, and

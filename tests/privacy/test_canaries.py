@@ -11,8 +11,7 @@ import clipjax
 from clipjax import privacy
 
 dp_accounting = pytest.importorskip("dp_accounting")
-DELTA, ORDINARY, CANARIES, DIVISOR = 1e-6, 8, 600, 50.0
-TIMES = NOISE = 2.0
+DELTA, ORDINARY, CANARIES, DIVISOR, NOISE = 1e-6, 8, 600, 50.0, 4.0
 
 
 def loss(params, x, y):
@@ -34,6 +33,73 @@ def claimed(noise_multiplier, sampling_rate, steps, delta):
 
 
 KNOWN = privacy.canaries(linear(400), CANARIES, jax.random.key(1))
+
+
+@pytest.mark.parametrize("method", ["ghost", "vmap"])
+def test_a_canary_adds_its_direction(method):
+    """And nothing else: not its row's loss, and not to other leaves."""
+    params = {"table": jnp.arange(3), "scale": jnp.float32(1.0), **linear(5)}
+    known = privacy.canaries(params, 13, jax.random.key(0))
+    places = zip(known.leaf.tolist(), known.entry.tolist(), strict=True)
+    # b of 2, scale of 1, w of 10, in tree order and without the integers.
+    every = [(0, 0), (0, 1), (1, 0), *((2, entry) for entry in range(10))]
+    assert sorted(places) == every
+    assert set(known.sign.tolist()) == {-1.0, 1.0}
+
+    def scaled(params, x, y, weight=1.0):
+        return loss(params, x * params["scale"], y) * weight, y
+
+    grad = clipjax.clipped_grad(
+        privacy.with_canaries(scaled, known, norm=2.0, has_aux=True),
+        l2_clip_norm=10.0,
+        batch_argnums=(1, 2, 3),
+        method=method,
+        has_aux=True,
+    )
+
+    @jax.jit
+    def total(numbers):
+        return grad(params, jnp.ones((1, 5)), jnp.ones((1, 2)), numbers, weight=2.0)
+
+    for number in range(13):
+        found, aux = total(jnp.array([number]))
+        scores = privacy.canary_scores(found, known)
+        np.testing.assert_allclose(scores, 2.0 * (np.arange(13) == number), atol=1e-3)
+        np.testing.assert_array_equal(aux.aux, [[1.0, 1.0]])
+    ordinary, _ = total(jnp.array([-1]))
+    plain = jax.grad(scaled, has_aux=True, allow_int=True)
+    expected, _ = plain(params, jnp.ones((1, 5)), jnp.ones((1, 2)), weight=2.0)
+    for name in ("w", "b", "scale"):
+        np.testing.assert_allclose(ordinary[name], expected[name], rtol=1e-3)
+
+
+def test_coins_are_fair_and_follow_from_the_key():
+    """Of 4000 coins, 2000 and at most 4 deviations of 32."""
+    params = jax.ShapeDtypeStruct((100, 100), jnp.bfloat16)
+    first, again, other = (
+        privacy.canaries(params, 4000, jax.random.key(seed)) for seed in (0, 0, 1)
+    )
+    assert abs(int(first.inserted.sum()) - 2000) <= 128
+    for a, b, c in zip(first, again, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert c.shape == (4000,)
+    assert not np.array_equal(first.entry, other.entry)
+    assert not np.array_equal(first.inserted, other.inserted)
+
+
+def test_wrong_arguments_of_canaries():
+    params, key = jnp.zeros((2, 2)), jax.random.key(0)
+    with pytest.raises(ValueError, match="at most the 4 entries"):
+        privacy.canaries(params, 5, key)
+    with pytest.raises(ValueError, match="count"):
+        privacy.canaries(params, 0, key)
+    known = privacy.canaries(params, 4, key)
+    for norm in (-1.0, jnp.inf, jnp.nan):
+        with pytest.raises((TypeError, ValueError), match="norm"):
+            privacy.with_canaries(jnp.sum, known, norm=float(norm))
+    loss = privacy.with_canaries(jnp.sum, known, norm=1.0)
+    with pytest.raises(ValueError, match="one example at a time"):
+        loss(params, jnp.arange(3))
 
 
 @functools.partial(jax.jit, static_argnames="reuses")
@@ -76,21 +142,19 @@ def run(seed, *, rate=1.0, steps=4, clip_norm=1.0, reuses=False):
     return np.asarray(scores), np.asarray(inserted), claimed(NOISE, rate, steps, DELTA)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_a_right_run_passes(seed):
-    """At a confidence of 0.999, all audits of this file pass with that of 0.98."""
-    for rate, attacks in ((1.0, [np.sum]), (0.5, [np.sum, np.ptp])):
+@pytest.mark.parametrize("rate, attack", [(1.0, np.sum), (0.5, np.sum), (0.5, np.ptp)])
+def test_a_right_run_passes(rate, attack):
+    """At 99.9%, all 29 audits of right mechanisms in this file pass with 97%."""
+    for seed in range(3):
         scores, inserted, epsilon = run(seed, rate=rate)
-        for attack in attacks:
-            result = privacy.audit(
-                attack(scores, axis=0),
-                inserted,
-                DELTA,
-                confidence=0.999,
-                epsilon_upper=epsilon,
-            )
-            assert not result.refutes, result
-            assert result.epsilon_lower > 0 or attack is np.ptp or rate < 1
+        result = privacy.audit(
+            attack(scores, axis=0),
+            inserted,
+            DELTA,
+            confidence=0.999,
+            epsilon_upper=epsilon,
+        )
+        assert not result.refutes, result
 
 
 def test_no_clip_is_caught():
@@ -108,13 +172,15 @@ def test_noise_reused_is_caught():
     assert result.refutes, result
 
 
+ONE = privacy.canaries(linear(2), 1, jax.random.key(2))
+
+
 @jax.jit
 def many_runs(key, inserted, noise_multiplier, by_actual_size):
     """Return one score for each run of one step, on four examples and a canary."""
     params = linear(2)
-    known = privacy.canaries(params, 1, jax.random.key(2))
     grad = clipjax.clipped_grad(
-        privacy.with_canaries(loss, known, norm=100.0),
+        privacy.with_canaries(loss, ONE, norm=100.0),
         l2_clip_norm=1.0,
         batch_argnums=(1, 2, 3),
         normalize_by=DIVISOR,
@@ -133,7 +199,7 @@ def many_runs(key, inserted, noise_multiplier, by_actual_size):
         noisy, _ = noise.update(
             jax.tree.map(lambda g: g * factor, total), noise.init(params)
         )
-        return privacy.canary_scores(noisy, known)[0]
+        return privacy.canary_scores(noisy, ONE)[0]
 
     return jax.vmap(one)(jnp.arange(len(inserted)), inserted)
 
