@@ -86,7 +86,7 @@ def test_what_dir_shows_is_what_is_exported():
 
     shown = {name for name in dir(clipjax) if not name.startswith("_")}
     # Modules with extras of their own are exported once they are imported.
-    assert shown - {"plotting", "privacy"} == set(exports("clipjax"))
+    assert shown - {"plotting"} == set(exports("clipjax"))
     assert all(hasattr(clipjax, name) for name in dir(clipjax))
 
 
