@@ -93,10 +93,10 @@ def audit(
     | ``one_run`` | many canaries in one run | Steinke, Nasr, Jagielski (2023) |
     | ``many_runs`` | one canary in each of many independent runs | Clopper-Pearson |
 
-    In both, each canary is in the data or is not, by an independent fair coin: this is
-    the relation ADD_OR_REMOVE_ONE. A claim under REPLACE_ONE covers that of a canary
-    replaced by an example without a gradient, so that the bound holds for it too, but
-    half of its sensitivity is not used.
+    In both, each canary is in the data or not, by an independent fair coin, and nothing
+    takes its place: the relation is ADD_OR_REMOVE_ONE. The bound also holds for a claim
+    under REPLACE_SPECIAL, and under REPLACE_ONE if an example without a gradient takes
+    the place, though it then uses only half of the sensitivity, 2C/m.
 
     In one run, the canaries with the largest scores are guessed to be in, and as many
     with the smallest scores, or none, to be out. The bound is the best over the numbers

@@ -37,9 +37,13 @@ class Canaries(NamedTuple):
 def canaries(params: Any, count: int, key: jax.Array) -> Canaries:
     """Draw canaries: entries of the parameters, all different, and whether each is in.
 
-    The directions are orthogonal, so that no canary hides behind another ("Dirac
-    canaries"). Each lies in one leaf: where leaves have thresholds of their own, a
-    canary attains the threshold of its leaf, and the audit says less.
+    The directions are orthogonal ("Dirac canaries"), so that the score of one does not
+    depend on the others. Each lies in one leaf: where leaves have thresholds of their
+    own, a canary attains that of its leaf alone, and the bound of ε is lower.
+
+    For an audit in one run, append a row for each inserted canary to the data, with the
+    numbers ``jnp.flatnonzero(known.inserted)``, and give all other rows the number -1.
+    Leave out the others, or mark them as padding, and train with `with_canaries`.
 
     Args:
         params: the parameters, arrays or ``ShapeDtypeStruct``.
