@@ -80,9 +80,9 @@ def audit(
 ) -> AuditResult:
     r"""Bound ε from below by guessing which canaries were in the data.
 
-    If a mechanism is (ε, δ)-private, nobody who sees its result can tell well whether
-    an example was in the data. Here someone tries, knows every canary's direction, and
-    the number of right guesses refutes each ε for which it is too large.
+    If a mechanism is (ε, δ)-private, its result does not tell well whether an example
+    was in the data. An attacker who knows every canary's direction guesses from the
+    scores, and every ε is refuted for which so many right guesses are too unlikely.
 
     An audit can show that a claim is wrong. It never shows that one is right: the bound
     is as good as the attack, and a fault that the canaries do not touch stays unseen.
