@@ -10,7 +10,7 @@ import pytest
 import clipjax
 from clipjax import privacy
 
-dp_accounting = pytest.importorskip("dp_accounting")
+pytest.importorskip("dp_accounting")
 DELTA, ORDINARY, CANARIES, DIVISOR, NOISE = 1e-6, 8, 600, 50.0, 4.0
 
 
@@ -24,12 +24,7 @@ def linear(width):
 
 def claimed(noise_multiplier, sampling_rate, steps, delta):
     """The accountant's ε, for adding or removing one example."""
-    event = dp_accounting.PoissonSampledDpEvent(
-        sampling_rate, dp_accounting.GaussianDpEvent(noise_multiplier)
-    )
-    accountant = dp_accounting.pld.PLDAccountant()
-    accountant.compose(dp_accounting.SelfComposedDpEvent(event, steps))
-    return accountant.get_epsilon(delta)
+    return privacy.epsilon(noise_multiplier, delta, sampling_rate, steps)
 
 
 KNOWN = privacy.canaries(linear(400), CANARIES, jax.random.key(1))
