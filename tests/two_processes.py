@@ -23,13 +23,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
 from oracle import random_tree  # noqa: E402
 
 import clipjax  # noqa: E402
+import clipjax.privacy  # noqa: E402
 
 SPECS = {"a": PartitionSpec("x"), "b": PartitionSpec(), "c": PartitionSpec(None, "x")}
 SHAPES = {"a": (8, 3), "b": (4,), "c": (3, 8)}
 
 
 def main():
-    """Takes three steps by two ways, the last with NaN in the last process only."""
+    """Takes three steps by each way, the last with NaN in the last process only."""
     mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,))
     shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
     clip = clipjax.skip_nonfinite(clipjax.clip_by(clipjax.thresholds.ema(0.9)))
@@ -45,13 +46,14 @@ def main():
     start = clip.init(random_tree(0, SHAPES))
     replicated = jax.tree.map(lambda _: PartitionSpec(), start)
     where = {"in_specs": (SPECS, replicated, SPECS), "out_specs": (SPECS, replicated)}
+    noise = clipjax.privacy.gaussian_noise(1.0, 1.0, jax.random.key(0))
     ways = {
-        "jit": jax.jit(clip.update),
-        "shard_map": jax.jit(jax.shard_map(clip.update, mesh=mesh, **where)),
+        "jit": (start, jax.jit(clip.update)),
+        "shard_map": (start, jax.jit(jax.shard_map(clip.update, mesh=mesh, **where))),
+        "noise": (noise.init(None), jax.jit(noise.update)),
     }
     found = {}
-    for way, update in ways.items():
-        state = start
+    for way, (state, update) in ways.items():
         for seed in range(1, 4):
             grads = random_tree(seed, SHAPES, size=10.0**seed)
             if seed == 3:

@@ -71,14 +71,25 @@ def types_tell(axis: Hashable) -> bool:
     return axis in varying_axes(jnp.asarray(index))
 
 
+def worker_axes() -> frozenset[Hashable]:
+    """Return the axes over which gradients may differ; see `each_worker`."""
+    return _WORKERS.get()
+
+
 def mesh_axes(
-    leaves: Leaves, axis_name: AxisNames, params: Any = None
+    leaves: Leaves, axis_name: AxisNames, params: Any = None, what: str = "norm"
 ) -> list[MeshAxes]:
     """Return the manual mesh axes over which each leaf of a gradient is split.
 
     Without ``axis_name``, these are the axes over which the leaf's parameter varies.
     With it, they are those named axes over which the leaf varies according to its type,
     or all named axes where types do not show it.
+
+    Args:
+        leaves: the gradient.
+        axis_name: the argument of the clip.
+        params: the parameters, if there are any.
+        what: what is computed from the leaves, for errors.
 
     Raises:
         ValueError: there is no way to know; or a leaf varies over further axes, as the
@@ -95,7 +106,7 @@ def mesh_axes(
     silent = {name for name in (*manual, *names) if not types_tell(name)}
     if axis_name is None:
         if silent:
-            raise ValueError(_types_are_silent(sorted(silent, key=str)))
+            raise ValueError(_types_are_silent(sorted(silent, key=str), what))
         names = manual
     owners = {}
     if params is not None and axis_name is None:
@@ -111,13 +122,13 @@ def mesh_axes(
                 owner = owners[path]
             elif varying - workers:
                 name = leaves.names[position]
-                raise ValueError(_is_local(name, varying - workers))
+                raise ValueError(_is_local(name, varying - workers, what))
         own = varying_axes(owner) | silent
         split.append(tuple(name for name in names if name in own))
         unreduced = varying - workers - set(split[-1])
         if unreduced and axis_name != ():
             raise ValueError(
-                _is_unreduced(leaves.names[position], unreduced, axis_name)
+                _is_unreduced(leaves.names[position], unreduced, axis_name, what)
             )
         alike = varying_axes(owner) - workers - varying
         if alike:
@@ -147,32 +158,39 @@ def _listed(axes: Iterable[Hashable]) -> tuple[Hashable, ...]:
     return tuple(sorted(axes, key=str))
 
 
-def _types_are_silent(axes: Iterable[Hashable]) -> str:
+def _types_are_silent(axes: Iterable[Hashable], what: str) -> str:
     return (
         f"types do not say whether leaves are split over the axes {_listed(axes)}, so "
-        "that a norm could be that of one shard: pass axis_name=(...) with the axes "
+        f"that a {what} could be that of one shard: pass axis_name=(...) with the axes "
         "that parameters are split over, or axis_name=() if every device holds the "
         "whole gradient, reduced over devices"
     )
 
 
-def _is_local(leaf: str, axes: Iterable[Hashable]) -> str:
+def _is_local(leaf: str, axes: Iterable[Hashable], what: str) -> str:
     axes = _listed(axes)
+    by_itself = ", or axis_name=() for a clip on each device by itself"
     return (
-        f"{leaf or 'the update'} differs over the mesh axes {axes}, so that its norm "
+        f"{leaf or 'the update'} differs over the mesh axes {axes}, so that its {what} "
         f"would be that of one shard: pass axis_name={axes}, or params to update if "
-        "they are split alike, or axis_name=() for a clip on each device by itself"
+        f"they are split alike{by_itself if what == 'norm' else ''}"
     )
 
 
-def _is_unreduced(leaf: str, axes: Iterable[Hashable], axis_name: AxisNames) -> str:
+def _is_unreduced(
+    leaf: str, axes: Iterable[Hashable], axis_name: AxisNames, what: str
+) -> str:
     axes = _listed(axes)
     why = "and its parameter does not" if axis_name is None else f"not in {axis_name=}"
+    mend = f"jax.lax.psum(grads, {axes}), the sum over workers"
+    if what == "norm":
+        mend = (
+            f"jax.lax.pmean(grads, {axes}) to clip the mean, or clip each worker's by "
+            f"clipjax.per_worker(clip, {axes})"
+        )
     return (
         f"{leaf or 'the update'} differs over the mesh axes {axes}, {why}: it looks "
-        "like one worker's gradient, not yet reduced. Pass jax.lax.pmean(grads, "
-        f"{axes}) to clip the mean, or clip each worker's by clipjax.per_worker(clip, "
-        f"{axes})"
+        f"like one worker's gradient, not yet reduced. Pass {mend}"
     )
 
 

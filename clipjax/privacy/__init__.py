@@ -10,6 +10,12 @@ from .adaptive import PrivateThreshold as PrivateThreshold
 from .adaptive import QuantileState as QuantileState
 from .adaptive import quantile_threshold as quantile_threshold
 from .adaptive import split_noise_multiplier as split_noise_multiplier
+from .auditing import AuditResult as AuditResult
+from .auditing import audit as audit
+from .canary import Canaries as Canaries
+from .canary import canaries as canaries
+from .canary import canary_scores as canary_scores
+from .canary import with_canaries as with_canaries
 from .metrics import noisy_clip_fraction as noisy_clip_fraction
 from .noise import NoiseState as NoiseState
 from .noise import gaussian_noise as gaussian_noise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
@@ -9,13 +11,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, UInt32
 
-from ..core.checks import require_axis_name, require_integer, require_number
+from ..core.checks import Scalar, require_axis_name, require_number, require_steps
 from ..core.dtypes import full_like
-from ..core.meshes import AxisNames, MeshAxes, mesh_axes
+from ..core.meshes import AxisNames, MeshAxes, mesh_axes, varying_axes, worker_axes
+from ..core.state import checked_state
 from ..core.trees import Leaves
 
 # Keeps this noise apart from other uses of the same key, such as that of a sampler.
 _PURPOSE = 0x6E6F6973
+_LAST_STEP = 2**31 - 1
 
 
 class NoiseState(NamedTuple):
@@ -32,8 +36,8 @@ class NoiseState(NamedTuple):
 
 
 def gaussian_noise(
-    sensitivity: float | jax.Array,
-    noise_multiplier: float | jax.Array,
+    sensitivity: Scalar,
+    noise_multiplier: Scalar,
     key: jax.Array,
     *,
     steps: int | None = None,
@@ -51,7 +55,8 @@ def gaussian_noise(
     are in the state: a run that is restored from a checkpoint goes on with the noise
     that it would have had, and no noise is used twice. A run that starts again with the
     same key, from other parameters or other data, does use it twice, which reveals the
-    difference of the two: take a new key for each run.
+    difference of the two: take a new key for each run. So does a run that goes back to
+    an earlier checkpoint and goes on with other batches.
 
     | input | result |
     |---|---|
@@ -63,6 +68,8 @@ def gaussian_noise(
     | complex leaves | real and imaginary parts each get noise of that deviation |
     | leaves sharded under ``jit``, on any mesh | the noise of one device |
     | ``shard_map`` | the same noise on replicas, other noise on each shard |
+    | one worker's gradient; inside `clipjax.per_worker` | ValueError |
+    | another state, or that of another generator | ValueError |
 
     Noise and sum are rounded to float32. Guarantees are those of real numbers: they do
     not cover attacks on the last digits of what is released (Mironov, 2012).
@@ -73,8 +80,11 @@ def gaussian_noise(
             C and the fixed divisor m, it is C/m for adding or removing one example, and
             2C/m for replacing one.
         noise_multiplier: σ, the standard deviation of each entry in units of Δ; see
-            `clipjax.privacy.noise_multiplier`.
-        key: a key from `jax.random.key`, used for nothing else.
+            `clipjax.privacy.noise_multiplier`. It is no schedule, since accountants
+            take one number for all steps; ``optax.inject_hyperparams`` makes it one,
+            with ``static_args=("key", "steps")``.
+        key: a key from `jax.random.key`, used for nothing else. With the generator
+            ``rbg``, the numbers are those of one kind of machine.
         steps: the number of updates that the guarantee was computed for; None does not
             count them.
         axis_name: the mesh axes that leaves are split over, inside ``shard_map`` with
@@ -107,12 +117,13 @@ def gaussian_noise(
         least significant bits for differential privacy
         <https://doi.org/10.1145/2382196.2382264>`_, 2012.
     """
-    require_number("sensitivity", sensitivity, infinite=False)
-    require_number("noise_multiplier", noise_multiplier, infinite=False)
+    _require_scale(sensitivity, noise_multiplier)
     words, implementation = _words_of(key)
     if steps is not None:
-        require_integer("steps", steps, 1)
+        require_steps("steps", steps)
     require_axis_name(axis_name)
+    # Beyond int32 the count would stand still, and the noise would come again.
+    limit = _LAST_STEP if steps is None else min(steps, _LAST_STEP)
 
     def init(params: Any) -> NoiseState:
         del params
@@ -123,21 +134,19 @@ def gaussian_noise(
         updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, NoiseState]:
         del extra
+        state = checked_state(state, lambda: init(None), True, "gaussian_noise")
         leaves = Leaves.of(updates)
         _require_wide(leaves)
-        splits = mesh_axes(leaves, axis_name, params)
-        key = jax.random.wrap_key_data(state.noise_key, impl=implementation)
-        key = jax.random.fold_in(jax.random.fold_in(key, _PURPOSE), state.noise_steps)
-        deviation = jnp.asarray(noise_multiplier * sensitivity, leaves.dtype)
-        noisy = [
-            _noisy(leaf, deviation, _on_shard(jax.random.fold_in(key, position), axes))
-            for position, (leaf, axes) in enumerate(
-                zip(leaves.arrays, splits, strict=True)
-            )
-        ]
-        if steps is not None:
-            planned = state.noise_steps < steps
-            noisy = [jnp.where(planned, leaf, full_like(leaf, 0)) for leaf in noisy]
+        splits = mesh_axes(leaves, axis_name, params, what="draw of noise")
+        _require_reduced(leaves, splits)
+        noisy = _released(
+            leaves.arrays,
+            jax.random.wrap_key_data(state.noise_key, impl=implementation),
+            _deviation(sensitivity, noise_multiplier, leaves.dtype),
+            state.noise_steps,
+            limit,
+            tuple(splits),
+        )
         if params is not None:
             owners = leaves.aligned(params, "params")
             noisy = [a.astype(b.dtype) for a, b in zip(noisy, owners, strict=True)]
@@ -162,6 +171,39 @@ def laplace_noise(*arguments: Any, **options: Any) -> NoReturn:
     )
 
 
+def _require_scale(sensitivity: Any, noise_multiplier: Any) -> None:
+    """Check both factors of the standard deviation, and that float32 can hold it."""
+    known = []
+    for name, value in (
+        ("sensitivity", sensitivity),
+        ("noise_multiplier", noise_multiplier),
+    ):
+        require_number(name, value, infinite=False)
+        if jnp.shape(value):
+            raise ValueError(
+                f"{name} must be a single number, got shape {jnp.shape(value)}: clip "
+                "parts of the tree to thresholds of their own instead, with one "
+                "sensitivity for all"
+            )
+        known += [] if isinstance(value, jax.Array) else [float(value)]
+    if len(known) == 2:
+        deviation, limits = known[0] * known[1], jnp.finfo(jnp.float32)
+        is_held = float(limits.tiny) <= deviation <= float(limits.max)
+        if all(known) and not is_held:
+            raise ValueError(
+                f"sensitivity · noise_multiplier = {deviation:g} is out of the range "
+                "of float32, so that the noise would be lost"
+            )
+
+
+def _deviation(sensitivity: Any, noise_multiplier: Any, dtype: Any) -> jax.Array:
+    """Return the noise's standard deviation, the product of two scalars."""
+    factors = [sensitivity, noise_multiplier]
+    if any(isinstance(factor, jax.Array) for factor in factors):
+        factors = [jnp.asarray(factor, dtype) for factor in factors]
+    return jnp.asarray(factors[0] * factors[1], dtype)
+
+
 def _words_of(key: Any) -> tuple[Any, Any]:
     """Return the words of a key, and the generator that they are for."""
     if not isinstance(key, jax.Array):
@@ -170,10 +212,22 @@ def _words_of(key: Any) -> tuple[Any, Any]:
             "is refused, so that none is used twice by accident"
         )
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)  # as jax.random.PRNGKey makes it
+        try:
+            key = jax.random.wrap_key_data(key)  # as jax.random.PRNGKey makes it
+        except TypeError as error:
+            raise TypeError(
+                "key must be a key such as jax.random.key(0), or the words of one, got "
+                f"{key.dtype} of shape {key.shape}"
+            ) from error
     if key.shape:
         raise ValueError(f"key must be a single key, got an array of shape {key.shape}")
-    return jax.random.key_data(key), jax.random.key_impl(key)
+    implementation = jax.random.key_impl(key)
+    if str(implementation) == "unsafe_rbg":
+        raise ValueError(
+            "key must be of a generator whose numbers are tested, such as threefry2x32 "
+            "or rbg, got unsafe_rbg"
+        )
+    return jax.random.key_data(key), implementation
 
 
 def _require_wide(leaves: Leaves) -> None:
@@ -185,6 +239,50 @@ def _require_wide(leaves: Leaves) -> None:
                 "dtype=jnp.float32 to clipped_grad; with params, update casts the "
                 "noisy result to their dtype"
             )
+
+
+def _require_reduced(leaves: Leaves, splits: Sequence[MeshAxes]) -> None:
+    """Refuse leaves that differ over devices which would draw the same noise."""
+    if worker_axes():
+        raise ValueError(
+            "gaussian_noise inside clipjax.per_worker would add the same noise on all "
+            "workers: put it after, on the mean"
+        )
+    for name, leaf, axes in zip(leaves.names, leaves.arrays, splits, strict=True):
+        alike = sorted(map(str, varying_axes(leaf) - set(axes)))
+        if alike:
+            raise ValueError(
+                f"{name or 'the update'} differs over the mesh axes {alike}, and "
+                f"axis_name=() would give each shard the same noise: leave axis_name "
+                "out, and pass params to update"
+            )
+
+
+# Compiled, since outside of jit every conditional would be compiled anew.
+@functools.partial(jax.jit, static_argnums=(4, 5))
+def _released(
+    arrays: list[jax.Array],
+    key: jax.Array,
+    deviation: jax.Array,
+    step: jax.Array,
+    limit: int,
+    splits: tuple[MeshAxes, ...],
+) -> list[jax.Array]:
+    """Return leaves with the noise of a step, or zeros from the limit on."""
+    key = jax.random.fold_in(jax.random.fold_in(key, _PURPOSE), step)
+
+    def add_noise(arrays: list[jax.Array]) -> list[jax.Array]:
+        return [
+            _noisy(leaf, deviation, _on_shard(jax.random.fold_in(key, position), axes))
+            for position, (leaf, axes) in enumerate(zip(arrays, splits, strict=True))
+        ]
+
+    def zeros(arrays: list[jax.Array]) -> list[jax.Array]:
+        return [full_like(leaf, 0) for leaf in arrays]
+
+    # Not a selection: XLA then draws the noise when what the gradient needed is free
+    # again, and not before.
+    return jax.lax.cond(step < limit, add_noise, zeros, arrays)
 
 
 def _on_shard(key: jax.Array, axes: MeshAxes) -> jax.Array:
@@ -203,4 +301,4 @@ def _noisy(leaf: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
     )
     if jnp.iscomplexobj(leaf):
         noise *= 2**0.5  # JAX's complex normal numbers have a variance of 1 in all
-    return leaf + noise * deviation.astype(leaf.real.dtype)
+    return leaf + noise * deviation.astype(leaf.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import optax
 
+from ..core.checks import Scalar
 from ..core.meshes import AxisNames
 from .noise import gaussian_noise
 
@@ -12,8 +13,8 @@ from .noise import gaussian_noise
 def dp_sgd(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    sensitivity: float | jax.Array,
-    noise_multiplier: float | jax.Array,
+    sensitivity: Scalar,
+    noise_multiplier: Scalar,
     key: jax.Array,
     momentum: float | None = None,
     nesterov: bool = False,
@@ -82,8 +83,8 @@ def dp_sgd(
 def dp_adam(
     learning_rate: optax.ScalarOrSchedule,
     *,
-    sensitivity: float | jax.Array,
-    noise_multiplier: float | jax.Array,
+    sensitivity: Scalar,
+    noise_multiplier: Scalar,
     key: jax.Array,
     b1: float = 0.9,
     b2: float = 0.999,

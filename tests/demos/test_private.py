@@ -189,7 +189,7 @@ def test_a_step_is_the_sum_of_its_sample_over_the_divisor(one_step):
     )
     grads = np.asarray(jax.vmap(lambda tree: ravel_pytree(tree)[0])(grads))
     clipped = grads / np.maximum(1, np.linalg.norm(grads, axis=1, keepdims=True))
-    for name, rate, rows in (("plain", 0.3, grads), ("clip-alone", 2.0, clipped)):
+    for name, rate, rows in (("plain", 0.3, grads), ("clip-alone", 1.0, clipped)):
         moved = one_step[1][f"{name}-seed-0.npz"]
         expected = -rate * rows.sum(axis=0) / BATCH
         np.testing.assert_allclose(moved, expected, rtol=1e-3, atol=1e-6)
@@ -202,8 +202,8 @@ def test_the_noise_is_that_of_the_promise_and_differs_between_models(one_step):
         noise = moved[f"{label.replace(' ', '-')}-seed-0.npz"]
         noise = noise - moved["clip-alone-seed-0.npz"]
         multiplier = content["runs"][label]["noise_multiplier"]
-        # The threshold is 1, the divisor the batch and the learning rate 2.
-        noises.append(noise / (2.0 * multiplier / BATCH))
+        # Threshold and learning rate are 1, and the divisor is the batch.
+        noises.append(noise / (multiplier / BATCH))
         # Five standard deviations of an estimate from so many normal numbers.
         assert abs(noises[-1].std() - 1) < 5 / np.sqrt(2 * noise.size)
     assert abs(np.mean(noises[0] * noises[1])) < 5 / np.sqrt(noises[0].size)
@@ -282,7 +282,7 @@ def test_other_settings_and_other_files_are_refused(here, capsys):
     before = arrays_of(here / "new")
     capsys.readouterr()
     for other, named in (
-        (["--lr", "0.25"], "lr was 2.0"),
+        (["--lr", "0.25"], "lr was 1.0"),
         (["--delta", "1e-6"], "delta was 1e-05"),
         (["--relation", "REPLACE_SPECIAL"], "relation was ADD_OR_REMOVE_ONE"),
     ):
@@ -356,7 +356,7 @@ def test_mistakes_are_one_line_before_anything_is_trained(
 
 
 def test_settings_follow_the_optimizer_and_the_data():
-    assert (Private().lr, Private().plain_lr) == (2.0, 0.3)
+    assert (Private().lr, Private().plain_lr) == (1.0, 0.3)
     assert Private(epochs=3).planned_steps(4000) == 24
     assert Private(steps=5).planned_steps(4000) == 5
     assert Private().batch_in_memory(4000) == 584  # 500 + 4 √(500 · 7/8)

@@ -26,7 +26,7 @@ from ..presets.models import WIDTH, mnist_option
 RELATIONS = ("ADD_OR_REMOVE_ONE", "REPLACE_ONE", "REPLACE_SPECIAL")
 # Learning rates where none is given: of the clipped runs, and of the plain one, whose
 # gradients are several times as long.
-RATES = {"dp-sgd": (2.0, 0.3), "dp-adam": (3e-3, 3e-3)}
+RATES = {"dp-sgd": (1.0, 0.3), "dp-adam": (3e-3, 3e-3)}
 EPOCHS = 20
 
 
