@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-EXTRAS = ("click", "flax", "matplotlib", "rich", "mlxtend")
+EXTRAS = ("click", "flax", "matplotlib", "rich", "mlxtend", "dp_accounting")
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import signal
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from clipjax import privacy
+from clipjax import __main__, privacy
 from clipjax.demos import cli
 from clipjax.demos.private import command, report, train
 from clipjax.demos.private.mechanism import Mechanism
@@ -51,8 +52,8 @@ def made(settings, *data):
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """Few images, and the generator of random numbers that compiles fastest."""
-    with jax.default_prng_impl("unsafe_rbg"), pytest.MonkeyPatch.context() as patch:
+    """Few images, and a generator of random numbers that compiles fast."""
+    with jax.default_prng_impl("rbg"), pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             command, "default_digits", lambda: (digits(0, IMAGES), digits(1, 9))
         )
@@ -353,6 +354,16 @@ def test_mistakes_are_one_line_before_anything_is_trained(
     for name in named:
         assert name in error
     assert tree(here) == before
+
+
+def test_the_extra_that_computes_epsilon_is_named(here, capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, command.__name__)
+    monkeypatch.delattr(sys.modules["clipjax.demos.private"], "command")
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    assert __main__.run([*TINY, "--out", "new"]) == 2
+    error = capsys.readouterr().err
+    assert "dp_accounting is missing: pip install 'clipjax[demos]'" in error
+    assert error.count("\n") == 1
 
 
 def test_settings_follow_the_optimizer_and_the_data():

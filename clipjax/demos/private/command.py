@@ -3,6 +3,8 @@
 import pathlib
 import sys
 
+import dp_accounting  # noqa: F401  # a missing extra is found before anything else
+
 from .. import files, interrupts, terminal
 from ..tasks.mnist import default_digits, read_digits
 from . import checkpoint, report
