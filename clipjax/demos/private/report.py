@@ -185,7 +185,7 @@ def _figures(results: Results) -> dict[str, bytes]:
             {label: curves["epsilon"][0] for label, curves in private.items()},
             x_label=f"ε so far, at δ = {results.settings.delta:g}",
             y_label="accuracy",
-            title="Accuracy against ε (grey: the plain run at its end)",
+            title="Accuracy against ε (grey: the plain run)",
             level=float(results.row(PLAIN).accuracy.mean()),
         ),
         "accuracy": plotting.plot_lines(
