@@ -18,6 +18,7 @@ from clipjax.demos.probes.catalogue import PROBES
 DOCS = pathlib.Path(__file__).parent
 ROOT = DOCS.parent
 PAGE = DOCS / "rows.md"
+COMMANDS = ("explode", "private", "tune")
 COUNTS = {"A1": 17, "A2": 12, "A3": 15, "A4": 36}
 BEGINNING = """# What shows each row at work
 
@@ -54,7 +55,8 @@ def exists(evidence: str) -> bool:
         text = file.read_text(encoding="utf-8") if file.is_file() else ""
         return bool(re.search(rf"^def {function or 'test_'}", text, re.MULTILINE))
     if kind == "command":
-        return name.split()[:2] in (["clipjax", "tune"], ["clipjax", "explode"])
+        program, _, command = name.partition(" ")
+        return program == "clipjax" and command.split()[0] in COMMANDS
     places = {"probe": PROBES, "task": PRESETS}
     if kind in places:
         return name in places[kind]
