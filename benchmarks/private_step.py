@@ -9,14 +9,14 @@ temporaries and arithmetic are XLA's counts. It needs the extra ``bench``.
 
 On a CPU the noise costs a fixed 10 to 30 ns for each parameter, the more the busier the
 machine: much of it is the bits of threefry, whose rounds XLA runs as a loop over the
-whole array, in three times its memory. With 0.93M parameters the perceptron is therefore
-beyond 1.2: in time 2.1 to 2.6 for 256 images, 1.24 to 1.29 for 1024, and 1.12 for 4096;
-in temporaries 3.4 for 256, which are 10 MB more, and 0.94 for 1024, since the noise is
-drawn when the gradient's memory is free again. None of these makes the noise much cheaper
-there: one draw for all leaves, complex numbers, the generator rbg (slower), numbers in
-double precision (slower). A third less is taken by a loop over rows, which no mesh could
-split, and half of the bits by ``jax.threefry_partitionable(False)``, which meshes pay for
-with communication.
+whole array, in three times its memory. With 0.93M parameters the perceptron is
+therefore beyond 1.2: in time 2.1 to 2.6 for 256 images, 1.24 to 1.29 for 1024, and 1.12
+for 4096; in temporaries 3.4 for 256, which are 10 MB more, and 0.94 for 1024, since the
+noise is drawn when the gradient's memory is free again. None of these makes the noise
+much cheaper there: one draw for all leaves, complex numbers, the generator rbg
+(slower), numbers in double precision (slower). A third less is taken by a loop over
+rows, which no mesh could split, and half of the bits by
+``jax.threefry_partitionable(False)``, which meshes pay for with communication.
 """
 
 from __future__ import annotations
