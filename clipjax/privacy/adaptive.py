@@ -112,7 +112,8 @@ def quantile_threshold(
         expected_size: m, the expected number of examples in a batch, fixed.
         key: a key from `jax.random.key`. The noise of a step follows from the key and
             the number of the step, and differs from that of
-            `clipjax.privacy.gaussian_noise` with the same key.
+            `clipjax.privacy.gaussian_noise` with the same key. Thresholds of several
+            groups need a key each, or their noise is the same.
         floor: the lowest threshold; above 0 it is bounded adaptive clipping, which
             keeps C from following the majority down at the expense of few.
         cap: the highest threshold.

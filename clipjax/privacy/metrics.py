@@ -61,7 +61,8 @@ def noisy_clip_fraction(
         expected_size: m, the expected number of examples in a batch, fixed.
         key: a key from `jax.random.key`, used for this release only, such as
             ``jax.random.fold_in(key, step)``.
-        is_padding_example: bool of shape ``[B]``, true for padding.
+        is_padding_example: bool of shape ``[B]``, true for padding. Without it, rows of
+            padding count as examples, and void the guarantee.
 
     Returns:
         A float32 scalar.

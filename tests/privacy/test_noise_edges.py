@@ -291,8 +291,22 @@ def test_in_parts_of_a_tree():
     both = optax.partition(rules, {"a": "one", "b": "two"})
     updates, _ = both.update(SUMS, both.init(SUMS), SUMS)
     for name, label in (("a", "one"), ("b", "two")):
-        alone, _ = rules[label].update({"x": SUMS[name]}, rules[label].init(None))
-        assert_same_bits(updates[name], alone["x"])
+        alone, _ = rules[label].update({name: SUMS[name]}, rules[label].init(None))
+        assert_same_bits(updates[name], alone[name])
+
+
+def test_parts_of_a_tree_with_one_key_get_noise_of_their_own():
+    """Else the difference of two leaves would be released without noise."""
+    zeros = {"a": jnp.zeros(500), "b": jnp.zeros(500)}
+    parts = [optax.masked(UNIT, {"a": a, "b": not a}) for a in (True, False)]
+    labels = {"a": "one", "b": "two"}
+    for both in (
+        optax.chain(*parts),
+        optax.partition(dict.fromkeys(labels.values(), UNIT), labels),
+    ):
+        noise, _ = both.update(zeros, both.init(zeros), zeros)
+        correlation = np.corrcoef(noise["a"], noise["b"])[0, 1]
+        assert abs(correlation) < 5 / 500**0.5
 
 
 def test_micro_steps_take_one_noise():
