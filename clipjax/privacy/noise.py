@@ -51,7 +51,8 @@ def gaussian_noise(
 
     with the sensitivity Δ and the noise multiplier σ. It takes the result of
     `clipjax.clipped_grad`, and comes first in the chain: what follows, such as momentum
-    and Adam, sees noisy values only, and takes nothing from the guarantee.
+    and Adam, sees noisy values only, and takes nothing from the guarantee; a loss that
+    is passed to update, as for a line search, does.
 
     The noise of a step follows from the key and the number of the step, both of which
     are in the state: a run that is restored from a checkpoint goes on with the noise
