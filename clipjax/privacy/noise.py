@@ -94,7 +94,8 @@ def gaussian_noise(
         noise_multiplier: σ, the standard deviation of each entry in units of Δ; see
             `clipjax.privacy.noise_multiplier`. It is no schedule, since accountants
             take one number for all steps; ``optax.inject_hyperparams`` makes it one,
-            with ``static_args=("key", "steps")``.
+            with ``static_args=("key", "steps")``, and for parameters narrower than
+            float32 with ``hyperparam_dtype=jnp.float32``.
         key: a key from `jax.random.key`, used for nothing else. With the generator
             ``rbg``, the numbers are those of one kind of machine.
         steps: the number of updates that the guarantee was computed for; None does not
@@ -197,6 +198,13 @@ def _require_scale(sensitivity: Any, noise_multiplier: Any) -> None:
                 f"{name} must be a single number, got shape {jnp.shape(value)}: clip "
                 "parts of the tree to thresholds of their own instead, with one "
                 "sensitivity for all"
+            )
+        if isinstance(value, jax.Array) and value.dtype.itemsize < 4:
+            raise TypeError(
+                f"{name} must be at least 32 bits wide, got {value.dtype}: rounding "
+                "may have taken some of the noise, or all; optax.inject_hyperparams "
+                "rounds to the dtype of the parameters without "
+                "hyperparam_dtype=jnp.float32"
             )
         known += [] if isinstance(value, jax.Array) else [float(value)]
     if len(known) == 2:

@@ -90,7 +90,7 @@ def test_its_deviation_is_sensitivity_times_multiplier():
         for kind, drawn in found.items():
             with about(kind):
                 assert_close(drawn, expected, rtol=4 * eps("f4"))
-    integers = privacy.gaussian_noise(jnp.int32(3), jnp.bfloat16(0.5), KEY)
+    integers = privacy.gaussian_noise(jnp.int32(3), jnp.float32(0.5), KEY)
     drawn, _ = integers.update(ZEROS, integers.init(ZEROS))
     assert_close(drawn, jax.tree.map(lambda leaf: leaf * np.float32(1.5), unit))
 

@@ -1,5 +1,6 @@
 """What the noise takes, refuses, and how it fits into Optax's chains."""
 
+import functools
 import math
 
 import flax.nnx as nnx
@@ -164,6 +165,7 @@ WRONG = [
     ({"noise_multiplier": None}, TypeError, "noise_multiplier .*got None"),
     ({"noise_multiplier": optax.constant_schedule(1.0)}, TypeError, "got <function"),
     ({"noise_multiplier": jnp.ones(2)}, ValueError, "noise_multiplier must be a sing"),
+    ({"noise_multiplier": jnp.bfloat16(1)}, TypeError, "32 bits wide, got bfloat16"),
     ({"noise_multiplier": 1e-39}, ValueError, "1e-39 is out of the range of float32"),
     ({"noise_multiplier": 1e39}, ValueError, "1e.39 is out of the range of float32"),
     (
@@ -280,6 +282,21 @@ def test_inject_hyperparams():
         optax.inject_hyperparams(privacy.gaussian_noise, static_args=("key",))(
             noise_multiplier=1.0, **settings
         ).init(SUMS)
+
+
+def test_inject_hyperparams_of_narrow_parameters():
+    """Optax rounds to their dtype, in which 1e-8 is 0: there would be no noise."""
+    narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float16), SUMS)
+    inject = functools.partial(
+        optax.inject_hyperparams, privacy.gaussian_noise, static_args=("key", "steps")
+    )
+    settings = {"sensitivity": 1e-8, "noise_multiplier": 1.0, "key": KEY}
+    with pytest.raises(TypeError, match="sensitivity must .*hyperparam_dtype=jnp.floa"):
+        inject()(**settings).init(narrow)
+    wide = inject(hyperparam_dtype=jnp.float32)(**settings)
+    zeros = jax.tree.map(jnp.zeros_like, SUMS)
+    updates, _ = wide.update(zeros, wide.init(narrow))
+    assert all(np.any(leaf) for leaf in updates.values())
 
 
 def test_in_parts_of_a_tree():
