@@ -52,7 +52,9 @@ class PrivateThreshold(NamedTuple):
         update: ``update(example_norms, state, is_padding_example=None, is_last=True)``
             returns the next state. With ``is_last=False``, which may be traced, the
             examples are a part of a larger batch: they are counted, and nothing else
-            changes until its last part.
+            changes until its last part. Pass ``is_padding_example`` wherever
+            `clipjax.clipped_grad` gets it: without it, rows of padding count as
+            examples, and void the guarantee.
     """
 
     init: Callable[[], QuantileState]
