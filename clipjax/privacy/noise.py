@@ -122,7 +122,7 @@ def gaussian_noise(
         >>> w = jnp.zeros(10_000)
         >>> update, state = noise.update(grad(w, jnp.ones((4, 10_000))), noise.init(w))
         >>> print(f"{jnp.mean(update):.2f} {jnp.std(update):.2f} {state.noise_steps}")
-        0.01 0.50 1
+        0.00 0.50 1
 
     References:
         Abadi et al., `Deep learning with differential privacy
