@@ -25,7 +25,8 @@ class Rule:
 
     Attributes:
         contractive: whether the length is never above the norm.
-        bounded: whether the length is never above the threshold.
+        bounded: whether the length is never above the threshold; if so,
+            `clipjax.clipped_grad` cuts a longer one.
     """
 
     contractive: bool = True

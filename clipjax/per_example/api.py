@@ -64,8 +64,9 @@ def clipped_grad(
     | an integer parameter | zeros |
     | ``shard_map`` with checked types | ValueError: see the message |
 
-    The loss sees one example at a time, so that nothing can mix examples: batch
-    statistics are those of one.
+    The loss sees one example at a time of the arguments in batch_argnums, so that
+    nothing can mix those: batch statistics are those of one. All else is the same for
+    every example: labels that are left out there come whole, and void a guarantee.
 
     Args:
         fun: the loss, a scalar, or with has_aux a pair of the loss and a tree.
@@ -88,7 +89,8 @@ def clipped_grad(
         nan_safe: leave out examples with NaN, inf or overflow; otherwise the result is
             NaN.
         dtype: of the result; by default each parameter's own.
-        prng_argnum: which argument is a PRNG key, to be split over the examples.
+        prng_argnum: which argument is a PRNG key, to be split over the examples by
+            position: for a guarantee a secret key, new at every step.
         rescale_to_unit_norm: divide each clipped gradient by C, so that the sensitivity
             is 1 whatever C is. C = 0 then normalizes, its limit; C = inf gives zeros.
         pre_clipping_transform: a function of the gradient of one example, a tree like

@@ -172,7 +172,8 @@ class ClippedGrad:
             # A gradient of zero may have a weight that overflows, and 0 · inf is NaN.
             factor = jnp.minimum(factor, jnp.finfo(factor.dtype).max)
             if self.nan_safe:
-                factor = jnp.where(bad, 0, factor)
+                # NaN by a threshold that is NaN, or by the user's rule.
+                factor = jnp.where(bad | jnp.isnan(factor), 0, factor)
             weights |= dict.fromkeys(names, jnp.where(padding, 0, factor))
         return weights, norm, bad
 
@@ -197,7 +198,16 @@ class ClippedGrad:
         with such parameters, pass ``dtype=jnp.float32`` and cast after adding noise. It
         is that of the gradient alone, not of an `AuxiliaryOutput`, and it holds for
         thresholds and a ``normalize_by`` that were not computed from private data, such
-        as the size of a batch that was drawn at random.
+        as the size of a batch that was drawn at random. An example's loss must depend
+        on no other example: labels that ``batch_argnums`` does not name, or that come
+        by keyword or closure, are those of the whole batch for every example, and no
+        bound covers them.
+
+        In float32, the rounding of a long sum is not covered either: without one
+        example the others are added in another order. With gradients along one axis
+        that moved a sum by up to 0.0007 C more at 10,000 examples, and in microbatches
+        of 64 by 0.06 C at 65,536 and 0.6 C at a million; in one piece by 0.003 C and
+        0.04 C.
 
         Args:
             neighboring_relation: ``ADD_OR_REMOVE_ONE``, ``REPLACE_SPECIAL`` or
@@ -207,7 +217,8 @@ class ClippedGrad:
         Raises:
             ValueError: the relation is unknown; the rule is not bounded; ``nan_safe``
                 is False; ``dtype`` is narrower than float32; or a threshold is a
-                function of the example, without ``rescale_to_unit_norm``.
+                function of the example, or of shape ``[B]``, without
+                ``rescale_to_unit_norm``.
         """
         relation = getattr(neighboring_relation, "name", neighboring_relation)
         if relation not in RELATIONS:
@@ -233,7 +244,10 @@ class ClippedGrad:
             bound = Groups.bound_of_units(self.l2_clip_norm)
         else:
             bound = Groups.bound(self.l2_clip_norm)
-        return RELATIONS[relation] * bound / self.normalize_by
+        divisor = self.normalize_by
+        if not isinstance(divisor, int | float):
+            divisor = jnp.asarray(divisor, jnp.result_type(float))
+        return RELATIONS[relation] * bound / divisor
 
     def plan(self, *arguments: Any, **options: Any) -> str:
         """Describe how each parameter's norm is computed, why, and the memory it takes.
@@ -283,6 +297,9 @@ def added(squares: Iterable[jax.Array], like: jax.Array) -> jax.Array:
 def _length(rule: Rule, norm: jax.Array, threshold: jax.Array) -> jax.Array:
     """Return the length by a rule; NaN for a norm that is infinite or NaN."""
     is_finite = norm < jnp.inf
-    length = rule.lengths(jnp.where(is_finite, norm, 0), valid(threshold))
+    limit = valid(threshold)
+    length = rule.lengths(jnp.where(is_finite, norm, 0), limit)
+    if rule.bounded:  # which users' rules inherit
+        length = jnp.clip(length, 0, limit)
     unclipped = jnp.where(threshold == jnp.inf, norm, jnp.nan)
     return jnp.where(is_finite, length, unclipped)

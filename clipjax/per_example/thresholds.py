@@ -100,12 +100,20 @@ class Groups:
                 )
             if entry is None:
                 return math.inf
+            if jnp.ndim(entry):
+                raise ValueError(
+                    "l2_clip_norm must not be of shape [B] for a sensitivity: those "
+                    "are the thresholds of this batch, and an example that is added "
+                    f"may have a larger one, got shape {jnp.shape(entry)}. Pass a "
+                    "number, or rescale_to_unit_norm=True"
+                )
             is_number = isinstance(entry, int | float)
             # A negative threshold acts as 0.
-            norms.append(entry if is_number else jnp.max(jnp.maximum(entry, 0)))
+            norms.append(entry if is_number else jnp.maximum(_widest(entry), 0))
         if all(isinstance(norm, int | float) for norm in norms):
             return math.hypot(*norms)
-        return jnp.sqrt(sum(jnp.square(jnp.asarray(norm)) for norm in norms))
+        # Not the root of squares, which may underflow to a sensitivity of 0.
+        return functools.reduce(jnp.hypot, map(_widest, norms))
 
     @staticmethod
     def bound_of_units(l2_clip_norm: Any) -> float:
@@ -119,8 +127,7 @@ class Groups:
         for norm in self.norms:
             if callable(norm):
                 norm = jax.vmap(norm)(*batch)
-            widest = jnp.result_type(float)  # float64 in double precision
-            limit = jnp.asarray(jnp.inf if norm is None else norm, widest)
+            limit = _widest(jnp.inf if norm is None else norm)
             if limit.shape not in ((), (size,)):
                 raise ValueError(
                     f"l2_clip_norm must be scalars or of shape ({size},), one for each "
@@ -128,6 +135,10 @@ class Groups:
                 )
             limits.append(jnp.broadcast_to(limit, (size,)))
         return limits
+
+
+def _widest(norm: Any) -> jax.Array:
+    return jnp.asarray(norm, jnp.result_type(float))  # float64 in double precision
 
 
 def _require_of_one_example(entry: Any) -> None:

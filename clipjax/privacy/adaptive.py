@@ -52,7 +52,9 @@ class PrivateThreshold(NamedTuple):
         update: ``update(example_norms, state, is_padding_example=None, is_last=True)``
             returns the next state. With ``is_last=False``, which may be traced, the
             examples are a part of a larger batch: they are counted, and nothing else
-            changes until its last part.
+            changes until its last part. Pass ``is_padding_example`` wherever
+            `clipjax.clipped_grad` gets it: without it, rows of padding count as
+            examples, and void the guarantee.
     """
 
     init: Callable[[], QuantileState]
@@ -112,7 +114,8 @@ def quantile_threshold(
         expected_size: m, the expected number of examples in a batch, fixed.
         key: a key from `jax.random.key`. The noise of a step follows from the key and
             the number of the step, and differs from that of
-            `clipjax.privacy.gaussian_noise` with the same key.
+            `clipjax.privacy.gaussian_noise` with the same key. Thresholds of several
+            groups need a key each, or their noise is the same.
         floor: the lowest threshold; above 0 it is bounded adaptive clipping, which
             keeps C from following the majority down at the expense of few.
         cap: the highest threshold.

@@ -61,7 +61,8 @@ def noisy_clip_fraction(
         expected_size: m, the expected number of examples in a batch, fixed.
         key: a key from `jax.random.key`, used for this release only, such as
             ``jax.random.fold_in(key, step)``.
-        is_padding_example: bool of shape ``[B]``, true for padding.
+        is_padding_example: bool of shape ``[B]``, true for padding. Without it, rows of
+            padding count as examples, and void the guarantee.
 
     Returns:
         A float32 scalar.
@@ -117,7 +118,13 @@ def clipped_excess(
             "release a count of its own with the same noise: call this under jit, on "
             "the norms of the whole batch"
         )
-    is_below = norms <= jnp.asarray(threshold, norms.dtype)  # false for NaN
+    limit = jnp.asarray(threshold, norms.dtype)
+    if limit.shape not in ((), norms.shape):
+        raise ValueError(
+            f"threshold must be a single number, or of shape {norms.shape}, got shape "
+            f"{limit.shape}"
+        )
+    is_below = norms <= limit  # false for NaN
     signs = jnp.where(is_below, jnp.int32(-1), jnp.int32(1))
     if is_padding_example is not None:
         padding = jnp.asarray(is_padding_example, bool)

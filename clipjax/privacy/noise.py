@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int, UInt32
 
@@ -49,14 +51,20 @@ def gaussian_noise(
 
     with the sensitivity Δ and the noise multiplier σ. It takes the result of
     `clipjax.clipped_grad`, and comes first in the chain: what follows, such as momentum
-    and Adam, sees noisy values only, and takes nothing from the guarantee.
+    and Adam, sees noisy values only, and takes nothing from the guarantee; a loss that
+    is passed to update, as for a line search, does.
 
     The noise of a step follows from the key and the number of the step, both of which
     are in the state: a run that is restored from a checkpoint goes on with the noise
     that it would have had, and no noise is used twice. A run that starts again with the
     same key, from other parameters or other data, does use it twice, which reveals the
     difference of the two: take a new key for each run. So does a run that goes back to
-    an earlier checkpoint and goes on with other batches.
+    an earlier checkpoint and goes on with other batches, or updates twice from one
+    state.
+
+    What is wrapped around it sees the sum before the noise. `clipjax.skip_on_spike`
+    would decide by a private norm and, after a step that it skips, draw the same noise
+    again: ``optax.chain(gaussian_noise(...), skip_on_spike(...))`` is private.
 
     | input | result |
     |---|---|
@@ -65,14 +73,18 @@ def gaussian_noise(
     | more steps than planned | zeros: nothing more is released |
     | a leaf narrower than float32 | TypeError |
     | integer, float0, PRNG-key, None leaves | unchanged |
+    | parts of a tree with one key, as by ``optax.partition`` | each its own noise |
+    | ``jax.vmap`` over models with one key | the same noise for all: no privacy |
     | complex leaves | real and imaginary parts each get noise of that deviation |
     | leaves sharded under ``jit``, on any mesh | the noise of one device |
     | ``shard_map`` | the same noise on replicas, other noise on each shard |
     | one worker's gradient; inside `clipjax.per_worker` | ValueError |
     | another state, or that of another generator | ValueError |
 
-    Noise and sum are rounded to float32. Guarantees are those of real numbers: they do
-    not cover attacks on the last digits of what is released (Mironov, 2012).
+    Noise and sum are rounded to float32, in which JAX's normal numbers end at 5.42
+    standard deviations; one in 17 million should be beyond. Guarantees are those of
+    real numbers: they do not cover this, nor attacks on the last digits of what is
+    released (Mironov, 2012).
 
     Args:
         sensitivity: Δ, the most that one example changes the sum, in the L2 norm:
@@ -82,7 +94,8 @@ def gaussian_noise(
         noise_multiplier: σ, the standard deviation of each entry in units of Δ; see
             `clipjax.privacy.noise_multiplier`. It is no schedule, since accountants
             take one number for all steps; ``optax.inject_hyperparams`` makes it one,
-            with ``static_args=("key", "steps")``.
+            with ``static_args=("key", "steps")``, and for parameters narrower than
+            float32 with ``hyperparam_dtype=jnp.float32``.
         key: a key from `jax.random.key`, used for nothing else. With the generator
             ``rbg``, the numbers are those of one kind of machine.
         steps: the number of updates that the guarantee was computed for; None does not
@@ -109,7 +122,7 @@ def gaussian_noise(
         >>> w = jnp.zeros(10_000)
         >>> update, state = noise.update(grad(w, jnp.ones((4, 10_000))), noise.init(w))
         >>> print(f"{jnp.mean(update):.2f} {jnp.std(update):.2f} {state.noise_steps}")
-        0.01 0.50 1
+        0.00 0.50 1
 
     References:
         Abadi et al., `Deep learning with differential privacy
@@ -146,6 +159,7 @@ def gaussian_noise(
             state.noise_steps,
             limit,
             tuple(splits),
+            tuple(zlib.crc32(name.encode()) for name in leaves.names),
         )
         if params is not None:
             owners = leaves.aligned(params, "params")
@@ -184,6 +198,13 @@ def _require_scale(sensitivity: Any, noise_multiplier: Any) -> None:
                 f"{name} must be a single number, got shape {jnp.shape(value)}: clip "
                 "parts of the tree to thresholds of their own instead, with one "
                 "sensitivity for all"
+            )
+        if isinstance(value, jax.Array) and value.dtype.itemsize < 4:
+            raise TypeError(
+                f"{name} must be at least 32 bits wide, got {value.dtype}: rounding "
+                "may have taken some of the noise, or all; optax.inject_hyperparams "
+                "rounds to the dtype of the parameters without "
+                "hyperparam_dtype=jnp.float32"
             )
         known += [] if isinstance(value, jax.Array) else [float(value)]
     if len(known) == 2:
@@ -259,7 +280,7 @@ def _require_reduced(leaves: Leaves, splits: Sequence[MeshAxes]) -> None:
 
 
 # Compiled, since outside of jit every conditional would be compiled anew.
-@functools.partial(jax.jit, static_argnums=(4, 5))
+@functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _released(
     arrays: list[jax.Array],
     key: jax.Array,
@@ -267,14 +288,21 @@ def _released(
     step: jax.Array,
     limit: int,
     splits: tuple[MeshAxes, ...],
+    names: tuple[int, ...],
 ) -> list[jax.Array]:
     """Return leaves with the noise of a step, or zeros from the limit on."""
     key = jax.random.fold_in(jax.random.fold_in(key, _PURPOSE), step)
 
     def add_noise(arrays: list[jax.Array]) -> list[jax.Array]:
+        # By position and name: in parts of a tree that have a key in common, as by
+        # optax.partition, the same positions occur again, but not the same paths.
+        keys = [
+            jax.random.fold_in(jax.random.fold_in(key, position), np.uint32(name))
+            for position, name in enumerate(names)
+        ]
         return [
-            _noisy(leaf, deviation, _on_shard(jax.random.fold_in(key, position), axes))
-            for position, (leaf, axes) in enumerate(zip(arrays, splits, strict=True))
+            _noisy(leaf, deviation, _on_shard(own, axes))
+            for leaf, own, axes in zip(arrays, keys, splits, strict=True)
         ]
 
     def zeros(arrays: list[jax.Array]) -> list[jax.Array]:

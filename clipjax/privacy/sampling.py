@@ -141,7 +141,7 @@ class PoissonSampler:
         numbers = np.random.Philox(key=key, counter=counter)
         # As 64 random bits against a bound, since NumPy promises the bits for all
         # versions, and since 32-bit floats would round small rates.
-        bound = np.uint64(int(self.sampling_rate * 2**64) - 1)
+        bound = np.uint64(int(float(self.sampling_rate) * 2**64) - 1)
         parts = [
             start + np.flatnonzero(numbers.random_raw(size) <= bound)
             for start, size in self._chunks()

@@ -1,5 +1,6 @@
 """What the noise takes, refuses, and how it fits into Optax's chains."""
 
+import functools
 import math
 
 import flax.nnx as nnx
@@ -164,6 +165,7 @@ WRONG = [
     ({"noise_multiplier": None}, TypeError, "noise_multiplier .*got None"),
     ({"noise_multiplier": optax.constant_schedule(1.0)}, TypeError, "got <function"),
     ({"noise_multiplier": jnp.ones(2)}, ValueError, "noise_multiplier must be a sing"),
+    ({"noise_multiplier": jnp.bfloat16(1)}, TypeError, "32 bits wide, got bfloat16"),
     ({"noise_multiplier": 1e-39}, ValueError, "1e-39 is out of the range of float32"),
     ({"noise_multiplier": 1e39}, ValueError, "1e.39 is out of the range of float32"),
     (
@@ -282,6 +284,21 @@ def test_inject_hyperparams():
         ).init(SUMS)
 
 
+def test_inject_hyperparams_of_narrow_parameters():
+    """Optax rounds to their dtype, in which 1e-8 is 0: there would be no noise."""
+    narrow = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float16), SUMS)
+    inject = functools.partial(
+        optax.inject_hyperparams, privacy.gaussian_noise, static_args=("key", "steps")
+    )
+    settings = {"sensitivity": 1e-8, "noise_multiplier": 1.0, "key": KEY}
+    with pytest.raises(TypeError, match="sensitivity must .*hyperparam_dtype=jnp.floa"):
+        inject()(**settings).init(narrow)
+    wide = inject(hyperparam_dtype=jnp.float32)(**settings)
+    zeros = jax.tree.map(jnp.zeros_like, SUMS)
+    updates, _ = wide.update(zeros, wide.init(narrow))
+    assert all(np.any(leaf) for leaf in updates.values())
+
+
 def test_in_parts_of_a_tree():
     masked = optax.masked(UNIT, {"a": True, "b": False})
     updates, _ = masked.update(SUMS, masked.init(SUMS), SUMS)
@@ -291,8 +308,22 @@ def test_in_parts_of_a_tree():
     both = optax.partition(rules, {"a": "one", "b": "two"})
     updates, _ = both.update(SUMS, both.init(SUMS), SUMS)
     for name, label in (("a", "one"), ("b", "two")):
-        alone, _ = rules[label].update({"x": SUMS[name]}, rules[label].init(None))
-        assert_same_bits(updates[name], alone["x"])
+        alone, _ = rules[label].update({name: SUMS[name]}, rules[label].init(None))
+        assert_same_bits(updates[name], alone[name])
+
+
+def test_parts_of_a_tree_with_one_key_get_noise_of_their_own():
+    """Else the difference of two leaves would be released without noise."""
+    zeros = {"a": jnp.zeros(500), "b": jnp.zeros(500)}
+    parts = [optax.masked(UNIT, {"a": a, "b": not a}) for a in (True, False)]
+    labels = {"a": "one", "b": "two"}
+    for both in (
+        optax.chain(*parts),
+        optax.partition(dict.fromkeys(labels.values(), UNIT), labels),
+    ):
+        noise, _ = both.update(zeros, both.init(zeros), zeros)
+        correlation = np.corrcoef(noise["a"], noise["b"])[0, 1]
+        assert abs(correlation) < 5 / 500**0.5
 
 
 def test_micro_steps_take_one_noise():

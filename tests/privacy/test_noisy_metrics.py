@@ -132,6 +132,7 @@ def test_keys_in_the_old_style_and_float64_norms():
         ({"example_norms": np.zeros((2, 2), np.float32)}, TypeError, r"shape \[B\]"),
         ({"example_norms": np.zeros(2, int)}, TypeError, "floating-point"),
         ({"is_padding_example": np.zeros(3, bool)}, ValueError, "is_padding_example"),
+        ({"threshold": np.zeros((2, 1))}, ValueError, r"threshold .*shape \(2, 1\)"),
     ],
 )
 def test_bad_input(change, error, words):

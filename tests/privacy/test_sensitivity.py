@@ -242,6 +242,8 @@ def test_an_example_is_removed_from_the_arrays():
         ({"dtype": jnp.float16}, "dtype=float16 has no sensitivity"),
         ({"l2_clip_norm": lambda example: 1.0}, "it looks at the example"),
         ({"l2_clip_norm": {"w": 1.0, "b": lambda e: 1.0, "v": 1.0}}, "not be a funct"),
+        # The thresholds of this batch's examples, while another one may come.
+        ({"l2_clip_norm": np.ones(EXAMPLES, "f4")}, r"not be of shape \[B\]"),
     ],
 )
 def test_what_has_no_sensitivity(options, message):
@@ -249,6 +251,64 @@ def test_what_has_no_sensitivity(options, message):
     for relation in clipped.RELATIONS:
         with pytest.raises(ValueError, match=message):
             grad.sensitivity(relation)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        jnp.float16(1e-4),  # whose square is 0
+        jnp.float32(1e-23),
+        np.float32(1e-23),
+        jnp.float32(1e25),
+        jnp.bfloat16(0.7),
+        jnp.int32(70_000),  # whose square wraps around
+        np.int8(100),
+    ],
+)
+def test_narrow_thresholds_and_divisors(number):
+    exact, near = float(number), functools.partial(pytest.approx, rel=1e-6, abs=0)
+    grad = clipjax.clipped_grad(loss, l2_clip_norm=number, normalize_by=3)
+    assert float(grad.sensitivity()) == near(exact / 3)
+    pair = dict.fromkeys(("w", "b"), number) | {"v": 0.0}
+    grad = clipjax.clipped_grad(loss, l2_clip_norm=pair)
+    assert float(grad.sensitivity()) == near(exact * 2**0.5)
+    if 1e-6 < exact < 1e6:
+        grad = clipjax.clipped_grad(loss, l2_clip_norm=1.0, normalize_by=number)
+        assert float(grad.sensitivity()) == near(1 / exact)
+
+
+class TooLong(rules.Rule):
+    """It inherits that it is bounded, and is not; and it is NaN for short gradients."""
+
+    def length(self, norm, threshold):
+        return jnp.where(norm < threshold, jnp.nan, 3 * threshold)
+
+
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_thresholds_and_rules_that_are_not_as_they_should_be(rescaled):
+    """What a user passes cannot void the bound, nor show by NaN who is in a batch."""
+    batch = examples(np.random.default_rng(5), 60.0)
+    shown = jnp.asarray(batch["e"][:, 0, 0])
+    is_nan = lambda example: jnp.where(  # noqa: E731
+        example["e"][0, 0] == shown[CHANGED], jnp.nan, 1.0
+    )
+    make = functools.partial(
+        clipjax.clipped_grad, loss, rescale_to_unit_norm=rescaled, method="vmap"
+    )
+
+    @jax.jit
+    def run(batch, padding):
+        call = lambda **options: make(**options)(  # noqa: E731
+            PARAMS, batch, is_padding_example=padding
+        )
+        return call(l2_clip_norm=is_nan), call(l2_clip_norm=1.0, rule=TooLong())
+
+    present = run(batch, np.zeros(EXAMPLES, bool))
+    absent = run(batch, np.arange(EXAMPLES) == CHANGED)
+    np.testing.assert_equal(*jax.tree.map(np.asarray, (present[0], absent[0])))
+    change = jax.tree.map(np.subtract, present[1], absent[1])
+    length = np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(change)))
+    assert 1 - 1e-3 < length <= 1 + 1e-6
 
 
 def test_without_a_threshold_there_is_no_noise_to_add():
