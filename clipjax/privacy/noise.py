@@ -64,6 +64,7 @@ def gaussian_noise(
     | noise_multiplier = 0 | the updates: no privacy |
     | more steps than planned | zeros: nothing more is released |
     | a leaf narrower than float32 | TypeError |
+    | a part of a tree, by ``optax.masked`` or ``optax.partition`` | ValueError |
     | integer, float0, PRNG-key, None leaves | unchanged |
     | complex leaves | real and imaginary parts each get noise of that deviation |
     | leaves sharded under ``jit``, on any mesh | the noise of one device |
@@ -97,7 +98,8 @@ def gaussian_noise(
     Raises:
         TypeError: an argument is of the wrong kind, or, when traced, a leaf is narrower
             than float32: the sum was rounded before the noise, by more than Δ covers.
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or, when traced, updates are a part of
+            the gradient only.
 
     Example:
         >>> import clipjax, jax, jax.numpy as jnp
@@ -136,6 +138,7 @@ def gaussian_noise(
         del extra
         state = checked_state(state, lambda: init(None), True, "gaussian_noise")
         leaves = Leaves.of(updates)
+        _require_whole(updates)
         _require_wide(leaves)
         splits = mesh_axes(leaves, axis_name, params, what="draw of noise")
         _require_reduced(leaves, splits)
@@ -228,6 +231,22 @@ def _words_of(key: Any) -> tuple[Any, Any]:
             "or rbg, got unsafe_rbg"
         )
     return jax.random.key_data(key), implementation
+
+
+def _require_whole(updates: Any) -> None:
+    """Refuse the part of a gradient that a mask leaves over."""
+
+    def is_masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    if any(map(is_masked, jax.tree.leaves(updates, is_leaf=is_masked))):
+        raise ValueError(
+            "gaussian_noise inside optax.masked or optax.partition sees a part of the "
+            "gradient: the rest would get no noise, or, from the same key, the same "
+            "noise. Put it first: optax.chain(privacy.gaussian_noise(...), "
+            "optax.partition(...)). To freeze parameters, pass them to the loss as an "
+            "argument that clipped_grad does not differentiate"
+        )
 
 
 def _require_wide(leaves: Leaves) -> None:

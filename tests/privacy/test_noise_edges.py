@@ -283,16 +283,21 @@ def test_inject_hyperparams():
 
 
 def test_in_parts_of_a_tree():
-    masked = optax.masked(UNIT, {"a": True, "b": False})
-    updates, _ = masked.update(SUMS, masked.init(SUMS), SUMS)
-    assert_same_bits(updates["b"], SUMS["b"])
-    assert np.all(updates["a"] != SUMS["a"])
-    rules = {name: privacy.gaussian_noise(1.0, 1.0, key) for name, key in KEYS.items()}
-    both = optax.partition(rules, {"a": "one", "b": "two"})
-    updates, _ = both.update(SUMS, both.init(SUMS), SUMS)
-    for name, label in (("a", "one"), ("b", "two")):
-        alone, _ = rules[label].update({"x": SUMS[name]}, rules[label].init(None))
-        assert_same_bits(updates[name], alone["x"])
+    """A mask would release the rest without noise; noise before a mask is allowed."""
+    groups = {"a": "one", "b": "two"}
+    for inside in (
+        optax.masked(UNIT, {"a": True, "b": False}),
+        optax.partition({"one": UNIT, "two": UNIT}, groups),
+        privacy.virtual_batches(optax.masked(UNIT, {"a": False, "b": True})),
+    ):
+        with pytest.raises(ValueError, match=r"Put it first: optax.chain"):
+            inside.update(SUMS, inside.init(SUMS), SUMS, is_last=True)
+    rest = optax.partition({"one": optax.sgd(1.0), "two": optax.set_to_zero()}, groups)
+    optimizer = optax.chain(UNIT, rest)
+    updates, _ = optimizer.update(SUMS, optimizer.init(SUMS), SUMS)
+    noisy, _ = UNIT.update(SUMS, UNIT.init(SUMS))
+    assert_same_bits(updates["a"], -noisy["a"])
+    assert not np.any(updates["b"])
 
 
 def test_micro_steps_take_one_noise():
