@@ -72,8 +72,9 @@ def gaussian_noise(
     | noise_multiplier = 0 | the updates: no privacy |
     | more steps than planned | zeros: nothing more is released |
     | a leaf narrower than float32 | TypeError |
+    | a part of a tree, by ``optax.masked`` or ``optax.partition`` | ValueError |
     | integer, float0, PRNG-key, None leaves | unchanged |
-    | parts of a tree with one key, as by ``optax.partition`` | each its own noise |
+    | halves of a tree with one key, None in place of the rest | each its own noise |
     | ``jax.vmap`` over models with one key | the same noise for all: no privacy |
     | complex leaves | real and imaginary parts each get noise of that deviation |
     | leaves sharded under ``jit``, on any mesh | the noise of one device |
@@ -110,7 +111,8 @@ def gaussian_noise(
     Raises:
         TypeError: an argument is of the wrong kind, or, when traced, a leaf is narrower
             than float32: the sum was rounded before the noise, by more than Δ covers.
-        ValueError: an argument is out of range.
+        ValueError: an argument is out of range, or, when traced, updates are a part of
+            the gradient only.
 
     Example:
         >>> import clipjax, jax, jax.numpy as jnp
@@ -149,6 +151,7 @@ def gaussian_noise(
         del extra
         state = checked_state(state, lambda: init(None), True, "gaussian_noise")
         leaves = Leaves.of(updates)
+        _require_whole(updates)
         _require_wide(leaves)
         splits = mesh_axes(leaves, axis_name, params, what="draw of noise")
         _require_reduced(leaves, splits)
@@ -251,6 +254,22 @@ def _words_of(key: Any) -> tuple[Any, Any]:
     return jax.random.key_data(key), implementation
 
 
+def _require_whole(updates: Any) -> None:
+    """Refuse the part of a gradient that a mask leaves over."""
+
+    def is_masked(leaf: Any) -> bool:
+        return isinstance(leaf, optax.MaskedNode)
+
+    if any(map(is_masked, jax.tree.leaves(updates, is_leaf=is_masked))):
+        raise ValueError(
+            "gaussian_noise inside optax.masked or optax.partition sees a part of the "
+            "gradient: the rest would get no noise, or, from the same key, the same "
+            "noise. Put it first: optax.chain(privacy.gaussian_noise(...), "
+            "optax.partition(...)). To freeze parameters, pass them to the loss as an "
+            "argument that clipped_grad does not differentiate"
+        )
+
+
 def _require_wide(leaves: Leaves) -> None:
     for name, leaf in leaves.by_name.items():
         if jnp.finfo(leaf.dtype).bits < 32:
@@ -294,8 +313,8 @@ def _released(
     key = jax.random.fold_in(jax.random.fold_in(key, _PURPOSE), step)
 
     def add_noise(arrays: list[jax.Array]) -> list[jax.Array]:
-        # By position and name: in parts of a tree that have a key in common, as by
-        # optax.partition, the same positions occur again, but not the same paths.
+        # By position and name: in halves of a tree that have a key in common, with None
+        # in place of the rest, the same positions occur again, but not the same paths.
         keys = [
             jax.random.fold_in(jax.random.fold_in(key, position), np.uint32(name))
             for position, name in enumerate(names)

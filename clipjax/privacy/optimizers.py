@@ -30,10 +30,12 @@ def dp_sgd(
     `clipjax.privacy.gaussian_noise` for the noise, its edge cases and what it promises.
     Nothing about privacy follows from the optimizer alone: the sum must come from
     `clipjax.clipped_grad`, the batches from Poisson sampling, and the noise multiplier
-    from an accountant.
+    from an accountant. The optimizer cannot tell a clipped sum from the gradient of
+    ``jax.grad``, for which nothing is promised.
 
     Args:
-        learning_rate: a number or a schedule.
+        learning_rate: a number or a schedule. ``optax.inject_hyperparams`` needs
+            ``static_args=("key", "steps")``.
         sensitivity: ``clipped_grad(...).sensitivity(neighboring_relation)``.
         noise_multiplier: the noise's standard deviation in units of the sensitivity.
         key: a key from `jax.random.key`, used for nothing else.

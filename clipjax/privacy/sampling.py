@@ -29,7 +29,7 @@ class PoissonSampler:
     .. math:: P(i \in S_t) = q, \qquad \text{independently for all } i \text{ and } t
 
     with the sampling rate q. It is the sampling that `clipjax.privacy.epsilon` assumes.
-    Shuffled epochs of fixed batches are not: their ε is larger.
+    Shuffled epochs of fixed batches are not: their ε may be much larger.
 
     The sample of a step follows from the key and the number of the step alone: a run
     that is restored goes on with the batches that it would have had, and steps may be

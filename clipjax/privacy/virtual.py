@@ -51,7 +51,7 @@ def virtual_batches(
     |---|---|
     | a batch that is not the last | -0.0 in every leaf; ``optimizer`` is not run |
     | the last batch of a step | that of ``optimizer`` for the sum |
-    | is_last left out | as True: one batch is the whole step |
+    | is_last left out | TypeError: each batch would get noise as a step of its own |
     | is_last traced | the same, by ``lax.cond``: one program, and ``lax.scan`` |
     | a batch of padding alone | counts as zeros |
     | a leaf narrower than float32 | TypeError |
@@ -75,11 +75,12 @@ def virtual_batches(
 
     Returns:
         An ``optax.GradientTransformationExtraArgs`` with a `VirtualState`, whose
-        ``update`` takes ``is_last``, a bool or a boolean array.
+        ``update`` needs ``is_last``, a bool or a boolean array. ``apply_gradients`` of
+        Flax Linen's ``TrainState`` does not pass it on: call ``state.tx.update``.
 
     Raises:
-        TypeError: optimizer is no gradient transformation, is_last is no bool, or, when
-            traced, a leaf is narrower than float32.
+        TypeError: optimizer is no gradient transformation, is_last is missing or no
+            bool, or, when traced, a leaf is narrower than float32.
         ValueError: a leaf has not the shape of its parameter.
 
     Example:
@@ -118,7 +119,7 @@ def virtual_batches(
         state: Any,
         params: Any = None,
         *,
-        is_last: Any = True,
+        is_last: Any = None,
         **extra: Any,
     ) -> tuple[Any, VirtualState]:
         is_last = _as_flag(is_last)
@@ -158,6 +159,13 @@ def virtual_batches(
 
 def _as_flag(is_last: Any) -> Any:
     """Return a Python bool where the value is known, else the traced array."""
+    if is_last is None:
+        raise TypeError(
+            "is_last must be a bool: pass update(..., is_last=...), as "
+            "PoissonSampler.batches yields it, and True where a batch is a whole step. "
+            "flax's TrainState.apply_gradients does not pass it on: call "
+            "state.tx.update"
+        )
     dtype = getattr(is_last, "dtype", np.dtype(type(is_last)))
     if dtype != np.bool_ or jnp.shape(is_last):
         raise TypeError(f"is_last must be a bool or a boolean scalar, got {is_last!r}")

@@ -86,11 +86,11 @@ def test_as_one_batch():
 
 
 def test_one_call_is_a_whole_step():
-    """Without is_last: bit for bit what the inner optimizer gives."""
+    """Bit for bit what the inner optimizer gives."""
     inner, optimizer, _ = private()
     params = parameters()
     clipped = jax.tree.map(lambda p: 0.1 * jnp.ones_like(p), params)
-    found = optimizer.update(clipped, optimizer.init(params), params)
+    found = optimizer.update(clipped, optimizer.init(params), params, is_last=True)
     assert_same_bits(found[0], inner.update(clipped, inner.init(params), params)[0])
 
 
@@ -234,7 +234,7 @@ def test_double_precision():
         optimizer = privacy.virtual_batches(optax.identity())
         state = optimizer.init(jnp.zeros(1))
         _, state = optimizer.update(jnp.full(1, 2.0**60), state, is_last=False)
-        updates, _ = optimizer.update(jnp.full(1, 1024.0), state)
+        updates, _ = optimizer.update(jnp.full(1, 1024.0), state, is_last=True)
         assert updates.tolist() == [2**60 + 1024]
 
 
@@ -245,7 +245,7 @@ def test_a_memory_keeps_its_dtype():
     state = optimizer.init(params)
     clipped = jnp.ones(2, jnp.float32)
     with jax.numpy_dtype_promotion("standard"):
-        _, after = optimizer.update(clipped, state, params)
+        _, after = optimizer.update(clipped, state, params, is_last=True)
         _, waiting = optimizer.update(clipped, state, params, is_last=False)
     for one in (after, waiting):
         assert jax.tree.map(jnp.result_type, one) == jax.tree.map(
@@ -282,17 +282,25 @@ def test_flags_of_the_wrong_kind(is_last):
         optimizer.update(params, optimizer.init(params), is_last=is_last)
 
 
+def test_a_flag_is_needed():
+    """A sample in three batches would get three draws of noise, and three steps."""
+    optimizer = privacy.virtual_batches(optax.sgd(0.1))
+    params = jnp.zeros(2)
+    with pytest.raises(TypeError, match="apply_gradients does not pass it on"):
+        optimizer.update(params, optimizer.init(params), params)
+
+
 def test_what_does_not_fit_is_refused():
     optimizer = privacy.virtual_batches(optax.sgd(0.1))
     params = {"w": jnp.zeros(2)}
     state = optimizer.init(params)
     for other in (None, state.inner_state, tuple(state)):
         with pytest.raises(ValueError, match="virtual_batches"):
-            optimizer.update(params, other)
+            optimizer.update(params, other, is_last=True)
     with pytest.raises(ValueError, match=r"w has shape \(1,\)"):
-        optimizer.update({"w": jnp.zeros(1)}, state)
+        optimizer.update({"w": jnp.zeros(1)}, state, is_last=True)
     with pytest.raises(ValueError, match="have no leaf other"):
-        optimizer.update(params | {"other": jnp.zeros(1)}, state)
+        optimizer.update(params | {"other": jnp.zeros(1)}, state, is_last=True)
     with pytest.raises(TypeError, match="optimizer must be a gradient transformation"):
         privacy.virtual_batches(0.1)
 

@@ -1,7 +1,7 @@
 """Runs on disk: whatever a run needs to go on, in one file of arrays for each.
 
 A file has what is private as well, such as losses and norms: it is kept with the data,
-and is no part of what the guarantee lets out.
+and the guarantee does not cover it.
 """
 
 import io

@@ -4,6 +4,7 @@ import dataclasses
 import html
 import pathlib
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,15 @@ FIGURES = {
     "above. The grey line is the plain run at its end.",
     "accuracy": "The same along training, with both runs that promise nothing.",
     "norms": "Quantiles over the images of each step, and the threshold as a grey "
-    "line. They tell about single images: they are not private, and no part of what "
-    "the guarantee lets out.",
+    "line. They come from single images without noise: they are not private, and the "
+    "guarantee does not cover them.",
 }
 FILES = ("report.html", "results.json", *(f"{name}.png" for name in FIGURES))
+MEANING = (
+    "ε limits what the parameters reveal about any one image: the odds that it was "
+    "used change by a factor of e^ε at most, which is 2.7 at ε = 1, 20 at 3 and "
+    "2981 at 8, apart from an exception of probability δ."
+)
 LIMITS = (
     "The promise is for the parameters, those of every step together. Losses, norms, "
     "fractions of images, the samples of steps and the files in runs/ come from single "
@@ -37,9 +43,10 @@ LIMITS = (
     "The settings were fixed beforehand, on public data. Choosing them by results on "
     "private data costs privacy as well, which comes on top of ε.",
     "The held-out images are public here. Accuracy on private images is private.",
-    "It is about one image. It hides less of somebody who has many of them, and "
-    "nothing of what the images have in common.",
-    "It is that of real numbers: attacks on the rounding of the noise are not covered.",
+    "It is about one image. It protects a person with many images less, and does not "
+    "hide what the images have in common.",
+    "It is proved for real numbers: attacks on the rounding of the noise are not "
+    "covered.",
 )
 
 
@@ -251,6 +258,7 @@ def described(results: Results, command: str, versions: dict[str, str]) -> bytes
 def write(out: pathlib.Path, results: Results, source: str, command: str) -> None:
     """Write report, results and figures: all of them, or none."""
     versions = pages.versions()
+    versions["dp_accounting"] = metadata.version("dp-accounting")
     pngs = _figures(results)
     said = "".join(f"<p>{html.escape(text)}</p>\n" for text in findings(results))
     limits = "".join(f"<li>{html.escape(text)}</li>\n" for text in LIMITS)
@@ -261,7 +269,7 @@ def write(out: pathlib.Path, results: Results, source: str, command: str) -> Non
     settings = results.settings
     body = f"""<h1>Private training</h1>
 <h2>What is promised</h2>
-{said}
+{said}<p>{MEANING}</p>
 {pages.table(*table(results))}
 <p class="note">Mean ± sample standard deviation over seeds. Time per step is the median
 of steps of either kind that took turns, without compilation and for
