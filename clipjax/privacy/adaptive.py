@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int, UInt32
 from ..core.checks import Scalar, require_limits, require_number, require_steps
 from ..core.state import checked_state
 from ..per_example.clipped import RELATIONS
+from .checks import words_of
 from .metrics import clipped_excess, noisy_fraction, require_positive
-from .noise import _words_of
 
 # Keeps this noise apart from the gradient's, and from that of a metric.
 _PURPOSE = 0x7175616E
@@ -176,7 +176,7 @@ def quantile_threshold(
     _require_within(initial, floor, cap)
     if steps is not None:
         require_steps("steps", steps)
-    words, implementation = _words_of(key)
+    words, implementation = words_of(key)
 
     def init() -> QuantileState:
         return QuantileState(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from ..core.checks import Scalar, require_number
 from ..core.meshes import varying_axes
-from .noise import _words_of
+from .checks import words_of
 
 # Keeps this noise apart from the gradient's, and from that of a private threshold.
 _PURPOSE = 0x66726163
@@ -90,7 +90,7 @@ def noisy_clip_fraction(
     """
     require_positive("count_deviation", count_deviation)
     require_positive("expected_size", expected_size)
-    words, implementation = _words_of(key)
+    words, implementation = words_of(key)
     key = jax.random.wrap_key_data(words, impl=implementation)
     excess = clipped_excess(example_norms, threshold, is_padding_example)
     key = jax.random.fold_in(key, _PURPOSE)

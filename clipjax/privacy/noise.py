@@ -18,6 +18,7 @@ from ..core.dtypes import full_like
 from ..core.meshes import AxisNames, MeshAxes, mesh_axes, varying_axes, worker_axes
 from ..core.state import checked_state
 from ..core.trees import Leaves
+from .checks import require_wide, words_of
 
 # Keeps this noise apart from other uses of the same key, such as that of a sampler.
 _PURPOSE = 0x6E6F6973
@@ -133,7 +134,7 @@ def gaussian_noise(
         <https://doi.org/10.1145/2382196.2382264>`_, 2012.
     """
     _require_scale(sensitivity, noise_multiplier)
-    words, implementation = _words_of(key)
+    words, implementation = words_of(key)
     if steps is not None:
         require_steps("steps", steps)
     require_axis_name(axis_name)
@@ -152,7 +153,7 @@ def gaussian_noise(
         state = checked_state(state, lambda: init(None), True, "gaussian_noise")
         leaves = Leaves.of(updates)
         _require_whole(updates)
-        _require_wide(leaves)
+        require_wide(leaves)
         splits = mesh_axes(leaves, axis_name, params, what="draw of noise")
         _require_reduced(leaves, splits)
         noisy = _released(
@@ -228,32 +229,6 @@ def _deviation(sensitivity: Any, noise_multiplier: Any, dtype: Any) -> jax.Array
     return jnp.asarray(factors[0] * factors[1], dtype)
 
 
-def _words_of(key: Any) -> tuple[Any, Any]:
-    """Return the words of a key, and the generator that they are for."""
-    if not isinstance(key, jax.Array):
-        raise TypeError(
-            f"key must be a key such as jax.random.key(0), got {key!r}: a seed alone "
-            "is refused, so that none is used twice by accident"
-        )
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        try:
-            key = jax.random.wrap_key_data(key)  # as jax.random.PRNGKey makes it
-        except TypeError as error:
-            raise TypeError(
-                "key must be a key such as jax.random.key(0), or the words of one, got "
-                f"{key.dtype} of shape {key.shape}"
-            ) from error
-    if key.shape:
-        raise ValueError(f"key must be a single key, got an array of shape {key.shape}")
-    implementation = jax.random.key_impl(key)
-    if str(implementation) == "unsafe_rbg":
-        raise ValueError(
-            "key must be of a generator whose numbers are tested, such as threefry2x32 "
-            "or rbg, got unsafe_rbg"
-        )
-    return jax.random.key_data(key), implementation
-
-
 def _require_whole(updates: Any) -> None:
     """Refuse the part of a gradient that a mask leaves over."""
 
@@ -268,17 +243,6 @@ def _require_whole(updates: Any) -> None:
             "optax.partition(...)). To freeze parameters, pass them to the loss as an "
             "argument that clipped_grad does not differentiate"
         )
-
-
-def _require_wide(leaves: Leaves) -> None:
-    for name, leaf in leaves.by_name.items():
-        if jnp.finfo(leaf.dtype).bits < 32:
-            raise TypeError(
-                f"{name or 'the update'} has dtype {leaf.dtype}: the sum was rounded "
-                "before the noise, by more than the sensitivity covers. Pass "
-                "dtype=jnp.float32 to clipped_grad; with params, update casts the "
-                "noisy result to their dtype"
-            )
 
 
 def _require_reduced(leaves: Leaves, splits: Sequence[MeshAxes]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int32
 
 from ..core.checks import require_integer, require_number
-from .noise import _words_of
+from .checks import words_of
 
 # Keeps these numbers apart from others that are drawn from the same key.
 _PURPOSE = 0x73616D70
@@ -118,7 +118,7 @@ class PoissonSampler:
                 "sampling_rate must be a number above 0 and at most 1, got "
                 f"{self.sampling_rate!r}"
             )
-        words, _ = _words_of(key)
+        words, _ = words_of(key)
         object.__setattr__(self, "key_words", tuple(np.asarray(words).tolist()))
 
     @property

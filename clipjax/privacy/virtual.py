@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from ..core.dtypes import accumulation_dtype, narrow, widen
 from ..core.trees import Leaves, is_clippable, zeros_like
 from ..wrappers.inner import as_transformation, checked_own_state
-from .noise import _require_wide
+from .checks import require_wide
 
 
 class VirtualState(NamedTuple):
@@ -126,7 +126,7 @@ def virtual_batches(
         inside = ("pending_sum", "inner_state")
         state = checked_own_state(state, fresh, "virtual_batches", inside)
         leaves = Leaves.of(updates)
-        _require_wide(leaves)
+        require_wide(leaves)
         pending = leaves.aligned(state.pending_sum, "the parameters of init")
         sums = leaves.map(_plus, pending, leaves.names)
 
