@@ -17,12 +17,12 @@ from .direct import PerExample
 from .examples import Examples
 from .ghost import describe, ghost
 from .meshes import WHOLE, of_arrays, on_any_mesh, require_no_mixing
+from .relations import CHANGES, relation_name
 from .rounding import cast_toward_zero, gamma, root
 from .thresholds import Groups
 from .vmap import direct
 
 METHODS = {"auto": ghost, "ghost": ghost, "vmap": direct}
-RELATIONS = {"ADD_OR_REMOVE_ONE": 1.0, "REPLACE_SPECIAL": 1.0, "REPLACE_ONE": 2.0}
 
 
 class AuxiliaryOutput(NamedTuple):
@@ -220,12 +220,7 @@ class ClippedGrad:
                 function of the example, or of shape ``[B]``, without
                 ``rescale_to_unit_norm``.
         """
-        relation = getattr(neighboring_relation, "name", neighboring_relation)
-        if relation not in RELATIONS:
-            raise ValueError(
-                f"neighboring_relation must be one of {', '.join(RELATIONS)}, got "
-                f"{neighboring_relation!r}"
-            )
+        relation = relation_name(neighboring_relation)
         if not self.rule.bounded:
             raise ValueError(
                 f"rule={self.rule!r} does not bound an example's gradient, so that "
@@ -247,7 +242,7 @@ class ClippedGrad:
         divisor = self.normalize_by
         if not isinstance(divisor, int | float):
             divisor = jnp.asarray(divisor, jnp.result_type(float))
-        return RELATIONS[relation] * bound / divisor
+        return CHANGES[relation] * bound / divisor
 
     def plan(self, *arguments: Any, **options: Any) -> str:
         """Describe how each parameter's norm is computed, why, and the memory it takes.

@@ -11,13 +11,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..core.checks import require_choice
+from ..per_example.relations import relation_name
 
-# For each relation, what it changes.
-RELATIONS = {
-    "ADD_OR_REMOVE_ONE": "adding or removing one example",
-    "REPLACE_ONE": "replacing one example",
-    "REPLACE_SPECIAL": "replacing one example by one that adds nothing",
-}
 ACCOUNTANTS = ("pld", "rdp")
 
 # The least δ by PLD: below it, the rounding of convolutions by FFT is of δ's order.
@@ -186,13 +181,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
-
-
-def relation_name(relation: Any) -> str:
-    """Return the name of a relation, which may be a member of dp_accounting's enum."""
-    name = getattr(relation, "name", relation)
-    require_choice("neighboring_relation", name, tuple(RELATIONS))
-    return name
 
 
 def require_finite(name: str, value: Any) -> None:

@@ -7,15 +7,20 @@ import operator
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, NamedTuple
 
+from ..per_example.relations import relation_name
 from .accountants import (
     LEAST_NOISE,
-    RELATIONS,
     Run,
-    relation_name,
     require_delta,
     require_finite,
     require_positive,
 )
+
+_IN_WORDS = {
+    "ADD_OR_REMOVE_ONE": "adding or removing one example",
+    "REPLACE_ONE": "replacing one example",
+    "REPLACE_SPECIAL": "replacing one example by one that adds nothing",
+}
 
 
 class Guarantee(NamedTuple):
@@ -48,7 +53,7 @@ class Guarantee(NamedTuple):
         batches = f"Poisson batches at rate {self.sampling_rate:.6g}"
         return (
             f"(ε = {epsilon}, δ = {self.delta})-differential privacy for "
-            f"{RELATIONS[self.neighboring_relation]}, by {self.accountant.upper()} "
+            f"{_IN_WORDS[self.neighboring_relation]}, by {self.accountant.upper()} "
             f"accounting of {self.steps} {'step' if self.steps == 1 else 'steps'} of "
             f"{batches if self.sampling_rate < 1 else 'all examples'} with noise "
             f"multiplier {self.noise_multiplier:.6g}"

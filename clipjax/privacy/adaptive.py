@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from ..core.checks import Scalar, require_limits, require_number, require_steps
 from ..core.state import checked_state
-from ..per_example.clipped import RELATIONS
+from ..per_example.relations import CHANGES, relation_name
 from .checks import words_of
-from .metrics import clipped_excess, noisy_fraction, require_positive
+from .metrics import clipped_excess, noisy_fraction, require_positive_scalar
 
 # Keeps this noise apart from the gradient's, and from that of a metric.
 _PURPOSE = 0x7175616E
@@ -165,13 +165,13 @@ def quantile_threshold(
         adaptive clipping <https://arxiv.org/abs/1905.03871>`_, 2021; with a floor:
         `Bounded adaptive clipping <https://arxiv.org/abs/2506.01396>`_, 2025.
     """
-    require_positive("initial", initial)
-    require_positive("quantile", quantile)
+    require_positive_scalar("initial", initial)
+    require_positive_scalar("quantile", quantile)
     if not isinstance(quantile, jax.Array) and quantile >= 1:
         raise ValueError(f"quantile must be between 0 and 1, got {quantile!r}")
     require_number("learning_rate", learning_rate, infinite=False)
-    require_positive("count_deviation", count_deviation)
-    require_positive("expected_size", expected_size)
+    require_positive_scalar("count_deviation", count_deviation)
+    require_positive_scalar("expected_size", expected_size)
     require_limits(floor, cap)
     _require_within(initial, floor, cap)
     if steps is not None:
@@ -270,14 +270,9 @@ def split_noise_multiplier(
     ):
         if isinstance(value, jax.Array):
             raise TypeError(f"{name} must be a number, for the accountant, got {value}")
-        require_positive(name, value)
-    relation = getattr(neighboring_relation, "name", neighboring_relation)
-    if relation not in RELATIONS:
-        raise ValueError(
-            f"neighboring_relation must be one of {', '.join(RELATIONS)}, got "
-            f"{neighboring_relation!r}"
-        )
-    bit = RELATIONS[relation] / 2
+        require_positive_scalar(name, value)
+    relation = relation_name(neighboring_relation)
+    bit = CHANGES[relation] / 2
     share = bit * noise_multiplier / count_deviation
     if share >= 1:
         raise ValueError(

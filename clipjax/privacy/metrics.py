@@ -88,8 +88,8 @@ def noisy_clip_fraction(
         Andrew, Thakkar, McMahan, Ramaswamy, `Differentially private learning with
         adaptive clipping <https://arxiv.org/abs/1905.03871>`_, 2021.
     """
-    require_positive("count_deviation", count_deviation)
-    require_positive("expected_size", expected_size)
+    require_positive_scalar("count_deviation", count_deviation)
+    require_positive_scalar("expected_size", expected_size)
     words, implementation = words_of(key)
     key = jax.random.wrap_key_data(words, impl=implementation)
     excess = clipped_excess(example_norms, threshold, is_padding_example)
@@ -147,7 +147,7 @@ def noisy_fraction(
     return 0.5 + noisy / jnp.asarray(size, jnp.float32)
 
 
-def require_positive(name: str, value: Any) -> None:
+def require_positive_scalar(name: str, value: Any) -> None:
     """Check a number above 0 that float32 can hold; of an array, dtype and shape."""
     require_number(name, value, infinite=False)
     if jnp.shape(value):

@@ -24,7 +24,7 @@ Padding = Bool[np.ndarray, " batch_size"]
 
 @dataclasses.dataclass(frozen=True)
 class PoissonSampler:
-    r"""Draw every example for a step by a coin of its own: Poisson subsampling.
+    r"""Draw each example for a step independently of all others: Poisson subsampling.
 
     .. math:: P(i \in S_t) = q, \qquad \text{independently for all } i \text{ and } t
 

@@ -14,7 +14,7 @@ from ..core.trees import Leaves
 from ..per_example.direct import widened
 from ..per_example.rounding import root
 from .adaptive import within_limits
-from .metrics import require_positive
+from .metrics import require_positive_scalar
 
 
 class WithSlack(NamedTuple):
@@ -96,7 +96,7 @@ def with_slack(threshold: Scalar, slots: int) -> Callable[[Any], WithSlack]:
         indicator for adaptive clipping in DP-SGD
         <https://icml.cc/virtual/2026/poster/66390>`_, ICML 2026.
     """
-    require_positive("threshold", threshold)
+    require_positive_scalar("threshold", threshold)
     require_integer("slots", slots, 1)
 
     def transform(gradient: Any) -> WithSlack:
@@ -189,7 +189,7 @@ def slack_threshold(
         <https://icml.cc/virtual/2026/poster/66390>`_, ICML 2026, equations 28 to 30,
         as in the `authors' code <https://github.com/meta-pytorch/opacus/pull/824>`_.
     """
-    require_positive("threshold", threshold)
+    require_positive_scalar("threshold", threshold)
     require_number("learning_rate", learning_rate, infinite=False)
     require_limits(floor, cap)
     slack = jnp.asarray(noisy_slack)

@@ -14,8 +14,7 @@ from scipy.special import log_ndtr, ndtr
 from scipy.stats import norm
 
 from clipjax import privacy
-from clipjax.per_example import clipped
-from clipjax.privacy import accountants
+from clipjax.per_example.relations import CHANGES
 
 REPLACE = "REPLACE_ONE"
 SPECIAL = "REPLACE_SPECIAL"
@@ -161,8 +160,12 @@ def test_noise_multiplier_is_the_least_that_keeps_epsilon(
     assert privacy.epsilon(noise - 1.1e-4, 1e-5, rate, steps, **options) > target
 
 
-def test_relations_are_those_of_the_sensitivity():
-    assert accountants.RELATIONS.keys() == clipped.RELATIONS.keys()
+def test_every_relation_of_the_sensitivity_has_a_text():
+    texts = {
+        str(privacy.guarantee(2.0, 1e-5, 1.0, 1, neighboring_relation=relation))
+        for relation in CHANGES
+    }
+    assert len(texts) == len(CHANGES) == 3
 
 
 @pytest.mark.parametrize("kind", ["pld", "rdp"])

@@ -15,7 +15,7 @@ import pytest
 
 import clipjax
 from clipjax import privacy, rules, thresholds
-from clipjax.per_example import clipped
+from clipjax.per_example.relations import CHANGES
 
 EXAMPLES, CHANGED = 4, 1
 PARAMS = {
@@ -188,7 +188,7 @@ def worst():
     return {key: max(ratios) for key, ratios in found.items()}
 
 
-@pytest.mark.parametrize("relation", clipped.RELATIONS)
+@pytest.mark.parametrize("relation", CHANGES)
 def test_the_sensitivity_is_attained_and_never_exceeded(relation):
     """Hard, normalise, band, global_adapt and, at the threshold, skip attain it.
 
@@ -248,7 +248,7 @@ def test_an_example_is_removed_from_the_arrays():
 )
 def test_what_has_no_sensitivity(options, message):
     grad = clipjax.clipped_grad(loss, **({"l2_clip_norm": 1.0} | options))
-    for relation in clipped.RELATIONS:
+    for relation in CHANGES:
         with pytest.raises(ValueError, match=message):
             grad.sensitivity(relation)
 

@@ -280,8 +280,8 @@ plans beside its arguments and results.</p>
 {limits}</ul>
 <p>More in clipjax's own pages: <code>docs/privacy.md</code>.</p>
 <h2>How</h2>
-<p>{html.escape(source)}. {html.escape(results.title)}. Every image is in a step by a
-coin of its own, with probability {results.sampling_rate:g}; its gradient is clipped at
+<p>{html.escape(source)}. {html.escape(results.title)}. Every image is in a step
+with probability {results.sampling_rate:g}, independently; its gradient is clipped at
 {settings.clip:g} by the rule {html.escape(settings.rule)}; the sum, divided by
 {settings.batch}, has sensitivity {results.sensitivity:g} under {settings.relation}.</p>
 <pre>{html.escape(command)}</pre>

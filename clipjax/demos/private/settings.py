@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clipjax import rules
+from clipjax.per_example.relations import CHANGES
 
 from ..arms import bind, parse_call
 from ..options import (
@@ -23,7 +24,7 @@ from ..options import (
 )
 from ..presets.models import WIDTH, mnist_option
 
-RELATIONS = ("ADD_OR_REMOVE_ONE", "REPLACE_ONE", "REPLACE_SPECIAL")
+RELATIONS = tuple(CHANGES)
 # Learning rates where none is given: of the clipped runs, and of the plain one, whose
 # gradients are several times as long.
 RATES = {"dp-sgd": (1.0, 0.3), "dp-adam": (3e-3, 3e-3)}
