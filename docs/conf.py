@@ -21,6 +21,9 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx-mathjax-offline",  # MathJax and its fonts, copied into the built site
+    "sphinx_copybutton",
+    "sphinx_design",
     "myst_nb",
 ]
 exclude_patterns = ["_build"]
@@ -35,7 +38,7 @@ autodoc_typehints = "none"  # the docstrings say it in words
 autodoc_preserve_defaults = True
 napoleon_attr_annotations = False
 
-myst_enable_extensions = ["dollarmath"]
+myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
 # Links out of the documentation, such as to CONTRIBUTING.md, are right on GitHub.
 suppress_warnings = ["myst.xref_missing"]

@@ -97,7 +97,11 @@ def test_the_version_is_that_of_the_package():
     assert clipjax.__version__ == project["project"]["version"]
 
 
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+NOT_OURS = {DOCS / "_build", DOCS / "notebooks"}  # made by the build
+PAGES = [
+    ROOT / "README.md",
+    *sorted(p for p in DOCS.rglob("*.md") if not NOT_OURS & set(p.parents)),
+]
 
 
 def needs_own_process(page):
