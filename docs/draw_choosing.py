@@ -97,9 +97,9 @@ def threshold_paths() -> Figure:
     strategies = names["strategies"]
     figure = Figure(figsize=(WIDTH, 1.25 * len(strategies) / 2 + 0.5), dpi=DPI)
     panels = figure.subplots(-(-len(strategies) // 2), 2, sharex=True, sharey=True)
-    follow = names["follow"]
-    for panel, (name, source) in zip(panels.flat, strategies.items(), strict=True):
-        thresholds = np.asarray(jax.device_get(follow(source)[0]))[first:]
+    found = jax.jit(lambda: names["follow"](strategies))()
+    for panel, name in zip(panels.flat, strategies, strict=True):
+        thresholds = np.asarray(found[name][0])[first:]
         panel.plot(steps, norms[first:], color=GREY, lw=0.8)
         panel.plot(steps, thresholds, color=COLORS[2], lw=1.6)
         panel.set_title(name, size=TEXT, pad=3)
