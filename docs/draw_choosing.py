@@ -1,8 +1,7 @@
 """Draws the figures of docs/choosing.md and docs/thresholds.md.
 
-The decision figure is text in boxes. The paths of thresholds are those of the example on
-the page: `docs/thresholds.md` defines the norms and the strategies, and this script runs
-that example.
+The decision figure is text in boxes. The paths of thresholds come from the example on
+the page: `docs/thresholds.md` defines norms and strategies, and this script runs it.
 """
 
 from __future__ import annotations
@@ -63,15 +62,15 @@ def decision() -> Figure:
         box(axes, 2.62, middle, 1.8, method, "#e3eef6", COLORS[2], bold=True)
         axes.annotate("", (2.6, middle), (2.15, middle), arrowprops=arrow)
         axes.text(2.36, middle + 0.06, "yes", ha="center", va="bottom", size=TEXT)
-        axes.annotate(
-            "", (1.1, middle - 0.66), (1.1, middle - 0.36), arrowprops=arrow
-        )
+        axes.annotate("", (1.1, middle - 0.66), (1.1, middle - 0.36), arrowprops=arrow)
         axes.text(1.18, middle - 0.51, "no", va="center", size=TEXT)
     box(axes, 0.08, -0.5, WIDTH - 0.16, LAST, "#f2f2f2", GREY)
     return figure
 
 
-def box(axes: Any, left: float, middle: float, width: float, text: str, *colors, bold=0):
+def box(
+    axes: Any, left: float, middle: float, width: float, text: str, *colors, bold=False
+):
     """Draws a box with text in its middle; colors are those of face and edge."""
     face, edge = colors
     style = "round,pad=0,rounding_size=0.06"
