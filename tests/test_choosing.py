@@ -56,7 +56,7 @@ SITUATIONS = {
     "no idea of the scale": "quantile_clip",
     "large batches": "adaptive_grad_clip",
     "by PPO": "clip_by_global_norm",
-    "WGAN": "spectral_clip",
+    "WGAN": "clip_by_global_norm",
     "embeddings": "clippy",
     "loss scale": "unscale",
     "differential privacy": "privacy.md",
