@@ -96,7 +96,7 @@ ROWS = {
     "float16 `[300, 400]`; 1,000 bfloat16 leaves of norm 1; clip to 1": low_precision,
     "a NaN in one of two leaves": nan_in_one_leaf,
     f"`shard_map` over {DEVICES} devices, clip to 1": shards,
-    f"each of 256 examples clipped ([#50]({ISSUE}/50))": per_example,
+    f"256 examples, each clipped, 1024 x 1024 layer ([#50]({ISSUE}/50))": per_example,
 }
 
 
