@@ -10,6 +10,7 @@ from .notes import Notes, read_coordinates
 from .scenes import SCENES, Scene
 from .tables import AXES, as_table, on_the_axes
 
+NAMES = ("Adam", "SGD")
 REPORT = 11  # numbers that every clip's report has; the rest is per leaf or group
 
 
@@ -18,7 +19,7 @@ def page_of(recipe: Recipe, notes: Notes) -> str:
     parts = [
         f"# {recipe.name}",
         as_markdown(recipe.summary),
-        f"$$\n{recipe.equation}\n$$",
+        equation(recipe.equation),
         f"Purpose: [{notes.group}](../methods.md#{anchor(notes.group)}). "
         f"Entry in the API: `clipjax.{recipe.name}`.",
         figures(recipe.name, SCENES[recipe.name]),
@@ -61,13 +62,24 @@ def arguments(recipe: Recipe) -> str:
     return "\n".join(lines)
 
 
+def equation(formula: str) -> str:
+    """Show a formula, its parts below each other so that a phone shows them all."""
+    parts = [part.strip() for part in re.split(r"\\qquad|, \\quad", formula)]
+    if len(parts) > 1:
+        lines = " \\\\\n".join(part.rstrip(",") for part in parts)
+        formula = f"\\begin{{gathered}}\n{lines}\n\\end{{gathered}}"
+    return f"$$\n{formula}\n$$"
+
+
 def anchor(title: str) -> str:
     """Return the anchor of a heading, as GitHub makes it."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def lower_first(text: str) -> str:
-    """Begin a sentence in lower case."""
+    """Begin a sentence in lower case, unless with a name."""
+    if text.startswith(NAMES):
+        return text
     return text[0].lower() + text[1:]
 
 
@@ -89,6 +101,8 @@ def figures(name: str, scene: Scene) -> str:
     if growth != 1:
         last = first * growth
         caption += f" The norm of the parameters grows from {first:g} to {last:g}."
+    if scene.as_reported:
+        caption += " Both are those of the report in the clip's state."
     if scene.kind == "outlier":
         caption += " The other 63 entries of the leaf are 0.03."
     if scene.kind == "matrix":
