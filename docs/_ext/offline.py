@@ -8,7 +8,9 @@ from sphinx.util import logging
 log = logging.getLogger(__name__)
 REMOTE = r"""["']?\s*(?:https?:)?//"""
 LOADED = [
-    re.compile(rf"<(?:script|img|iframe|source|embed|audio|video)\b[^>]*\ssrc={REMOTE}"),
+    re.compile(
+        rf"<(?:script|img|iframe|source|embed|audio|video)\b[^>]*\ssrc={REMOTE}"
+    ),
     re.compile(
         rf"<link\b(?=[^>]*\brel=[\"']?(?:stylesheet|icon|preload|shortcut|manifest))"
         rf"[^>]*\shref={REMOTE}"

@@ -3,17 +3,18 @@
 import importlib
 import inspect
 import json
-import os
 import pathlib
 import re
 import shutil
+
+from docutils import nodes
+from links import relink
 
 DOCS = pathlib.Path(__file__).parent.parent
 ROOT = DOCS.parent
 ENTRY = re.compile(r"^\.\. auto(function|class|data):: (clipjax\S*)", re.MULTILINE)
 INDEX = "<!-- api: index -->"
-TO_NOTEBOOKS = re.compile(r"\]\((?:\.\./)+notebooks/")
-TO_ROOT = re.compile(r"\]\(\.\./(?=[^./])")
+INCLUDED = re.compile(r"```\{include\} \.\./(\w+\.md)\n```\n")
 
 
 def copy_notebooks() -> None:
@@ -26,9 +27,9 @@ def copy_notebooks() -> None:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
             if cell["cell_type"] == "markdown":
-                text = "".join(cell["source"])
-                text = TO_ROOT.sub("](../../", text)  # these are a folder further down
-                cell["source"] = text.replace("](../../docs/", "](../")
+                cell["source"] = relink(
+                    "".join(cell["source"]), path.parent, folder / path.name
+                )
         target = folder / path.name
         text = json.dumps(notebook, ensure_ascii=False, indent=1)
         target.write_text(text, encoding="utf-8")
@@ -62,17 +63,17 @@ def api_index() -> str:
     return "\n\n".join(parts)
 
 
-def adapt(app, page, source):
+def adapt(app, name, source):
     """Change the text of a page before it is parsed."""
     del app
-    text = source[0]
-    if page.startswith("notebooks/"):
+    page = DOCS / f"{name}.md"
+    if name.startswith("notebooks/") or not page.is_file():
         return
-    up = os.path.relpath("notebooks", os.path.dirname(page) or ".")
-    text = TO_NOTEBOOKS.sub(f"]({up}/", text)
-    if page == "api":
-        text = text.replace(INDEX, api_index())
-    source[0] = text
+    text = relink(source[0], page.parent, page)
+    for included in INCLUDED.finditer(text):
+        more = (ROOT / included[1]).read_text(encoding="utf-8")
+        text = text.replace(included[0], relink(more, ROOT, page))
+    source[0] = text.replace(INDEX, api_index()) if name == "api" else text
 
 
 def describe(app, page, template, context, doctree):
@@ -80,8 +81,6 @@ def describe(app, page, template, context, doctree):
     del app, page, template
     if doctree is None:
         return
-    from docutils import nodes
-
     for paragraph in doctree.findall(nodes.paragraph):
         text = " ".join(paragraph.astext().split())
         if len(text) > 40 and not isinstance(paragraph.parent, nodes.list_item):
