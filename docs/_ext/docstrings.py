@@ -1,4 +1,4 @@
-"""Docstrings on the API pages: tables in Markdown, and a link to a recipe's own page."""
+"""Docstrings on the API pages: Markdown tables, and links to recipes' pages."""
 
 import pathlib
 

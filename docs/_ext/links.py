@@ -1,4 +1,4 @@
-"""Relative links that are right on GitHub, turned into links that are right on the site."""
+"""Relative links that are right on GitHub, made right on the site."""
 
 import os
 import pathlib
@@ -22,8 +22,8 @@ def repository() -> str:
 def on_site(target: str, folder: pathlib.Path, page: pathlib.Path) -> str:
     """Return the link of ``page``, below ``DOCS``, to what ``folder`` calls ``target``.
 
-    Notebooks are below ``docs`` on the site and beside it in the repository. A page that
-    the site does not have is at the address of the repository.
+    Notebooks are below ``docs`` on the site and beside it in the repository. A page
+    that the site does not have is at the address of the repository.
     """
     path = pathlib.Path(os.path.normpath(folder / target))
     if not path.is_file() or ROOT not in path.parents:

@@ -1,4 +1,4 @@
-"""Pages as GitHub shows them, adapted to the site: notebooks, links and the API's index."""
+"""Pages as GitHub shows them, adapted to the site: notebooks, links, API index."""
 
 import importlib
 import inspect
@@ -48,7 +48,7 @@ def summary(path: str) -> str:
 
 
 def api_index() -> str:
-    """Return a table for each page of the API, in the order of the table of contents."""
+    """Return a table for each page of the API, in the order of its contents."""
     page = (DOCS / "api.md").read_text(encoding="utf-8")
     parts = []
     for name in re.findall(r"^(api/\w+)$", page, re.MULTILINE):

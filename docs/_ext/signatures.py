@@ -60,7 +60,7 @@ def split(text: str) -> tuple[str, str | None]:
 
 
 def resolve_short_name(app, env, node, contnode):
-    """Link a type such as ``Granularity``, which the source names without its module."""
+    """Link a type such as ``Granularity``, which is named without its module."""
     if node.get("refdomain") != "py" or node.get("reftype") not in {"class", "obj"}:
         return None
     end = node["reftarget"].rpartition(".")[2]
