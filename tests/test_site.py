@@ -57,10 +57,10 @@ def test_own_extensions_are_named_in_the_configuration():
 def test_links_that_are_right_on_github_become_right_on_the_site():
     links = importlib.import_module("links")
     page = DOCS / "start.md"
-    source = (
-        "[a](choosing.md) [b](../notebooks/01_quick_start.ipynb) [c](../README.md#cost)"
+    source = "[a](choosing.md) [b](../notebooks/01_quick_start.ipynb) [c](../CHANGELOG.md#added)"
+    site = (
+        "[a](choosing.md) [b](notebooks/01_quick_start.ipynb) [c](changelog.md#added)"
     )
-    site = "[a](choosing.md) [b](notebooks/01_quick_start.ipynb) [c](index.md#cost)"
     assert links.relink(source, DOCS, page) == site
     notebook = DOCS / "notebooks" / "01_quick_start.ipynb"
     source = "[a](../docs/choosing.md#which) [b](01_quick_start.ipynb)"

@@ -8,8 +8,7 @@ import tomllib
 DOCS = pathlib.Path(__file__).parent.parent
 ROOT = DOCS.parent
 LINK = re.compile(r"(?<=\]\()([^)#\s:]+\.(?:md|ipynb))(?=[)#])")
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
-PAGES |= {"CHANGELOG.md": "changelog.md"}
+PAGES = {"CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 
 
 def repository() -> str:
