@@ -57,7 +57,8 @@ def test_own_extensions_are_named_in_the_configuration():
 def test_links_that_are_right_on_github_become_right_on_the_site():
     links = importlib.import_module("links")
     page = DOCS / "start.md"
-    source = "[a](choosing.md) [b](../notebooks/01_quick_start.ipynb) [c](../CHANGELOG.md#added)"
+    source = "[a](choosing.md) [b](../notebooks/01_quick_start.ipynb) "
+    source += "[c](../CHANGELOG.md#added)"
     site = (
         "[a](choosing.md) [b](notebooks/01_quick_start.ipynb) [c](changelog.md#added)"
     )

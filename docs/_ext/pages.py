@@ -57,7 +57,10 @@ def api_index() -> str:
         entries = [path for _, path in ENTRY.findall(text)]
         if title is None or not entries:
             continue
-        rows = [f"| `{path}` | {summary(path)} |" for path in entries]
+        rows = [
+            f"| `{path.removeprefix('clipjax.')}` | {summary(path)} |"
+            for path in entries
+        ]
         table = "\n".join(["| name | |", "| --- | --- |", *rows])
         parts.append(f"## [{title[1]}]({name}.md)\n\n{table}")
     return "\n\n".join(parts)
