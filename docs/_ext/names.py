@@ -34,7 +34,7 @@ class LinkNames(SphinxTransform):
     def link(self, name: str) -> addnodes.pending_xref:
         """Return the reference of one name, without its text."""
         page = page_of(name)
-        if page not in {None, self.env.docname}:
+        if page is not None and self.env.docname not in {"api", page}:
             attributes = {"refdomain": "std", "reftype": "doc", "reftarget": f"/{page}"}
             return addnodes.pending_xref(
                 "", refexplicit=True, refwarn=False, **attributes
