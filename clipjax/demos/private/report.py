@@ -182,6 +182,33 @@ def findings(results: Results) -> list[str]:
     return said
 
 
+def headline(results: Results) -> str:
+    """What the promises cost in accuracy, in one sentence."""
+    arms = ", ".join(
+        f"{row.accuracy.mean():.3f} at ε = {row.guarantee.epsilon:.2f}"
+        for row in results.private
+        if row.guarantee
+    )
+    plain = results.row(PLAIN).accuracy.mean()
+    return f"Accuracy {arms}, against {plain:.3f} without privacy."
+
+
+def _alts(results: Results) -> dict[str, str]:
+    """What is seen in each figure."""
+    ends = ", ".join(
+        f"{row.arm.label} {row.accuracy.mean():.3f}" for row in results.rows
+    )
+    shown = results.private[-1]
+    return {
+        "epsilon": "Held-out accuracy against the ε spent so far, a line for each ε "
+        f"that was promised; {headline(results)}",
+        "accuracy": f"Held-out accuracy by epoch; at the end: {ends}.",
+        "norms": f"Quantiles of the gradient norms of single images by step, "
+        f"{shown.arm.label}; {spread(100 * shown.above, 0, ' %')} are above the "
+        f"threshold of {results.settings.clip:g}.",
+    }
+
+
 def _figures(results: Results) -> dict[str, bytes]:
     by_label = {row.arm.label: row.curves for row in results.rows}
     private = {row.arm.label: row.curves for row in results.private}
@@ -260,16 +287,18 @@ def write(out: pathlib.Path, results: Results, source: str, command: str) -> Non
     versions = pages.versions()
     versions["dp_accounting"] = metadata.version("dp-accounting")
     pngs = _figures(results)
-    said = "".join(f"<p>{html.escape(text)}</p>\n" for text in findings(results))
+    alts = _alts(results)
     limits = "".join(f"<li>{html.escape(text)}</li>\n" for text in LIMITS)
-    images = "\n".join(
-        pages.figure(name, pngs[name], caption) for name, caption in FIGURES.items()
+    images = pages.figures(
+        pages.figure(alts[name], pngs[name], caption)
+        for name, caption in FIGURES.items()
     )
     used = ", ".join(f"{key} {value}" for key, value in versions.items())
     settings = results.settings
     body = f"""<h1>Private training</h1>
+{pages.verdict([headline(results), *findings(results)])}
 <h2>What is promised</h2>
-{said}<p>{MEANING}</p>
+<p>{MEANING}</p>
 {pages.table(*table(results))}
 <p class="note">Mean ± sample standard deviation over seeds. Time per step is the median
 of steps of either kind that took turns, without compilation and for
