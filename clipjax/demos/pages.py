@@ -30,6 +30,7 @@ h2 { font-size: 1.2rem; margin: 2rem 0 .75rem; }
            padding: .8rem 1rem; }
 .verdict p { margin: 0; font-size: 1.15rem; font-weight: 600; line-height: 1.35; }
 .verdict ul { margin: .6rem 0 0; padding-left: 1.1rem; }
+.verdict + .figures { margin-top: 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; }
 th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line);
