@@ -146,7 +146,7 @@ def test_report_begins_with_the_promise_and_stands_alone(finished):
     for name, image in zip(FIGURES, images, strict=True):
         assert base64.b64decode(image) == (finished / f"{name}.png").read_bytes()
     assert re.search(
-        r'verdict">\n<p>Accuracy 0\.\d{3} at ε = [\d., a-zε=]+ against', page
+        r'verdict">\n<p>Accuracy 0\.\d{3} at ε = [^<]+ \(δ = [^<]+\), against', page
     )
     promised = page.index("-differential privacy for adding or removing one example")
     assert promised < page.index("<table>") < page.index("What is not promised")

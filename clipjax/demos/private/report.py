@@ -155,14 +155,19 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
-def findings(results: Results) -> list[str]:
-    """What happened: the promises first, then what they cost."""
-    settings = results.settings
-    plain, clipped = results.row(PLAIN), results.row(CLIPPED)
-    said = [
+def promises(results: Results) -> list[str]:
+    """What is promised for each ε, in full."""
+    return [
         f"Promised: {row.guarantee}. Accuracy: {spread(row.accuracy, 3)}."
         for row in results.private
     ]
+
+
+def findings(results: Results) -> list[str]:
+    """What the promises cost."""
+    settings = results.settings
+    plain, clipped = results.row(PLAIN), results.row(CLIPPED)
+    said = [headline(results)]
     said.append(
         f"Without any promise: {spread(plain.accuracy, 3)} by the plain run, "
         f"{spread(clipped.accuracy, 3)} with the clip and without noise."
@@ -190,7 +195,8 @@ def headline(results: Results) -> str:
         if row.guarantee
     )
     plain = results.row(PLAIN).accuracy.mean()
-    return f"Accuracy {arms}, against {plain:.3f} without privacy."
+    delta = results.settings.delta
+    return f"Accuracy {arms} (δ = {delta:g}), against {plain:.3f} without privacy."
 
 
 def _alts(results: Results) -> dict[str, str]:
@@ -288,6 +294,7 @@ def write(out: pathlib.Path, results: Results, source: str, command: str) -> Non
     versions["dp_accounting"] = metadata.version("dp-accounting")
     pngs = _figures(results)
     alts = _alts(results)
+    promised = "".join(f"<p>{html.escape(text)}</p>\n" for text in promises(results))
     limits = "".join(f"<li>{html.escape(text)}</li>\n" for text in LIMITS)
     images = pages.figures(
         pages.figure(alts[name], pngs[name], caption)
@@ -296,9 +303,9 @@ def write(out: pathlib.Path, results: Results, source: str, command: str) -> Non
     used = ", ".join(f"{key} {value}" for key, value in versions.items())
     settings = results.settings
     body = f"""<h1>Private training</h1>
-{pages.verdict([headline(results), *findings(results)])}
+{pages.verdict(findings(results))}
 <h2>What is promised</h2>
-<p>{MEANING}</p>
+{promised}<p>{MEANING}</p>
 {pages.table(*table(results))}
 <p class="note">Mean ± sample standard deviation over seeds. Time per step is the median
 of steps of either kind that took turns, without compilation and for
