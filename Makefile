@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed-
 OPTIONS ?=
 
 .NOTPARALLEL:
-.PHONY: help demo test docs looks lint notebooks benchmark clean
+.PHONY: help demo test docs looks lint notebooks benchmark dist clean
 
 help:
 	@echo "make demo       train with and without clipping, and draw what clipping did"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint       check style and types"
 	@echo "make notebooks  run the notebooks"
 	@echo "make benchmark  measure speed"
+	@echo "make dist       build wheel and sdist, and try them in an empty environment"
 	@echo "make clean      remove everything that the above have made"
 
 demo: $(INSTALLED)demos
@@ -49,6 +50,12 @@ benchmark: $(INSTALLED)bench
 	@status=0; for name in compile step train_step; do \
 		$(IN_VENV) -m benchmarks.$$name || status=1; \
 	done; exit $$status
+
+dist: $(INSTALLED)dist
+	rm -rf dist
+	$(IN_VENV) -m build --outdir dist .
+	$(IN_VENV) -m twine check --strict dist/*
+	$(IN_VENV) .ci/check_packages.py dist
 
 clean:
 	rm -rf $(VENV) demo dist docs/_build .pytest_cache .ruff_cache .hypothesis
