@@ -29,8 +29,8 @@ def metrics(
 
     It finds clips inside ``chain``, ``named_chain``, ``masked``, ``partition``,
     ``MultiSteps``, ``inject_hyperparams`` and ``apply_if_finite``, and accepts an
-    ``nnx.Optimizer`` or a ``TrainState``. It works under ``jit``, and reads no
-    gradient, since the state holds all numbers.
+    ``nnx.Optimizer`` or a ``TrainState``. It works under ``jit``, and does not read the
+    gradient, since the state stores all numbers.
 
     Each value is a scalar (or batched, if the state is). Keys start with the clip's
     name, ``clip`` by default; a second clip of the same name is ``clip_2``:
@@ -57,7 +57,7 @@ def metrics(
     ``…/alarm``; `clipjax.skip_on_spike` adds the same, and ``…/is_spike`` and
     ``…/accepted``.
 
-    States hold no names of leaves. Blocks are named as follows:
+    States do not store the names of leaves. Blocks are named as follows:
 
     | the clip's blocks | names |
     |---|---|
@@ -69,11 +69,12 @@ def metrics(
     Args:
         opt_state: an optimizer state, or an object with an ``opt_state``.
         params: the parameters, or a tree of that structure, as the clip sees them:
-            inside ``optax.masked``, with None for the leaves that are masked. A
-            ``TrainState`` brings its own, which are used where they fit.
+            inside ``optax.masked``, with None for the leaves that are masked. Without
+            this argument, the parameters of a ``TrainState`` are used if they have the
+            clip's number of leaves.
         blocks: whether to include the numbers of blocks; or how many blocks of each
-            clip to include, those with the largest norms. A number waits for the
-            device.
+            clip to include, those with the largest norms. With a number, the call waits
+            for the device.
         block_names: names of blocks by the name of their clip, such as
             ``{"clip": clip.block_names(params)}``.
 

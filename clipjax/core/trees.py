@@ -1,4 +1,4 @@
-"""The leaves of a tree that a clip looks at, in tree order, with their names."""
+"""The leaves of a tree that a clip measures, in tree order, with their names."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Leaves:
 
     @functools.cached_property
     def paths(self) -> list[KeyPath]:
-        """The leaves' paths, as JAX gives them."""
+        """The JAX key paths of the leaves."""
         every_path = jax.tree_util.tree_leaves_with_path(self._tree)
         return [every_path[i][0] for i in self._positions]
 
@@ -153,7 +153,7 @@ class Leaves:
         return [every_entry[i] for i in self._positions]
 
     def _refusal(self, containers: Sequence[int]) -> str:
-        """Return why the tree is refused: for these containers, or for a dtype."""
+        """Return the error message for these containers, or for a dtype."""
         narrow = [
             i
             for i, leaf in zip(self._positions, self.arrays, strict=True)
