@@ -326,8 +326,8 @@ def torch_clip_grad_norm(
     Args:
         max_norm: the largest norm allowed, in the gradient's units.
         norm_type: p, at least 1; ``inf``, or as for PyTorch the string ``"inf"``, for
-            the largest magnitude; None for 2. The default is no number, since
-            ``optax.inject_hyperparams`` would trace it.
+            the largest magnitude; None for 2. The default is not a number, which
+            ``optax.inject_hyperparams`` would trace.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.

@@ -20,7 +20,7 @@ def cclip(
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clip every entry to a threshold of its own (CClip).
+    r"""Clip every entry by its own threshold (CClip).
 
     .. math:: u_i = g_i \min(1, \tau_i / \lvert g_i \rvert)
 
@@ -75,7 +75,7 @@ def two_sided_clip(
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Bring the magnitude of every entry between two bounds (Bi²Clip).
+    r"""Clip the magnitude of every nonzero entry to an interval (Bi²Clip).
 
     .. math::
         u_i = \operatorname{sign}(g_i) \operatorname{clip}(\lvert g_i \rvert, l, c)
@@ -157,7 +157,7 @@ def delta_clip(
     Args:
         max_norm: γ, in the gradient's units: a number, an array, a schedule or a
             `clipjax.thresholds.Threshold`.
-        delta: δ, from 0 (the hard clip) to 1 (none); None for 0.001.
+        delta: δ, from 0 (the hard clip) to 1 (no clip); None for 0.001.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -208,7 +208,7 @@ def quantization_clip(
     format rounds smaller entries to zero: those below 1/254 of the largest for int8,
     and below 1/458,752 for float8_e4m3fn. This clip cuts the largest entries only as
     far as necessary for typical entries to be k steps away from zero. With 8 bits it
-    leaves Gaussian entries alone.
+    does not change Gaussian entries.
 
     The clip preserves the many small entries at the expense of the few largest, which
     carry most of the norm: compare both with `clipjax.quantization_report`, before and

@@ -80,9 +80,9 @@ def normalise_by_global_norm(
 
     Coordinates: ``whole × l2 × normalise × constant``
 
-    Small gradients are lengthened as well: near a minimum the steps do not get shorter,
-    so that the learning rate has to decay. ``clipjax.normalize_by_global_norm`` is the
-    same function, in Optax's spelling.
+    Small gradients are lengthened as well: near a minimum the steps do not become
+    shorter, so that the learning rate has to decay.
+    ``clipjax.normalize_by_global_norm`` is the same function, in Optax's spelling.
 
     | input | result |
     |---|---|
@@ -125,7 +125,7 @@ def normalise_by_global_norm(
 def scale_by_l0_l1(
     l0: Scalar, l1: Scalar, *, axis_name: AxisNames = None, name: str = "clip"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Take the step that (L0, L1)-smoothness allows: a soft clip and a step size.
+    r"""Scale the gradient to a step that suits (L0, L1)-smoothness, as a soft clip does.
 
     .. math::
         u = \frac{g}{L_0 + L_1 \lVert g \rVert_2}
