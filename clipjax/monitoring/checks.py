@@ -1,4 +1,4 @@
-"""Checks of what a recorder is given."""
+"""Checks of the arguments of a recorder."""
 
 from __future__ import annotations
 

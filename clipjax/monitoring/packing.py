@@ -72,7 +72,7 @@ class StateFinder:
         self._found: Any = None
 
     def __call__(self, opt_state: Any) -> tuple[ClipState | SkipState, ...]:
-        """Return the states of clips and skip wrappers, without what is not reported.
+        """Return the states of clips and skip wrappers, without unreported parts.
 
         Memories and inner states may hold one array per parameter, and `jax.jit`
         handles each leaf of its arguments at every call.

@@ -59,8 +59,8 @@ def clipped_grad(
     | a padding example | adds exactly nothing |
     | an empty batch | zeros |
     | C = 0 | zeros |
-    | C negative or NaN, known now | ValueError |
-    | C negative or NaN, traced | adds nothing |
+    | C negative or NaN, a Python or NumPy number | ValueError |
+    | C negative or NaN, a JAX array | adds nothing |
     | an integer parameter | zeros |
     | ``shard_map`` with checked types | ValueError: see the message |
 

@@ -125,7 +125,7 @@ def normalise_by_global_norm(
 def scale_by_l0_l1(
     l0: Scalar, l1: Scalar, *, axis_name: AxisNames = None, name: str = "clip"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scale the gradient to a step that suits (L0, L1)-smoothness, as a soft clip does.
+    r"""Scale to a step that suits (L0, L1)-smoothness: a soft clip and a step size.
 
     .. math::
         u = \frac{g}{L_0 + L_1 \lVert g \rVert_2}

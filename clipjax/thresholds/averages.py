@@ -46,7 +46,7 @@ def bias_correction(decay: Scalar, count: jax.Array, dtype: Any) -> jax.Array:
 
 
 def rms_average(root: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:
-    """Return ``√((1 - weight)·root² + weight·value²)`` without squares that overflow."""
+    """Return ``√((1 - weight)·root² + weight·value²)``, without overflow of squares."""
     power = inverse_power(jnp.maximum(root, value))
     square = (1 - weight) * jnp.square(root * power)
     square = square + weight * jnp.square(value * power)

@@ -101,7 +101,7 @@ class Schedule(Threshold):
 
 
 def constant(value: ThresholdLike) -> Threshold:
-    """Return a fixed threshold. Clips accept numbers, arrays and tables without this call.
+    """Return a fixed threshold; clips also accept the number, array or table itself.
 
     Args:
         value: a number of at least 0, an array, or a prefix tree of those. With 0 all
@@ -117,7 +117,7 @@ def constant(value: ThresholdLike) -> Threshold:
 
 
 def schedule(function: Callable[[Any], Any]) -> Schedule:
-    """Return a threshold that follows a schedule. Clips accept schedules without this call.
+    """Return a threshold that follows a schedule; clips also accept the function.
 
     Args:
         function: maps the int32 number of updates so far to the threshold, in the

@@ -19,7 +19,7 @@ class SkippedStep(NamedTuple):
 
     Attributes:
         wrapper: the wrapper's name.
-        step: how many updates came before, including skipped ones.
+        step: the number of updates before this one, including skipped ones.
         batch_id: the identifier that was passed to update, or None.
         block: the name of the leaf or block that was the reason, its number if names
             are not known, or None if it was none of them: a spike in the loss, or in
