@@ -141,7 +141,7 @@ class GrowthMonitor:
     def update(
         self, state: GrowthState, norm: jax.Array | float
     ) -> tuple[GrowthState, Growth]:
-        """Enter the next step's norm, a scalar, and return the state and the trend."""
+        """Add the next step's norm, a scalar, and return the state and the trend."""
         norm = jnp.asarray(norm).astype(state.weight.dtype)
         is_usable = (norm > 0) & (norm < jnp.inf)
         entered = self._entered(state, jnp.log(jnp.where(is_usable, norm, 1)))

@@ -46,7 +46,8 @@ def jacobian_product_report(
     .. math:: \log \lVert J_k \cdots J_2 J_1 \rVert_2, \qquad k = 1, 2, \dots
 
     The product is scaled to norm 1 after each step, and the logarithms of the scales
-    are added up, so that it overflows and underflows at no length.
+    are added up, so that it neither overflows nor underflows, however long the chain
+    is.
 
     - A deep net: the layers in order, and the first one's input.
     - A recurrent net: the cell, the first hidden state, and the inputs of all steps.
@@ -65,8 +66,8 @@ def jacobian_product_report(
 
     Args:
         functions: functions of one argument, each of which takes the result of the one
-            before; or one function of hidden state and input that gives the next hidden
-            state.
+            before; or one function of hidden state and input that returns the next
+            hidden state.
         x: the first function's input, or the hidden state: one example, a real array or
             a tree of them.
         inputs: the cell's inputs, with the steps along the first axis.
@@ -77,8 +78,8 @@ def jacobian_product_report(
     Raises:
         TypeError: functions is no function where there are inputs, or no sequence of
             functions where there are none; x or a result is complex.
-        ValueError: functions is empty, or the cell gives something of another form than
-            the hidden state.
+        ValueError: functions is empty, or the result of the cell has another structure,
+            shape or dtype than the hidden state.
 
     Example:
         >>> import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The gradient noise scale: how much of a gradient is noise of its batch."""
+"""The gradient noise scale: the share of a gradient that is noise of its batch."""
 
 from __future__ import annotations
 

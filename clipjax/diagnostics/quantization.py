@@ -1,4 +1,4 @@
-"""A report of the information that a quantizer would keep."""
+"""A report of the information that a quantizer preserves."""
 
 from __future__ import annotations
 

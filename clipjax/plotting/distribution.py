@@ -60,8 +60,8 @@ def plot_norm_distribution(
             together. Of a history, the column ``grad_norm_raw``.
         suggestions: rows with ``strategy``, ``threshold`` and ``clipped_fraction``, or
             a table whose ``rows`` are such, like that of ``suggest_thresholds``.
-        recommended: the strategy to emphasize; by default the one that a table
-            recommends.
+        recommended: the strategy to emphasize; by default the recommendation of the
+            table.
         axes: the Axes to draw into.
 
     Returns:
