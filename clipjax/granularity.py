@@ -148,7 +148,7 @@ class Group(Granularity):
         for name, positions in zip(names, members, strict=True):
             if leaves.arrays and not positions:
                 raise ValueError(
-                    f"labels give {name!r} to no leaf; the leaves are "
+                    f"no leaf has the label {name!r}; the leaves are "
                     f"{', '.join(leaves.names)}"
                 )
         return Blocks(leaves, mesh_axes, _all_axes(leaves), members)
@@ -179,8 +179,8 @@ class Group(Granularity):
                 )
             if self.members and label not in self.members:
                 raise ValueError(
-                    f"labels give {label!r} for {name!r}, which has no threshold; the "
-                    f"groups are {', '.join(map(repr, self.members))}"
+                    f"leaf {name!r} has the label {label!r}, which has no threshold; "
+                    f"the groups are {', '.join(map(repr, self.members))}"
                 )
         return labels
 

@@ -33,7 +33,7 @@ from .state import ClipState, keep_if
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Entry(Granularity):
-    """Every entry by itself; any norm of one entry is its magnitude."""
+    """One block per entry; any norm of one entry is its magnitude."""
 
     kind = "entry"
 
@@ -264,8 +264,8 @@ def clip_entries(
         )
     if source.remembers and not report:
         raise ValueError(
-            f"report must be True with the threshold {source!r}, whose memory leaves "
-            "out what the report finds not finite"
+            f"report must be True with the threshold {source!r}, whose memory "
+            "needs the report's check for NaN and inf"
         )
     parts = (source, Entry(), l2, rule, nonfinite, axis_name, name)
     clipper = EntryClipper(*parts, reports=report)

@@ -213,8 +213,8 @@ def shared(value: Any, name: str) -> jax.Array:
     axes = _listed(varying_axes(value) - _WORKERS.get())
     if axes:
         raise ValueError(
-            f"{name} differs over the mesh axes {axes}, and so would what devices "
-            f"decide by it: pass jax.lax.pmean({name}, {axes})"
+            f"{name} differs over the mesh axes {axes}, so that devices would take "
+            f"different decisions: pass jax.lax.pmean({name}, {axes})"
         )
     return value
 

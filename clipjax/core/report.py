@@ -15,6 +15,7 @@ from .blocks import Blocks, Values
 from .measure import Measured, first_true
 from .state import ClipInfo
 
+# The average is over about the last 1 / (1 - 0.99) = 100 steps.
 RATIO_DECAY = 0.99
 
 

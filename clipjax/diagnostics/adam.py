@@ -141,8 +141,8 @@ def adam_trace(
 ) -> AdamTrace:
     """Run Adam over a given sequence of gradients, with or without a clip before it.
 
-    It shows how long a spike holds Adam back, and what a clip changes about that. The
-    gradients do not depend on the updates.
+    The result shows for how long a spike shortens the steps of Adam, and the effect of
+    a clip on that. The gradients do not depend on the updates.
 
     Args:
         gradients: the gradients, shape ``(steps, *entries)``; at each step the clip

@@ -47,7 +47,7 @@ def influence(
     rule: Rule = hard,
     normalize_by: float | None = None,
 ) -> Influence:
-    r"""Return the norm of each example's term in a gradient that is clipped per example.
+    r"""Return the norm of each example's term in a gradient clipped per example.
 
     .. math:: \frac{\min(\lVert g_i \rVert, C)}{m}
 

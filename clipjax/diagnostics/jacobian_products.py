@@ -155,9 +155,9 @@ def _along_time(
         following, jacobian = value_and_jacobian(lambda at: cell(at, entry), hidden)
         if jax.tree.map(_form, following) != form:
             raise ValueError(
-                "functions must be a cell that gives a hidden state of the form that "
-                f"it takes, {form}, got {jax.tree.map(_form, following)}; for a cell "
-                "that gives a pair of state and output, pass "
+                "functions must be a cell that returns a hidden state like its "
+                f"argument, {form}, got {jax.tree.map(_form, following)}; for a cell "
+                "that returns a pair of state and output, pass "
                 "lambda hidden, input: cell(hidden, input)[0]"
             )
         product = product.then(jacobian)

@@ -90,7 +90,7 @@ def gradient_noise_scale(
     big = real_array("big_norms", big_norms)
     if not small.size or not big.size:
         raise ValueError(
-            "small_norms and big_norms must hold a norm each, got shapes "
+            "small_norms and big_norms must not be empty, got shapes "
             f"{small.shape} and {big.shape}"
         )
     dtype = accumulation_dtype([small, big])

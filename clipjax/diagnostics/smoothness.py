@@ -40,7 +40,7 @@ class Smoothness(NamedTuple):
         residual: for ``hessian`` the relative residual of the last but one vector,
             ‖H²v − ρ²v‖ / ρ² with ρ = ‖Hv‖: some eigenvalue's square is within that
             fraction of ρ². 0 for the other methods, which do not iterate.
-        estimate: a text that says what the value is an estimate of.
+        estimate: the name of the quantity that the value estimates.
     """
 
     value: Float[Array, ""]

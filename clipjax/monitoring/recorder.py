@@ -39,8 +39,8 @@ class _Pending(NamedTuple):
     """Steps whose numbers are on the device.
 
     Attributes:
-        steps: their numbers.
-        packed: what was measured.
+        steps: the numbers of the steps.
+        packed: their numbers on the device.
         known: scalars that are already on the host.
     """
 

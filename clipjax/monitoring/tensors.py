@@ -52,7 +52,7 @@ def tensor_report(
 
     Args:
         grads: the gradients.
-        updates: what is added to the parameters.
+        updates: the updates, which are added to the parameters.
         params: the parameters before the step.
         momentum: the momentum, such as `momentum_of` the optimizer's state.
         axis_name: mesh axes that leaves are split over, inside ``shard_map``.

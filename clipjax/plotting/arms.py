@@ -81,7 +81,7 @@ def read_companion(
         column: the column to take of a history, without the name of a clip.
         owner: name of the argument that the arms were read from.
         arms: the arms.
-        is_shared: whether one array or number may hold for all arms and seeds.
+        is_shared: whether one array or number may apply to all arms and seeds.
     """
     if values is None:
         columns = {name: arm.columns for name, arm in arms.items()}

@@ -51,7 +51,7 @@ def plot_sweep(
         thresholds: ``(thresholds,)``; infinite, or None, for the runs without a clip.
         diverged: ``(rates, thresholds)``, which cells diverged though their value is
             finite.
-        label: what the values are.
+        label: the name of the values.
         axes: the Axes to draw into.
 
     Returns:

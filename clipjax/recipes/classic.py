@@ -44,7 +44,7 @@ def clip_by_value(
     Args:
         max_delta: the largest magnitude allowed, in the gradient's units: a number, an
             array, a schedule, a `clipjax.thresholds.Threshold` or a prefix tree.
-        report: whether to measure what the clip did; see `clipjax.clip_entries`.
+        report: whether to measure the effect of the clip; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.

@@ -20,7 +20,7 @@ def cclip(
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clip every entry by its own threshold (CClip).
+    r"""Clip every entry to its own threshold (CClip).
 
     .. math:: u_i = g_i \min(1, \tau_i / \lvert g_i \rvert)
 
@@ -40,7 +40,7 @@ def cclip(
     Args:
         tau: τ, the largest magnitude of an entry, in the gradient's units: one for all,
             or a prefix tree of numbers or arrays.
-        report: whether to measure what the clip did; see `clipjax.clip_entries`.
+        report: whether to measure the effect of the clip; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -94,7 +94,7 @@ def two_sided_clip(
     Args:
         lower: l, in the gradient's units, from 0 to upper.
         upper: c, a number above 0.
-        report: whether to measure what the clip did; see `clipjax.clip_entries`.
+        report: whether to measure the effect of the clip; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -229,7 +229,7 @@ def quantization_clip(
             16 bits. The result keeps the gradient's own dtype.
         steps: k, the distance of the geometric mean of a leaf's entries from zero, in
             units of the smallest positive number of the format; above 0.
-        report: whether to measure what the clip did; see `clipjax.clip_entries`.
+        report: whether to measure the effect of the clip; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.

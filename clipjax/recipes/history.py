@@ -35,10 +35,10 @@ def autoclip(
 
     Coordinates: ``whole × l2 × hard × quantile``
 
-    The current norm counts, so that the first step is never clipped. At the default
-    percentile about nine steps in ten are clipped, which is closer to normalization
-    than to a guard against spikes. The paper stores all norms, clipjax the latest
-    ``window``.
+    The percentile includes the current norm, so that the first step is never clipped.
+    At the default percentile about nine steps in ten are clipped, which is closer to
+    normalization than to a guard against spikes. The paper stores all norms, clipjax
+    the latest ``window``.
 
     | input | result |
     |---|---|
@@ -308,7 +308,7 @@ def norm_growth_limiter(
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Limit the growth of each leaf's norm from one step to the next by a ratio.
+    r"""Limit the ratio by which the norm of each leaf grows from one step to the next.
 
     .. math:: u_t = g_t \min\Bigl(1, \gamma \frac{r_{t-1}}{\lVert g_t \rVert}\Bigr),
         \qquad r_t = \max(\lVert u_t \rVert, \delta\, r_{t-1})

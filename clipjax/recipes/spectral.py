@@ -202,8 +202,8 @@ def spectral_soft_clip(
     | all else | as `clipjax.spectral.clip_singular_values` guarantees |
 
     Args:
-        threshold: the bound c, in the units of what is clipped: one for all leaves, or
-            a prefix tree, with None for no clip; an array, a schedule or a
+        threshold: the bound c, in the units of the clipped updates: one for all leaves,
+            or a prefix tree, with None for no clip; an array, a schedule or a
             `clipjax.thresholds.Threshold`.
         stacked: leading axes that stack separate layers; see
             `clipjax.granularity.leaf`.

@@ -154,7 +154,7 @@ def relative_to_previous(
     """Return a threshold at a multiple of the previous norm after the clip.
 
     Args:
-        growth: the largest ratio of one norm to the one before.
+        growth: the largest ratio of one norm to the one before, at least 1.
         slowest_decay: the least ratio of one remembered norm to the one before, so that
             a single tiny gradient does not stop the next ones; 0 for no limit.
         floor: the least threshold, in the gradient's units.

@@ -108,8 +108,8 @@ def _require_own(updates: Any, axes: tuple[Any, ...]) -> None:
     if leaves and told and not any(told & varying_axes(leaf) for leaf in leaves):
         raise ValueError(
             f"updates do not differ over the workers' axes {axes}: they look summed "
-            "already, as jax.grad gives them for parameters that do not differ. Give "
-            f"the loss jax.lax.pcast(params, {axes}, to='varying')"
+            "already, as jax.grad returns them for parameters that do not differ. "
+            f"Pass jax.lax.pcast(params, {axes}, to='varying') to the loss"
         )
 
 

@@ -12,6 +12,8 @@ from ..core.state import ClipState
 from ..core.trees import Leaves
 from .states import SkipState
 
+# Under a hard clip before SGD, an average ratio below this means that the threshold
+# acts as a learning rate; `clipjax.diagnostics.over_clipping` uses the same limit.
 OVER_CLIPPING = 0.5
 Numbers = dict[str, jax.Array]
 
