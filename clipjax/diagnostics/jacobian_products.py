@@ -155,10 +155,10 @@ def _along_time(
         following, jacobian = value_and_jacobian(lambda at: cell(at, entry), hidden)
         if jax.tree.map(_form, following) != form:
             raise ValueError(
-                "functions must be a cell that returns a hidden state like its "
-                f"argument, {form}, got {jax.tree.map(_form, following)}; for a cell "
-                "that returns a pair of state and output, pass "
-                "lambda hidden, input: cell(hidden, input)[0]"
+                "functions must be a cell that returns a hidden state of the shape "
+                f"and dtype of its argument, {form}, got "
+                f"{jax.tree.map(_form, following)}; for a cell that returns a pair of "
+                "state and output, pass lambda hidden, input: cell(hidden, input)[0]"
             )
         product = product.then(jacobian)
         return (following, product), (product.log_norm(), report_of(jacobian))
