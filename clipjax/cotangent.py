@@ -63,9 +63,9 @@ def clip_cotangent(
         A tree of the same structure, with the same values.
 
     Raises:
-        TypeError: max_norm is no number, or recipe no function.
-        ValueError: max_norm is negative or NaN, or recipe returns no clip, or one with
-            a memory.
+        TypeError: max_norm is not a number, or recipe is not a function.
+        ValueError: max_norm is negative or NaN, or recipe does not return a clip, or
+            the clip has a memory.
 
     Example:
         Fifty steps of a linear recurrence multiply the gradient by 1.5 each time:

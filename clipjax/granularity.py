@@ -325,8 +325,8 @@ def group(labels: Labels, members: Sequence[str] = ()) -> Group:
             not store the labels, and `clipjax.metrics` numbers the groups.
 
     Raises:
-        ValueError: in ``init`` and ``update``, a leaf has a label that is no member, or
-            a member no leaf.
+        ValueError: in ``init`` and ``update``, a leaf has a label that is not a member,
+            or a member has no leaf.
     """
     if not callable(labels):
         every_label, treedef = jax.tree.flatten(labels)

@@ -40,11 +40,11 @@ def metrics(
     | ``clip/grad_norm_raw`` | norm before the clip; inf if there was a NaN |
     | ``clip/grad_norm_clipped`` | norm after the clip |
     | ``clip/clip_ratio`` | clipped / raw; 1 at a zero gradient |
-    | ``clip/threshold`` | threshold in force; the least of several (see `ClipInfo`) |
+    | ``clip/threshold`` | threshold; the least of several (see `ClipInfo`) |
     | ``clip/clipped_fraction`` | fraction of the blocks that were changed |
     | ``clip/nonfinite_count`` | steps with a NaN or inf so far |
     | ``clip/clipped_steps_fraction`` | fraction of all steps so far that were clipped |
-    | ``clip/average_clip_ratio`` | running average of the ratio, over some 100 steps |
+    | ``clip/average_clip_ratio`` | running average of the ratio, over about 100 steps |
     | ``clip/over_clipping`` | whether that average is below 0.5 |
     | ``clip/invalid_threshold_count`` | steps with a negative or NaN threshold |
     | ``clip/grad_norm_raw/<block>`` | the same per leaf or group, and likewise
@@ -82,7 +82,7 @@ def metrics(
         A flat dictionary from name to device array; empty if there is no clip.
 
     Raises:
-        TypeError: opt_state is no optimizer state.
+        TypeError: opt_state is not an optimizer state.
         ValueError: there are more or fewer names than blocks; or ``blocks`` is a number
             under jit.
 
@@ -127,7 +127,7 @@ def nonfinite_path(opt_state: Any, tree: Any) -> str | None:
         A path such as ``layers/0/kernel``, or None if no step was bad so far.
 
     Raises:
-        TypeError: opt_state is no optimizer state.
+        TypeError: opt_state is not an optimizer state.
         ValueError: the tree has too few leaves, or the state is batched.
 
     Example:

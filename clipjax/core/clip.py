@@ -241,7 +241,7 @@ def clip_by(
     name: str = "clip",
     stand_in: StandIn | None = None,
 ) -> Clip:
-    r"""Clip blocks of updates to a norm: the engine of which recipes are special cases.
+    r"""Clip blocks of updates by norm: the engine of which recipes are special cases.
 
     Each block of entries keeps its direction and is scaled from its norm :math:`n` to
     the length :math:`\ell(n, c)` that the rule computes from the norm and the threshold

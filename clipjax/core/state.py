@@ -22,7 +22,7 @@ class ClipInfo(NamedTuple):
     Attributes:
         norm_before: norm of the whole tree before the clip; inf if there was a NaN.
         norm_after: norm of the whole tree after the clip.
-        clip_threshold: the least of the thresholds in force; for ``unit`` with a
+        clip_threshold: the least of the thresholds of the step; for ``unit`` with a
             threshold for each unit, their mean.
         clip_ratio: ``norm_after / norm_before``; 1 where the gradient is zero.
         average_clip_ratio: exponential average of the ratio over finite steps, with
@@ -38,7 +38,7 @@ class ClipInfo(NamedTuple):
             order of leaves or labels, shape ``(blocks,)``; otherwise (), since Orbax
             cannot save an array without entries.
         block_norms_after: likewise, after the clip.
-        block_thresholds: likewise, the thresholds in force.
+        block_thresholds: likewise, the thresholds of the step.
     """
 
     norm_before: Float[Array, ""]

@@ -14,8 +14,9 @@ from .dtypes import accumulation_dtype
 
 KeyPath = tuple[Any, ...]
 
-# Containers whose arrays are no coordinates of the gradient: the norm of a sparse array
-# with repeated indices, or of quantized values without their scales, would be wrong.
+# Containers whose arrays are not coordinates of the gradient: the norm of a sparse
+# array with repeated indices, or of quantized values without their scales, would be
+# wrong.
 _REFUSED = ("JAXSparse", "QTensor", "QArray")
 
 

@@ -57,7 +57,7 @@ def adam_report(
     .. math:: \hat v = \frac{v}{1 - \beta_2^t}, \qquad
         \text{step} = \frac{\eta}{\sqrt{\hat v + \varepsilon_r} + \varepsilon}
 
-    A spike in the gradient stays in v̂ for some :math:`1 / (1 - \beta_2)` steps, and
+    A spike in the gradient stays in v̂ for about :math:`1 / (1 - \beta_2)` steps, and
     the effective step is small for that long. A clip in front of Adam bounds the
     gradients that enter v̂.
 

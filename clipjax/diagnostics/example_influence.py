@@ -153,7 +153,8 @@ def leave_one_out(
         A `LeaveOneOut` of float32 (float64 for float64 parameters).
 
     Raises:
-        TypeError: train is no function, count no integer, or a parameter complex.
+        TypeError: train is not a function, count is not an integer, or a parameter is
+            complex.
         ValueError: count is below 1, or the parameters have no floating-point leaf.
 
     Example:

@@ -24,7 +24,8 @@ class JacobianProductReport(NamedTuple):
     Attributes:
         log_norms: log of the spectral norm of the product up to each step, of shape
             ``[steps]``; -inf for a product that is zero. It cannot overflow.
-        steps: a `JacobianReport` of each step's own Jacobian, of that shape.
+        steps: a `JacobianReport` of the Jacobian of each step, with arrays of that
+            shape.
     """
 
     log_norms: Float[Array, " steps"]
@@ -76,8 +77,8 @@ def jacobian_product_report(
         A `JacobianProductReport` of float32 (float64 for float64 arrays).
 
     Raises:
-        TypeError: functions is no function where there are inputs, or no sequence of
-            functions where there are none; x or a result is complex.
+        TypeError: functions is not a function although there are inputs, or not a
+            sequence of functions although there are none; x or a result is complex.
         ValueError: functions is empty, or the result of the cell has another structure,
             shape or dtype than the hidden state.
 

@@ -65,7 +65,7 @@ def gradient_noise_scale(
         A `NoiseScale` of float32 scalars (float64 for float64 input).
 
     Raises:
-        TypeError: norms are no real numbers, or a batch size is no integer.
+        TypeError: norms are not real numbers, or a batch size is not an integer.
         ValueError: a batch size is out of range, or there are no norms.
 
     Example:

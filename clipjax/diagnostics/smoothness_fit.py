@@ -56,7 +56,7 @@ def fit_smoothness(norms: Any, smoothness: Any) -> SmoothnessFit:
 
     .. math:: \min_{L_0, L_1} \sum_t (L_t - L_0 - L_1 \lVert g_t \rVert)^2
 
-    The line describes a mean. It is no bound: about half of the points lie above it.
+    The line describes a mean. It is not a bound: about half of the points lie above it.
     ``warning`` lists reasons to doubt the fit: fewer than 10 points, an R² below 0.5, a
     slope that is not positive, a negative intercept. The function works under ``jit``,
     where ``is_reliable`` stands for the text.
@@ -76,7 +76,7 @@ def fit_smoothness(norms: Any, smoothness: Any) -> SmoothnessFit:
         A `SmoothnessFit` of float32 (float64 for float64 input).
 
     Raises:
-        TypeError: an argument is no array of real numbers.
+        TypeError: an argument is not an array of real numbers.
         ValueError: an argument has another shape.
 
     Example:

@@ -98,7 +98,7 @@ def suggest_thresholds(
     | ``quantile q`` | the quantile of the norms, for q = 0.5, 0.9, 0.95, 0.99 |
     | ``g99 / 2`` | half the quantile 0.99: clips most steps or few, by the spread |
     | ``maximum``, ``1.5 maximum`` | the largest norm: practically never clips |
-    | ``mean + k std`` | one spike moves both far up |
+    | ``mean + k std`` | a single spike increases both by much |
     | ``log-mean + k std`` | exp(mean + k·std) of log n |
     | ``log-median + 4 MAD`` | exp(median + 4·1.4826·MAD) of log n, which spikes hardly
       move; the spread counts as at least 0.05 |

@@ -33,7 +33,7 @@ def real_array(name: str, values: Any) -> jax.Array:
     """Return measured numbers as an array of floats.
 
     Raises:
-        TypeError: they are no real numbers.
+        TypeError: they are not real numbers.
     """
     try:
         array = jnp.asarray(values)

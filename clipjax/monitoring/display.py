@@ -25,7 +25,7 @@ def progress(
     """Iterate over steps, and show a bar with `log_line` below it.
 
     The bar counts the steps that the iterator has returned. The line summarizes the
-    last rows that the recorder has fetched, which lag some steps behind; showing it
+    last rows that the recorder has fetched, which lag several steps behind; showing it
     does not wait for the device. If the output is not a terminal, nothing is shown.
     Needs the extra ``monitoring``.
 
@@ -42,7 +42,7 @@ def progress(
 
     Raises:
         ImportError: rich is not installed.
-        TypeError: rows is no integer.
+        TypeError: rows is not an integer.
         ValueError: rows is below 1.
 
     Example:

@@ -62,7 +62,7 @@ class Packed:
 class StateFinder:
     """Finds the states to report in optimizer states of one structure, quickly.
 
-    A search looks at every node in Python, some 0.3 ms for Adam and 150 leaves; where
+    A search looks at every node in Python, about 0.3 ms for Adam and 150 leaves; where
     the states are depends on the structure only, and is remembered.
     """
 
@@ -78,11 +78,11 @@ class StateFinder:
         handles each leaf of its arguments at every call.
 
         Raises:
-            TypeError: opt_state is no optimizer state.
+            TypeError: opt_state is not an optimizer state.
         """
         leaves, structure = jax.tree.flatten(getattr(opt_state, "opt_state", opt_state))
         if self._structure is None or structure != self._structure:
-            states_of(opt_state)  # refuses what is no optimizer state
+            states_of(opt_state)  # raises if it is not an optimizer state
             numbered = jax.tree.unflatten(structure, range(len(leaves)))
             small = tuple(
                 state._replace(clip_memory=())

@@ -93,8 +93,8 @@ class Recorder:
         log: the function that is called with each line.
 
     Raises:
-        TypeError: blocks is no bool, integer or string, or a number of steps is no
-            integer.
+        TypeError: blocks is not a bool, integer or string, or a number of steps is not
+            an integer.
         ValueError: a number is below its lower bound.
 
     Example:
@@ -156,8 +156,8 @@ class Recorder:
                 ``**{"train/loss": loss}``.
 
         Raises:
-            TypeError: opt_state is no optimizer state; the call is traced; step is no
-                integer; or a scalar is no real number.
+            TypeError: opt_state is not an optimizer state; the call is traced; step is
+                not an integer; or a scalar is not a real number.
             ValueError: there is nothing to record; a scalar is an array with axes, or
                 lies on other devices than the state; the state is batched; or blocks
                 has a pattern that matches no block.

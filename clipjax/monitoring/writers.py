@@ -72,7 +72,7 @@ class TensorBoardWriter:
 
     Raises:
         ImportError: tensorboardX is not installed.
-        TypeError: purge_step is no integer.
+        TypeError: purge_step is not an integer.
         ValueError: purge_step is negative.
 
     Example:
@@ -125,9 +125,9 @@ class TensorBoardWriter:
 class WandbWriter:
     """Write each batch to a run of Weights & Biases.
 
-    Rows are written some steps late, and W&B's own step counter cannot go back. So each
-    row stores its step as ``clipjax_step``, which becomes the x axis of its keys. Other
-    calls of ``run.log`` are not disturbed.
+    Rows are written several steps late, and W&B's own step counter cannot go back. So
+    each row stores its step as ``clipjax_step``, which becomes the x axis of its keys.
+    Other calls of ``run.log`` are not disturbed.
 
     Args:
         run: what ``wandb.init()`` returned, in any mode. The writer does not finish it.

@@ -40,7 +40,7 @@ def plot_adam_steps(
         The figure.
 
     Raises:
-        TypeError: an argument has no real numbers.
+        TypeError: an argument does not contain real numbers.
         ValueError: arms or shapes differ between the arguments.
 
     Example:

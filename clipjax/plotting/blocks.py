@@ -68,7 +68,7 @@ def plot_block_norms(
         The figure.
 
     Raises:
-        TypeError: norms are no real numbers.
+        TypeError: norms are not real numbers.
         ValueError: blocks have different lengths, or ``steps`` has another; an array
             has another shape; a history has no blocks.
 

@@ -80,7 +80,7 @@ class Canvas(NamedTuple):
             self.figure.suptitle(title, size=TITLE)
 
     def legend(self, panels: Sequence[Axes] | None = None) -> None:
-        """List each label once: below an own figure, which grows, or inside."""
+        """List each label once: below a figure created here, or inside given axes."""
         handles: dict[str, Any] = {}
         for panel in self.panels if panels is None else panels:
             for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):

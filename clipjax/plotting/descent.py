@@ -46,7 +46,7 @@ def plot_phase_portrait(
         The figure.
 
     Raises:
-        TypeError: an argument has no real numbers.
+        TypeError: an argument does not contain real numbers.
         ValueError: arms or shapes differ between path and derivatives; or the threshold
             is not finite and positive; or cycles have not two points.
 

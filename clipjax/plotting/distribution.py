@@ -68,7 +68,7 @@ def plot_norm_distribution(
         The figure.
 
     Raises:
-        TypeError: norms are no real numbers, or a row lacks an attribute.
+        TypeError: norms are not real numbers, or a row lacks an attribute.
         ValueError: an arm has another shape or no finite positive norm; or no row has
             the recommended strategy.
 

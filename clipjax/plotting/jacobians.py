@@ -36,7 +36,7 @@ def plot_jacobian_norms(
         The figure.
 
     Raises:
-        TypeError: norms are no real numbers.
+        TypeError: norms are not real numbers.
         ValueError: an arm has another shape, or another number of steps than ``steps``.
 
     Example:

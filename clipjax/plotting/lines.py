@@ -39,7 +39,7 @@ def plot_lines(
         The figure.
 
     Raises:
-        TypeError: values are no real numbers.
+        TypeError: values are not real numbers.
         ValueError: an arm has another shape, or another number of points than ``x``.
 
     Example:

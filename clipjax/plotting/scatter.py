@@ -43,7 +43,7 @@ def plot_scatter(
         The figure.
 
     Raises:
-        TypeError: points are no real numbers.
+        TypeError: points are not real numbers.
         ValueError: an array has another shape.
 
     Example:

@@ -48,7 +48,8 @@ def plot_smoothness(
         The figure.
 
     Raises:
-        TypeError: an argument has no real numbers, or a fit lacks an attribute.
+        TypeError: an argument does not contain real numbers, or a fit lacks an
+            attribute.
         ValueError: arms or shapes differ between the arguments.
 
     Example:

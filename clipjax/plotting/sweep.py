@@ -58,7 +58,7 @@ def plot_sweep(
         The figure.
 
     Raises:
-        TypeError: an argument has no real numbers.
+        TypeError: an argument does not contain real numbers.
         ValueError: shapes do not match.
 
     Example:

@@ -53,7 +53,7 @@ def plot_loss(
         The figure.
 
     Raises:
-        TypeError: losses are no real numbers.
+        TypeError: losses are not real numbers.
         ValueError: an arm has another shape, or another number of steps than ``steps``.
 
     Example:
@@ -109,7 +109,7 @@ def plot_norms(
         The figure.
 
     Raises:
-        TypeError: an argument has no real numbers.
+        TypeError: an argument does not contain real numbers.
         ValueError: arms or shapes differ between the arguments.
 
     Example:
@@ -171,7 +171,7 @@ def plot_clip_ratio(
         The figure.
 
     Raises:
-        TypeError: ratios are no real numbers.
+        TypeError: ratios are not real numbers.
         ValueError: an arm has another shape, or another number of steps than ``steps``.
 
     Example:
@@ -206,7 +206,7 @@ def plot_threshold(
         The figure.
 
     Raises:
-        TypeError: thresholds are no real numbers.
+        TypeError: thresholds are not real numbers.
         ValueError: an arm has another shape, or another number of steps than ``steps``.
 
     Example:

@@ -55,7 +55,7 @@ def canaries(params: Any, count: int, key: jax.Array) -> Canaries:
         `canary_scores` finds out which ones were.
 
     Raises:
-        TypeError: count is no integer.
+        TypeError: count is not an integer.
         ValueError: there are more canaries than entries, or none.
     """
     require_integer("count", count, 1)

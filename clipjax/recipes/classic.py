@@ -53,7 +53,8 @@ def clip_by_value(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: max_delta is a bool, a string, or no threshold at all.
+        TypeError: max_delta is a bool, a string, or another value that is not a
+            threshold.
         ValueError: max_delta is negative or NaN.
 
     Example:
@@ -103,7 +104,8 @@ def clip_by_global_norm(
         An ``optax.GradientTransformationExtraArgs`` whose state holds scalars only.
 
     Raises:
-        TypeError: max_norm is a bool, a string, or no threshold at all.
+        TypeError: max_norm is a bool, a string, or another value that is not a
+            threshold.
         ValueError: max_norm is negative or NaN.
 
     Example:
@@ -158,7 +160,8 @@ def clip_by_leaf_norm(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: a threshold is a bool, a string, or no threshold at all.
+        TypeError: a threshold is a bool, a string, or another value that is not a
+            threshold.
         ValueError: a threshold is negative or NaN; or, when traced, the table does
             not fit the tree.
 
@@ -219,7 +222,7 @@ def clip_by_group_norm(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: max_norms is no dictionary, or a threshold in it is no number.
+        TypeError: max_norms is not a dictionary, or a threshold in it is not a number.
         ValueError: a threshold is negative or NaN; or, when traced, a label has none.
 
     Example:
@@ -276,7 +279,8 @@ def clip_by_block_rms(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: a threshold is a bool, a string, or no threshold at all.
+        TypeError: a threshold is a bool, a string, or another value that is not a
+            threshold.
         ValueError: a threshold is negative or NaN.
 
     Example:
@@ -336,7 +340,7 @@ def torch_clip_grad_norm(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: an argument is no number.
+        TypeError: an argument is not a number.
         ValueError: max_norm is negative or NaN, or norm_type is below 1.
 
     Example:

@@ -49,7 +49,7 @@ def cclip(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: tau is no threshold.
+        TypeError: tau is not a threshold.
         ValueError: tau is negative or NaN.
 
     Example:
@@ -238,7 +238,7 @@ def quantization_clip(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: dtype is no such format, or steps no number.
+        TypeError: dtype is not such a format, or steps is not a number.
         ValueError: steps is not above 0, or infinite.
 
     Example:

@@ -65,7 +65,7 @@ def stable_update_clip(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: threshold is no threshold.
+        TypeError: threshold is not a threshold.
         ValueError: threshold is negative or NaN.
 
     Example:

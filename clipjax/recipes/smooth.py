@@ -52,7 +52,8 @@ def soft_clip_by_global_norm(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: max_norm is a bool, a string, or no threshold at all.
+        TypeError: max_norm is a bool, a string, or another value that is not a
+            threshold.
         ValueError: max_norm is negative or NaN.
 
     Example:
@@ -104,7 +105,7 @@ def normalise_by_global_norm(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: norm is a bool, a string, or no threshold at all.
+        TypeError: norm is a bool, a string, or another value that is not a threshold.
         ValueError: norm is negative or NaN.
 
     Example:

@@ -59,7 +59,7 @@ def spectral_clip(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: an argument is no number.
+        TypeError: an argument is not a number.
         ValueError: a threshold is negative or NaN, or iterations is below 1.
 
     Example:
@@ -126,7 +126,8 @@ def spectral_clamp(
         An ``optax.GradientTransformationExtraArgs``; its state has σ₁ before and after.
 
     Raises:
-        TypeError: a threshold is a bool, a string, or no threshold at all.
+        TypeError: a threshold is a bool, a string, or another value that is not a
+            threshold.
         ValueError: a threshold is negative or NaN.
 
     Example:
@@ -219,7 +220,7 @@ def spectral_soft_clip(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: an argument is no number.
+        TypeError: an argument is not a number.
         ValueError: a threshold is negative or NaN, or iterations is below 1.
 
     Example:

@@ -1,4 +1,4 @@
-"""The clip of singular values, a transformation of its own."""
+"""The clip of singular values, a separate transformation."""
 
 from __future__ import annotations
 

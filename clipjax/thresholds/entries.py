@@ -220,7 +220,7 @@ def quantization_range(
             95 % of Gaussian entries round to a nonzero signed integer.
 
     Raises:
-        TypeError: dtype is no such format, or steps no number.
+        TypeError: dtype is not such a format, or steps is not a number.
         ValueError: steps is not above 0, or infinite.
 
     Example:

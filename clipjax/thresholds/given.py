@@ -137,7 +137,7 @@ def as_threshold(value: ThresholdLike | None, argument: str = "threshold") -> Th
         argument: the argument's name, for errors.
 
     Raises:
-        TypeError: a bool, a string, or something else that is no threshold.
+        TypeError: a bool, a string, or another value that is not a threshold.
         ValueError: a number is negative or NaN.
     """
     if isinstance(value, Threshold):

@@ -128,7 +128,7 @@ def zscore(
         epsilon: added to the deviation in the z-score.
         remember: which norm is averaged; see `clipjax.thresholds.Learnt`.
         floor: the least threshold, in the gradient's units.
-        cap: the largest threshold; it also clips norms that are no outliers.
+        cap: the largest threshold; it also clips norms that are not outliers.
 
     Raises:
         TypeError: an argument is of the wrong kind.

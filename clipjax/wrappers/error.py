@@ -39,7 +39,7 @@ def raise_on_nonfinite(
         An ``optax.GradientTransformationExtraArgs`` with the state of ``inner``.
 
     Raises:
-        TypeError: inner is no gradient transformation.
+        TypeError: inner is not a gradient transformation.
 
     Example:
         >>> import clipjax, jax, optax, jax.numpy as jnp

@@ -78,7 +78,7 @@ def error_feedback(
         all extra arguments.
 
     Raises:
-        TypeError: clip is no gradient transformation, or cap no number.
+        TypeError: clip is not a gradient transformation, or cap is not a number.
         ValueError: cap is negative or NaN; or, in ``update``, updates have a leaf that
             the parameters of ``init`` lacked.
 

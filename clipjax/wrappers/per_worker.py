@@ -62,7 +62,7 @@ def per_worker(
         all extra arguments.
 
     Raises:
-        TypeError: clip is no gradient transformation.
+        TypeError: clip is not a gradient transformation.
         ValueError: axis_name names no axis; or the types of traced updates show that
             they are the same on all workers. ``jax.grad`` in ``shard_map`` sums
             gradients of parameters that do not differ over workers: ``jax.lax.pcast``

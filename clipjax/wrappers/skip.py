@@ -79,8 +79,9 @@ def skip_nonfinite(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: inner is no gradient transformation, or a number no integer.
-        ValueError: a number is below 1, or name is no string or empty.
+        TypeError: inner is not a gradient transformation, or a number is not an
+            integer.
+        ValueError: a number is below 1, or name is empty or not a string.
 
     Example:
         >>> import clipjax, optax, jax.numpy as jnp

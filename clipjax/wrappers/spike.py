@@ -161,7 +161,8 @@ def skip_on_spike(
         extra arguments, ``value`` included.
 
     Raises:
-        TypeError: inner is no gradient transformation, or a number is of a wrong type.
+        TypeError: inner is not a gradient transformation, or a number is of a wrong
+            type.
         ValueError: a number is out of range, or update is not given ``value``.
 
     Example:

@@ -45,7 +45,7 @@ def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
         An ``optax.GradientTransformationExtraArgs`` without a state.
 
     Raises:
-        TypeError: loss_scale is no number.
+        TypeError: loss_scale is not a number.
         ValueError: loss_scale is out of range or does not fit a leaf's shape, or update
             is not given one.
 
