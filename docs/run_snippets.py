@@ -30,7 +30,9 @@ def run_page(page: pathlib.Path) -> int:
             runner.run(examples, clear_globs=False)
             namespace |= examples.globs
         else:  # empty lines in front, so that errors name the line of the page
-            exec(compile("\n" * line + code, str(page), "exec"), namespace)
+            source = "\n" * line + code
+            program = compile(source, str(page), "exec", dont_inherit=True)
+            exec(program, namespace)
     return runner.summarize(verbose=False).failed
 
 
