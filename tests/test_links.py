@@ -1,5 +1,6 @@
 """Links in pages and notebooks lead to files and headings that exist."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 
-from anchors import anchors, without_code  # noqa: E402
+anchors_of = importlib.import_module("anchors")
 
 BUILT = {DOCS / "_build", DOCS / "notebooks"}
 PAGES = [
@@ -38,7 +39,7 @@ def text_of(path):
 
 def links(markdown):
     """Lists the targets of links and images, without those that code shows."""
-    prose = re.sub(r"`[^`\n]+`", "`", without_code(markdown))
+    prose = re.sub(r"`[^`\n]+`", "`", anchors_of.without_code(markdown))
     return [unquote(target) for target in LINK.findall(prose)]
 
 
@@ -55,7 +56,7 @@ def broken(path, markdown, root=ROOT):
             found.append(target)
         elif anchor and place.suffix in {".md", ".ipynb"}:
             here = markdown if place == path else text_of(place)
-            if anchor not in anchors(here):
+            if anchor not in anchors_of.anchors(here):
                 found.append(target)
     return found
 
