@@ -15,7 +15,7 @@ import types
 
 import click
 import pytest
-from pages import (
+from reading import (
     DOCS,
     NOTEBOOKS,
     PAGES,
@@ -75,8 +75,23 @@ def words_of_source():
 def names_of_peers():
     """What the libraries offer that clipjax is used with."""
     modules = ["jax", "jax.numpy", "jax.lax", "jax.tree", "jax.sharding", "jax.random"]
-    modules += ["optax", "optax.contrib", "optax.tree", "flax", "flax.nnx", "numpy"]
-    modules += ["flax.linen", "flax.training.train_state", "builtins", "jax_privacy"]
+    modules += [
+        "optax",
+        "optax.contrib",
+        "optax.tree",
+        "optax.projections",
+        "flax",
+        "flax.nnx",
+        "numpy",
+    ]
+    modules += [
+        "flax.nnx",
+        "numpy",
+        "flax.linen",
+        "flax.training.train_state",
+        "builtins",
+        "jax_privacy",
+    ]
     return {name for module in modules for name in dir(importlib.import_module(module))}
 
 

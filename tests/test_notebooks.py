@@ -10,7 +10,7 @@ import math
 import re
 
 import pytest
-from pages import NOTEBOOKS
+from reading import NOTEBOOKS
 
 NUMBER = re.compile(r"(?<![\w.^{-])[-−+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\w])")
 # What is left of a text when no number of it is a result.

@@ -130,8 +130,13 @@ def quantile_clip(
         ValueError: an argument is out of range.
 
     Example:
-        >>> import clipjax
-        >>> clip = clipjax.quantile_clip(0.95, max_norm=1.0)
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.quantile_clip(0.5, max_norm=5.0, minimum_history=1)
+        >>> state = clip.init(jnp.zeros(1))
+        >>> for norm in (1.0, 3.0, 100.0):
+        ...     updates, state = clip.update(jnp.array([norm]), state)
+        >>> print(updates)  # the median of 1 and 3
+        [2.]
 
     References:
         Merad, Gaïffas, `Robust stochastic optimization via gradient quantile clipping
@@ -204,8 +209,13 @@ def zclip(
         ValueError: an argument is out of range.
 
     Example:
-        >>> import clipjax
-        >>> clip = clipjax.zclip(max_grad_norm=None)
+        >>> import clipjax, jax.numpy as jnp
+        >>> clip = clipjax.zclip(max_grad_norm=None, warmup_steps=2)
+        >>> state = clip.init(jnp.zeros(1))
+        >>> for norm in (1.0, 3.0, 100.0):  # a mean of 2, a standard deviation of 1
+        ...     updates, state = clip.update(jnp.array([norm]), state)
+        >>> print(f"{updates[0]:.3f}")  # 2 + 2.5² · 1 / 98
+        2.064
 
     References:
         Kumar, Owen, Roy Chowdhury, Güra, `ZClip <https://arxiv.org/abs/2504.02507>`_,

@@ -111,8 +111,9 @@ def clip_by_momentum(
     Coordinates: ``leaf × l2 × hard × relative-to-momentum``
 
     m is the first moment of the optimizer that follows, before this step and without
-    bias correction. It averages clipped gradients, so that a spike hardly raises the
-    next thresholds. The same makes a small ratio a trap: where gradients are mostly
+    bias correction. It averages clipped gradients, so that a spike of any size raises
+    the next threshold by a factor of at most :math:`\beta_1 + (1 - \beta_1) \rho`, 1.9
+    for 0.9 and ρ = 10. The same makes a small ratio a trap: where gradients are mostly
     noise, m is shorter than they are by :math:`\sqrt{(1 - \beta_1) / (1 + \beta_1)}`,
     0.23 for 0.9, and a ratio below the inverse, 4.4, shortens gradients and thresholds
     in turn until nothing is left. In its first step after zero, m is

@@ -146,7 +146,8 @@ def as_threshold(value: ThresholdLike | None, argument: str = "threshold") -> Th
     if isinstance(value, type | str | bytes):
         raise TypeError(f"{argument} must be {accepted}, got {value!r}")
     if callable(value):
-        if getattr(value, "__module__", "").startswith("clipjax."):
+        module = getattr(value, "__module__", None) or ""  # None where exec made it
+        if module.startswith("clipjax."):
             name = getattr(value, "__name__", repr(value))
             raise TypeError(
                 f"{argument} must be {accepted}, got the function {name}: call it, as "
