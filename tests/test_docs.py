@@ -4,7 +4,6 @@ import ast
 import importlib
 import inspect
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -12,9 +11,7 @@ import tomllib
 import types
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parent.parent
-DOCS = ROOT / "docs"
+from reading import DOCS, ROOT, SITE
 
 
 def exports(module_name):
@@ -103,13 +100,9 @@ def test_the_version_is_that_of_the_package():
     assert clipjax.__version__ == project["project"]["version"]
 
 
-NOT_OURS = {DOCS / "_build", DOCS / "notebooks"}  # made by the build
 # Examples of recipes are those of their docstrings, which CI runs as doctests.
-NOT_OURS |= {DOCS / "methods"}
-PAGES = [
-    ROOT / "README.md",
-    *sorted(p for p in DOCS.rglob("*.md") if not NOT_OURS & set(p.parents)),
-]
+WITH_SNIPPETS = [page for page in SITE if page.parent != DOCS / "methods"]
+PAGES = [ROOT / "README.md", *WITH_SNIPPETS]
 
 
 def needs_own_process(page):

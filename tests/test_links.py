@@ -1,6 +1,6 @@
 """Links in pages and notebooks lead to files and headings that exist."""
 
-import json
+import importlib
 import os
 import pathlib
 import re
@@ -8,37 +8,23 @@ import sys
 from urllib.parse import unquote
 
 import pytest
+import reading
+from reading import DOCS, NOTEBOOKS, ROOT, text_of
 
-ROOT = pathlib.Path(__file__).parent.parent
-DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 
-from anchors import anchors, without_code  # noqa: E402
+anchors_of = importlib.import_module("anchors")
 
-BUILT = {DOCS / "_build", DOCS / "notebooks"}
-PAGES = [
-    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
-    *sorted(page for page in DOCS.rglob("*.md") if not BUILT & set(page.parents)),
-    *sorted((ROOT / "notebooks").glob("*.ipynb")),
-]
+PAGES = [*reading.PAGES, ROOT / "CHANGELOG.md", *NOTEBOOKS]
 LINK = re.compile(r"\]\(\s*<?([^)\s>]+)")
 REMOTE = ("http://", "https://", "mailto:")
 # On the site, these have an entry in place of an anchor; see the extension `pages`.
 MADE_BY_THE_BUILD = {"notebooks/index.md"}
 
 
-def text_of(path):
-    """Gives the Markdown of a page, or of a notebook's cells."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".ipynb":
-        return text
-    cells = [c for c in json.loads(text)["cells"] if c["cell_type"] == "markdown"]
-    return "\n\n".join("".join(cell["source"]) for cell in cells)
-
-
 def links(markdown):
     """Lists the targets of links and images, without those that code shows."""
-    prose = re.sub(r"`[^`\n]+`", "`", without_code(markdown))
+    prose = re.sub(r"`[^`\n]+`", "`", anchors_of.without_code(markdown))
     return [unquote(target) for target in LINK.findall(prose)]
 
 
@@ -55,7 +41,7 @@ def broken(path, markdown, root=ROOT):
             found.append(target)
         elif anchor and place.suffix in {".md", ".ipynb"}:
             here = markdown if place == path else text_of(place)
-            if anchor not in anchors(here):
+            if anchor not in anchors_of.anchors(here):
                 found.append(target)
     return found
 

@@ -94,9 +94,17 @@ def describe(app, page, template, context, doctree):
             return
 
 
+def leave_out_navigation(app, page, template, context, doctree):
+    """Leave the table of contents out of pages of source code: it costs a third."""
+    del app, template, doctree
+    if page.startswith("_modules/"):
+        context["toctree"] = lambda **options: ""
+
+
 def setup(app):
     """Copy the notebooks, and connect the rest."""
     copy_notebooks()
     app.connect("source-read", adapt)
     app.connect("html-page-context", describe)
+    app.connect("html-page-context", leave_out_navigation, priority=100)
     return {"parallel_read_safe": True}
