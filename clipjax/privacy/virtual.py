@@ -64,8 +64,8 @@ def virtual_batches(
     ``optax.MultiSteps`` does not do this. It takes a mean over micro-steps, so that the
     noise, which is calibrated to the sum, would be too large by their number; and it
     steps after a number of them that is fixed, while that of a Poisson sample varies.
-    With ``use_grad_mean=False`` and a fixed number of batches for every step, it gives
-    the same updates.
+    With ``use_grad_mean=False`` and a fixed number of batches for every step, it
+    returns the same updates.
 
     Args:
         optimizer: what runs once for a step, with the noise inside:
