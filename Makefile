@@ -8,12 +8,13 @@ INSTALLED := $(VENV)/.installed-
 OPTIONS ?=
 
 .NOTPARALLEL:
-.PHONY: help demo test docs lint notebooks benchmark dist clean
+.PHONY: help demo test docs looks lint notebooks benchmark dist clean
 
 help:
 	@echo "make demo       train with and without clipping, and draw what clipping did"
 	@echo "make test       run the tests"
 	@echo "make docs       build the documentation"
+	@echo "make looks      open the documentation and a report in a browser, and check them"
 	@echo "make lint       check style and types"
 	@echo "make notebooks  run the notebooks"
 	@echo "make benchmark  measure speed"
@@ -30,6 +31,11 @@ test: $(INSTALLED)demos-test
 docs: $(INSTALLED)demos-docs
 	$(IN_VENV) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo "The first page is docs/_build/html/index.html."
+
+# Of `make demo`, where there is one; else the tests make a short comparison.
+looks: $(INSTALLED)demos-test-docs-browser docs
+	$(if $(wildcard demo/report.html),CLIPJAX_REPORT=demo) \
+		$(IN_VENV) -m pytest tests/browser $(OPTIONS)
 
 lint: $(INSTALLED)demos-test-bench-docs-lint
 	$(IN_VENV) -m ruff check .

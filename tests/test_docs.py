@@ -4,7 +4,6 @@ import ast
 import importlib
 import inspect
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -12,9 +11,7 @@ import tomllib
 import types
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parent.parent
-DOCS = ROOT / "docs"
+from reading import DOCS, ROOT, SITE
 
 
 def exports(module_name):
@@ -61,11 +58,12 @@ def public_modules():
 
 
 def test_every_export_has_an_entry_and_only_one():
-    page = (DOCS / "api.md").read_text(encoding="utf-8")
-    entries = re.findall(r"^\.\. auto(?!module)\w+:: (clipjax\S*)", page, re.MULTILINE)
+    pages = [path.read_text(encoding="utf-8") for path in (DOCS / "api").glob("*.md")]
+    entry = re.compile(r"^\.\. auto(?!module)\w+:: (clipjax\S*)", re.MULTILINE)
+    entries = [name for page in pages for name in entry.findall(page)]
     assert len(entries) == len(set(entries))
     gone = [entry for entry in entries if not exists(entry)]
-    assert not gone, f"take out of docs/api.md: {', '.join(gone)}"
+    assert not gone, f"take out of docs/api/: {', '.join(gone)}"
     documented = {id(lookup(entry)) for entry in entries}
     every = {
         f"{module}.{name}": lookup(f"{module}.{name}")
@@ -78,7 +76,12 @@ def test_every_export_has_an_entry_and_only_one():
         for path, thing in every.items()
         if is_ours(thing) and id(thing) not in documented
     ]
-    assert not missing, f"add to docs/api.md: {', '.join(missing)}"
+    assert not missing, f"add to a page of docs/api/: {', '.join(missing)}"
+
+
+def test_the_index_of_the_api_leads_to_every_page():
+    listed = re.findall(r"^(api/\w+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+    assert set(listed) == {f"api/{path.stem}" for path in (DOCS / "api").glob("*.md")}
 
 
 def test_what_dir_shows_is_what_is_exported():
@@ -97,11 +100,9 @@ def test_the_version_is_that_of_the_package():
     assert clipjax.__version__ == project["project"]["version"]
 
 
-NOT_OURS = {DOCS / "_build", DOCS / "notebooks"}  # made by the build
-PAGES = [
-    ROOT / "README.md",
-    *sorted(p for p in DOCS.rglob("*.md") if not NOT_OURS & set(p.parents)),
-]
+# Examples of recipes are those of their docstrings, which CI runs as doctests.
+WITH_SNIPPETS = [page for page in SITE if page.parent != DOCS / "methods"]
+PAGES = [ROOT / "README.md", *WITH_SNIPPETS]
 
 
 def needs_own_process(page):

@@ -46,6 +46,15 @@ def test_schedules():
         np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_a_schedule_without_a_module():
+    """As code in an interactive tool may make it, by exec."""
+    namespace = {}
+    exec("schedule = lambda step: 0.5", namespace)
+    assert namespace["schedule"].__module__ is None
+    assert thresholds.schedule(namespace["schedule"])
+    clipjax.clip_by_value(namespace["schedule"])
+
+
 def test_minimum_maximum_and_scaled():
     falling = optax.linear_schedule(4.0, 0.0, 4)
     for source, expected in (

@@ -252,7 +252,9 @@ def make_command(task: str = DEFAULT_TASK) -> click.Group:
             ),
             option("key", Name("a key"), "key of the norm in the lines of --history"),
             _task_option(presets.TUNING),
-            out_option("clipjax-tune", "cells.jsonl, heat_map.json, .csv and .png"),
+            out_option(
+                "clipjax-tune", "report.html, cells.jsonl, heat_map.json, .csv and .png"
+            ),
             *task_options(presets.Tuning, presets.TUNING, task),
         ],
         "find a threshold, from recorded norms or by training",
@@ -274,7 +276,9 @@ def make_command(task: str = DEFAULT_TASK) -> click.Group:
         _probe,
         [
             click.Argument(["names"], nargs=-1, required=True, metavar="NAME..."),
-            out_option("clipjax-probes", "NAME.json, NAME.md and NAME.png"),
+            out_option(
+                "clipjax-probes", "report.html, NAME.json, NAME.md and NAME.png"
+            ),
             click.Option(
                 ["--resume"],
                 is_flag=True,

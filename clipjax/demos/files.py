@@ -39,11 +39,18 @@ def check_destination(out: pathlib.Path, names: Iterable[str]) -> None:
         ) from error
 
 
-def write(out: pathlib.Path, files: Mapping[str, bytes]) -> None:
+def write(
+    out: pathlib.Path, files: Mapping[str, bytes], remove: Iterable[str] = ()
+) -> None:
     """Write the files beside `out`, and then move them there.
 
     An existing directory keeps its other files. What interrupts the writing leaves
     nothing behind.
+
+    Args:
+        out: the directory.
+        files: what to write, by name.
+        remove: names of files of an earlier run, which go unless they are written.
     """
     out = out.absolute()
     # Within an existing directory, which may be a mount of its own: moving a file is
@@ -58,6 +65,8 @@ def write(out: pathlib.Path, files: Mapping[str, bytes]) -> None:
         if out.exists():
             for name in files:
                 os.replace(temporary / name, out / name)
+            for name in set(remove) - files.keys():
+                (out / name).unlink(missing_ok=True)
         else:
             temporary.rename(out)
     except BaseException:

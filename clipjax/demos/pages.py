@@ -4,25 +4,53 @@ import base64
 import html
 import importlib.metadata
 import io
-from collections.abc import Iterable
+import re
+import struct
+from collections.abc import Iterable, Sequence
 
 import jax
 from matplotlib.figure import Figure
 
+# Dark figures: inverted lightness, with the hues turned back to what the legend of a
+# light one shows.
 STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-       max-width: 66rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin-top: 2rem; }
+:root { color-scheme: light dark; --text: #222; --soft: #555; --back: #fff;
+        --box: #f3f5f7; --line: #d8d8d8; --accent: #0072b2; }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #e4e4e4; --soft: #b0b0b0; --back: #121212; --box: #1e2226;
+          --line: #3a3a3a; --accent: #56b4e9; }
+  figure.chart img { filter: invert(.93) hue-rotate(180deg); }
+}
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--text);
+       background: var(--back); max-width: 66rem; margin: 1.5rem auto;
+       padding: 0 1rem; overflow-wrap: break-word; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 1rem; }
+h2 { font-size: 1.2rem; margin: 2rem 0 .75rem; }
+.verdict { background: var(--box); border-left: .3rem solid var(--accent);
+           padding: .8rem 1rem; }
+.verdict p { margin: 0; font-size: 1.15rem; font-weight: 600; line-height: 1.35; }
+.verdict ul { margin: .6rem 0 0; padding-left: 1.1rem; }
+.verdict + .figures { margin-top: 1rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; }
-th, td { padding: .35rem .5rem; border-bottom: 1px solid #ddd; text-align: right;
-         font-variant-numeric: tabular-nums; white-space: nowrap; }
+th, td { padding: .35rem .5rem; border-bottom: 1px solid var(--line);
+         text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th { white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
-code, pre { background: #f4f4f4; padding: .1rem .3rem; }
-pre { padding: .7rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; } img { max-width: 100%; }
-figcaption, .note { color: #555; font-size: .9rem; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
+                                 background: var(--back); padding-left: 0; }
+code, pre { background: var(--box); padding: .1rem .3rem; overflow-wrap: anywhere; }
+pre { padding: .7rem; white-space: pre-wrap; }
+wbr { display: none; }
+.figures { display: grid; gap: 1.5rem; align-items: start;
+           grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+figure { margin: 0; min-width: 0; }
+figure img { display: block; width: 100%; max-width: 32rem; height: auto; }
+figcaption, .note { color: var(--soft); font-size: .9rem; }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; } h1 { font-size: 1.4rem; }
+  wbr { display: inline; }
+  td:first-child { white-space: normal; max-width: 8.5rem; min-width: 6rem; }
+}
 """
 
 
@@ -32,7 +60,7 @@ def page(title: str, body: str) -> bytes:
 <html lang="en">
 <head>
 <meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
+<meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title>
 <style>{STYLE}</style>
 </head>
@@ -43,23 +71,58 @@ def page(title: str, body: str) -> bytes:
 """.encode()
 
 
+def verdict(sentences: Sequence[str]) -> str:
+    """What happened, before everything else: one sentence, and a list of the others."""
+    first, *others = map(html.escape, sentences)
+    items = "".join(f"<li>{text}</li>\n" for text in others)
+    more = f"<ul>\n{items}</ul>" if others else ""
+    return f'<div class="verdict">\n<p>{first}</p>\n{more}</div>'
+
+
 def table(header: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
-    """A table of texts, which scrolls where it is too wide."""
+    """A table of texts that scrolls where it is too wide, and breaks long names."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body = "\n".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in cells
+        f"<tr><td>{_breakable(name)}</td>"
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for name, *row in cells
     )
-    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
-
-
-def figure(title: str, png: bytes, caption: str) -> str:
-    """A figure with its caption; the image is part of the page."""
+    # A box that scrolls can be reached by the keyboard.
     return (
-        f'<figure><img alt="{title}" src="data:image/png;base64,'
-        f'{base64.b64encode(png).decode()}">'
+        '<div class="wide" tabindex="0" role="region" aria-label="Table"><table>\n'
+        f"<tr>{head}</tr>\n{body}\n</table></div>"
+    )
+
+
+def _breakable(name: str) -> str:
+    """The name of a clip, whose long ones break after underscores and colons."""
+    return re.sub("([_:@])", r"\1<wbr>", html.escape(name, quote=False))
+
+
+def figure(alt: str, png: bytes, caption: str, *, is_chart: bool = True) -> str:
+    """A figure with its caption; the image is part of the page.
+
+    Args:
+        alt: what is seen in it, for those who do not see it.
+        png: the image.
+        caption: HTML has it below.
+        is_chart: whether it is lines on white, which a dark page inverts; false where
+            light and dark mean something.
+    """
+    kind = ' class="chart"' if is_chart else ""
+    width, height = struct.unpack(">II", png[16:24])  # the header of every PNG
+    return (
+        f"<figure{kind}>"
+        f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" '
+        f'src="data:image/png;base64,{base64.b64encode(png).decode()}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
+
+
+def figures(drawn: Iterable[str]) -> str:
+    """Figures side by side where there is space, below each other on a phone."""
+    return '<div class="figures">\n' + "\n".join(drawn) + "\n</div>"
 
 
 def to_png(drawn: Figure) -> bytes:

@@ -3,32 +3,21 @@
 import html
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from .. import plotting
 from . import files, pages
 from .compare import Result
 from .presets import Settings, Tuning
+from .report_figures import CAPTIONS, LEARNED, Drawn, draw
 from .summary import Row, at_best_rate, findings, table, window
 from .tasks.base import Task
+from .verdict import verdict
 
-FIGURES = {
-    "loss": "Median over seeds; the band reaches from the lowest to the highest seed. "
-    "A cross marks where a seed left the real numbers.",
-    "score": "The first score in the table, on data that training never sees.",
-    "norm": "The norm that the clip saw and the norm it passed on; where it saw single "
-    "examples, the means over these. A step is clipped if anything in it was.",
-    "ratio": "1 where the gradient passed unchanged.",
-    "threshold": "What each arm allowed.",
-}
-FILES = (
-    "report.html",
-    "results.json",
-    *(f"{name}.png" for name in FIGURES),
-)
+FILES = ("report.html", "results.json")
+FIGURES = tuple(f"{name}.png" for name in ("outcome", *CAPTIONS))
 
 
 def write(
@@ -43,12 +32,15 @@ def write(
     best = at_best_rate(rows)
     by_arm = {(result.label, result.learning_rate): result for result in results}
     shown = [by_arm[row.label, row.learning_rate] for row in best]
-    figures = _figures(shown, task)
+    figures, constants = draw(shown, best, task)
     versions = pages.versions()
-    pngs = {f"{name}.png": png for name, png in figures.items()}
-    page = _html(settings, task, rows, best, figures, command, versions)
-    content = _json(settings, results, rows, command, versions)
-    files.write(out, pngs | {"results.json": content, "report.html": page})
+    said = verdict(rows, task.unit)
+    page = _html(settings, task, rows, said, figures, constants, command, versions)
+    content = _json(settings, results, rows, said, command, versions)
+    written = {f"{name}.png": figure.png for name, figure in figures.items()}
+    written |= {"results.json": content, "report.html": page}
+    # What an earlier run has drawn and this one has not would be taken for its own.
+    files.write(out, written, remove=FIGURES)
 
 
 def read_finished(out: pathlib.Path, settings: Settings) -> list[Result]:
@@ -96,49 +88,6 @@ def _read_arm(arm: dict[str, Any]) -> Result:
     )
 
 
-def _captions(task: Task) -> dict[str, str]:
-    """Of every figure, in order: what was learned comes first."""
-    picture = {} if task.picture is None else {"outcome": task.picture.caption}
-    return picture | FIGURES
-
-
-def _figures(results: Sequence[Result], task: Task) -> dict[str, bytes]:
-    def by_arm(name: str) -> dict[str, np.ndarray]:
-        return {result.label: result.log[name] for result in results}
-
-    width = window(results[0].log["loss"].shape[-1])
-    raw, clipped = by_arm("grad_norm_raw"), by_arm("grad_norm_clipped")
-    threshold = by_arm("threshold")
-    figures = {
-        "loss": plotting.plot_loss(by_arm("loss"), window=width, unit=task.unit),
-        "norm": plotting.plot_norms(raw, clipped, threshold),
-        "ratio": plotting.plot_clip_ratio(by_arm("clip_ratio"), window=width),
-        "threshold": plotting.plot_threshold(threshold),
-    }
-    score = next(iter(results[0].scores))
-    per_epoch = task.steps_per_epoch
-    scores = {result.label: result.scores[score] for result in results}
-    figures["score"] = plotting.plot_lines(
-        scores,
-        {result.label: result.score_steps / (per_epoch or 1) for result in results},
-        x_label="epoch" if per_epoch else "step",
-        y_label=score,
-        title=f"Along training: {score}",
-        is_log=(False, _spans_decades(scores.values())),
-    )
-    if task.picture is not None:
-        figures["outcome"] = task.picture.draw(
-            {result.label: result.outcome for result in results}
-        )
-    return {name: pages.to_png(figure) for name, figure in figures.items()}
-
-
-def _spans_decades(arrays: Iterable[np.ndarray]) -> bool:
-    """Whether a linear axis would hide the small ones of positive values."""
-    values = np.concatenate([array[np.isfinite(array)] for array in arrays])
-    return bool(values.size and values.min() > 0 and values.max() > 20 * values.min())
-
-
 def described(settings: Settings | Tuning) -> dict[str, Any]:
     """The settings as a dictionary."""
     return vars(settings) | {"model": vars(settings.model)}
@@ -148,11 +97,13 @@ def _json(
     settings: Settings,
     results: Sequence[Result],
     rows: Sequence[Row],
+    said: Sequence[str],
     command: str,
     versions: dict[str, str],
 ) -> bytes:
     content = {
         "command": command,
+        "verdict": said,
         "versions": versions,
         "settings": described(settings),
         "note": "One entry per seed. Values that are not finite are the texts "
@@ -183,57 +134,80 @@ def _html(
     settings: Settings,
     task: Task,
     rows: Sequence[Row],
-    best: Sequence[Row],
-    figures: dict[str, bytes],
+    said: Sequence[str],
+    figures: Mapping[str, Drawn],
+    constants: Sequence[str],
     command: str,
     versions: dict[str, str],
 ) -> bytes:
-    name = settings.task
-    model = {
-        key: value for key, value in vars(settings.model).items() if value is not None
-    }
-    setup = ", ".join(f"{key} {value}" for key, value in model.items())
+    best = at_best_rate(rows)
+    several = len(settings.lr) > 1
+    own = "<p>Each arm at its own best learning rate.</p>\n" if several else ""
+    every = (
+        f"<h2>Every arm at every learning rate</h2>\n{pages.table(*table(rows))}\n"
+        if several
+        else ""
+    )
+
+    def shown(names: Iterable[str]) -> str:
+        return pages.figures(
+            pages.figure(figures[name].alt, figures[name].png, figures[name].caption)
+            for name in names
+            if name in figures
+        )
+
+    said_constants = "".join(f"<p>{html.escape(text)}</p>\n" for text in constants)
+    notes = "".join(
+        f"<li>{html.escape(text)}</li>\n" for text in findings(best, settings.lr)
+    )
+    body = f"""<h1>{settings.task.upper()} with and without clipping</h1>
+{pages.verdict(said)}
+<h2>What was learned</h2>
+{own}{shown(LEARNED)}
+<h2>Numbers</h2>
+{own}{pages.table(*table(best))}
+<p class="note">{html.escape(_meaning(settings, task))}</p>
+{every}<h2>What the clip did</h2>
+{said_constants}{shown(name for name in CAPTIONS if name not in LEARNED)}
+<h2>What this shows, and what it does not</h2>
+<ul>
+{notes}</ul>
+<h2>Setup</h2>
+{_setup(settings, task)}
+<pre>{html.escape(command)}</pre>
+<p class="note">{html.escape(", ".join(map(" ".join, versions.items())))}</p>"""
+    return pages.page(f"clipjax: {settings.task} with and without clipping", body)
+
+
+def _meaning(settings: Settings, task: Task) -> str:
+    """What the columns of the table are."""
+    diverged = "its loss is not finite somewhere"
+    if task.goal.must_fall:
+        diverged += " or the mean of its last 5 % of losses is above its loss at step 0"
+    return (
+        f"Mean ± sample standard deviation over seeds. Losses are in {task.unit}, "
+        f"final and best ones smoothed over {window(settings.steps)} steps. A seed has "
+        f"diverged if {diverged}. The median norm is that of the gradient before "
+        "clipping; the time per step leaves out compilation."
+    )
+
+
+def _setup(settings: Settings, task: Task) -> str:
+    """What was trained on what."""
+    model = ", ".join(
+        f"{key} {value}"
+        for key, value in vars(settings.model).items()
+        if value is not None
+    )
+    rates = " or ".join(f"{rate:g}" for rate in settings.lr)
+    text = (
+        f"{task.source}. Model: {model}. {settings.steps} steps of "
+        f"{settings.optimizer} at learning rate {rates}, seeds per arm: "
+        f"{settings.seeds}."
+    )
     places = "".join(
         f"<br>\n{place}@: {html.escape(meaning)}"
         for place, meaning in settings.model.places.items()
     )
-    where = f"<p>Where a clip can stand:{places}</p>\n" if places else ""
-    images = "\n".join(
-        pages.figure(title, figures[title], caption)
-        for title, caption in _captions(task).items()
-    )
-    used = ", ".join(f"{key} {value}" for key, value in versions.items())
-    rates = " or ".join(f"{rate:g}" for rate in settings.lr)
-    every = pages.table(*table(rows))
-    tables = f"<h2>Table</h2>\n{every}"
-    if len(settings.lr) > 1:
-        tables = (
-            "<h2>Each arm at its own best learning rate</h2>\n"
-            f"{pages.table(*table(best))}\n"
-            f"<h2>Every arm at every learning rate</h2>\n{every}"
-        )
-    own = (
-        "<p>Each arm at its own best learning rate.</p>" if len(settings.lr) > 1 else ""
-    )
-    diverged = "its loss is not finite somewhere"
-    if task.goal.must_fall:
-        diverged += (
-            " or if the mean of its last 5 % of losses is above its loss at step 0"
-        )
-    body = f"""<h1>{name.upper()} with and without clipping</h1>
-<p>{html.escape(task.source)}. Model: {html.escape(setup)}.
-{settings.steps} steps of {html.escape(settings.optimizer)} at learning rate
-{rates}, seeds per arm: {settings.seeds}.</p>
-{where}<pre>{html.escape(command)}</pre>
-<h2>What is seen</h2>
-<p>{html.escape(" ".join(findings(best, settings.lr)))}</p>
-{tables}
-<p class="note">Mean ± sample standard deviation over seeds. Losses are in
-{html.escape(task.unit)}, final and best ones smoothed over
-{window(settings.steps)} steps. A seed has diverged if {diverged}. The median norm is
-that of the gradient before clipping; the time per step leaves out compilation.</p>
-<h2>Figures</h2>
-{own}
-{images}
-<p class="note">{html.escape(used)}</p>"""
-    return pages.page(f"clipjax: {name} with and without clipping", body)
+    where = f"\n<p>Where a clip can stand:{places}</p>" if places else ""
+    return f"<p>{html.escape(text)}</p>{where}"

@@ -57,7 +57,7 @@ def compare(
     settings: Settings, out: pathlib.Path, *, command: str, resume: bool
 ) -> int:
     """Train, show the table and write the report; return the exit code."""
-    files.check_destination(out, (*report.FILES, "outcome.png"))
+    files.check_destination(out, (*report.FILES, *report.FIGURES))
     # Refuse a mistake before the data are read.
     read_optimizer(settings.optimizer)
     read_clips(settings.clips, settings.model.places)
@@ -67,7 +67,7 @@ def compare(
     if not results:
         raise KeyboardInterrupt
     rows = [summary.summarise(result, task.goal) for result in results]
-    terminal.show_comparison(settings, rows)
+    terminal.show_comparison(settings, rows, task.unit)
     report.write(out, settings, task, results, rows, command)
     print(f"Report: {out / 'report.html'}")
     if is_whole:
@@ -98,7 +98,7 @@ def explode(settings: Explosion) -> int:
     results, is_whole = _train(settings.training, task)
     if results:
         rows = [summary.summarise(result, task.goal) for result in results]
-        terminal.show_comparison(settings.training, rows)
+        terminal.show_comparison(settings.training, rows, task.unit)
     if is_whole:
         return 0
     print("clipjax: interrupted before the last run was finished", file=sys.stderr)
@@ -157,4 +157,5 @@ def tune(settings: Tuning, out: pathlib.Path, *, command: str) -> int:
     written = tune_report.contents(described, heat, runs, command, paste, suggested)
     files.write(out, written)
     print(f"Heat map: {out / 'heat_map.png'}")
+    print(f"Report: {out / 'report.html'}")
     return 0

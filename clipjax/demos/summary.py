@@ -37,6 +37,7 @@ class Row:
     Attributes:
         label: the clip.
         learning_rate: the learning rate.
+        first: loss at step 0.
         final: smoothed loss at the end.
         best: lowest smoothed loss.
         held_out: scores on held-out data by name.
@@ -52,6 +53,7 @@ class Row:
 
     label: str
     learning_rate: float
+    first: np.ndarray
     final: np.ndarray
     best: np.ndarray
     held_out: dict[str, np.ndarray]
@@ -85,6 +87,7 @@ def summarise(result: Result, goal: Goal = LOSS) -> Row:
     return Row(
         label=result.label,
         learning_rate=result.learning_rate,
+        first=losses[:, 0],
         final=smoothed[:, -1],
         best=_over_finite(np.min, smoothed),
         held_out=result.held_out,
@@ -158,20 +161,14 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
-    """What is seen, sentence by sentence, and what must not be concluded from it.
+    """What else is seen, sentence by sentence, and what must not be concluded.
 
     Args:
         rows: one row per clip.
         rates: the learning rates that each clip had to choose from.
     """
-    seeds = len(rows[0].final)
     said = []
     for row in rows:
-        bad = int(row.diverged.sum())
-        if bad == seeds:
-            said.append(f"{row.label!r} diverged for every seed.")
-        elif bad:
-            said.append(f"{row.label!r} diverged for {bad} of {seeds} seeds.")
         if is_unclipped(row.label):
             continue
         if not row.clipped.any():
@@ -185,67 +182,34 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
         elif row.share.mean() > 0.99 and np.nanmean(row.ratio) < 0.5:
             said.append(
                 f"{row.label!r} shrank practically every gradient that it saw, to "
-                f"{100 * np.nanmean(row.ratio):.2g}% of its norm on average: it sets "
+                f"{100 * np.nanmean(row.ratio):.2g} % of its norm on average: it sets "
                 "the length of the steps rather than catching rare spikes."
             )
-    steady = [row for row in rows if not row.diverged.any()]
     if len(rates) > 1:
         said += _edges(rows, rates)
-    elif not steady:
-        said.append("No arm learned: at this learning rate all of them diverged.")
-    elif len(steady) == len(rows):
-        calm = (
-            "at this learning rate clipping was not needed for stability"
-            if rows[0].goal.must_fall
-            else "every loss stayed finite"
-        )
+    elif not any(row.diverged.any() for row in rows) and rows[0].goal.must_fall:
         said.append(
-            f"No arm diverged: {calm}, and how well the arms end is what is left to "
-            "see."
+            "At this learning rate training is stable without help from a clip."
+            if any(is_unclipped(row.label) for row in rows)
+            else "No arm trains without a clip: whether one was needed is not seen."
         )
-    said += _first(steady)
+    seeds = len(rows[0].final)
     few = "one seed" if seeds == 1 else f"{seeds} seeds"
-    if len(rates) > 1:
+    settled = f"Differences as small as the spread are not settled by {few}."
+    if len(rows) > 1 and len(rates) > 1:
         said.append(
             "Each arm has the learning rate, of those tried, at which it ended best "
             "on the same seeds, which flatters all of them alike; initial parameters "
-            "and the order of the batches are shared, and differences as small as the "
-            f"spread are not settled by {few}."
+            f"and the order of the batches are shared. {settled}"
         )
-    else:
+    elif len(rows) > 1:
         said.append(
             "All arms share one learning rate, the initial parameters and the order "
             "of the batches. This shows what clipping does at this learning rate, not "
             "which method is best when each has its own learning rate, which --lr with "
-            "several numbers shows; and differences as small as the spread are not "
-            f"settled by {few}."
+            f"several numbers shows. {settled}"
         )
     return said
-
-
-def _first(rows: Sequence[Row]) -> list[str]:
-    """Which arm ended best, and whether the seeds tell it from the second one."""
-    rows = [row for row in rows if np.isfinite(row.rank).all()]
-    if len(rows) < 2:
-        return []
-    best, second = sorted(rows, key=lambda row: row.rank.mean())[:2]
-    gap = second.rank.mean() - best.rank.mean()
-    noise = max(np.ptp(best.rank), np.ptp(second.rank))
-    name, is_low, _ = best.goal
-    what = "the final loss" if name == "loss" else repr(name)
-    order = "lowest" if is_low else "highest"
-    if gap == 0:
-        return [f"By {what}, {best.label!r} and {second.label!r} end equally well."]
-    tie = (
-        " (within the range over seeds, so no difference to rely on)"
-        if gap <= noise
-        else ""
-    )
-    side = "below" if is_low else "above"
-    return [
-        f"By {what}, the {order} mean is that of {best.label!r}, {gap:.3g} {side} "
-        f"{second.label!r}{tie}."
-    ]
 
 
 def _edges(rows: Sequence[Row], rates: Sequence[float]) -> list[str]:

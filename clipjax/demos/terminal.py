@@ -23,6 +23,7 @@ from .compare import Moment, Result, Watch
 from .explode import BadStep, Step
 from .presets import Explosion, Settings
 from .summary import Row, at_best_rate, findings, table
+from .verdict import verdict
 
 SECONDS_BETWEEN_LINES = 10
 
@@ -153,8 +154,8 @@ def show_table(
     console.print()
 
 
-def show_comparison(settings: Settings, rows: Sequence[Row]) -> None:
-    """The table of a comparison and what is seen in it."""
+def show_comparison(settings: Settings, rows: Sequence[Row], unit: str) -> None:
+    """The table of a comparison, the first lines of its report, and what they mean."""
     name = settings.task.upper()
     rates = ", ".join(f"{rate:g}" for rate in settings.lr)
     title = f"{name}, {settings.optimizer}, learning rate {rates}, "
@@ -163,6 +164,9 @@ def show_comparison(settings: Settings, rows: Sequence[Row]) -> None:
     best = at_best_rate(rows)
     if len(best) < len(rows):
         show_table("Each arm at its own best learning rate", *table(best))
+    for sentence in verdict(rows, unit):
+        say(sentence)
+    print()
     say(" ".join(findings(best, settings.lr)))
 
 

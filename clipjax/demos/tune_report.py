@@ -1,6 +1,7 @@
 """What a heat map shows, in numbers, in words and as a figure."""
 
 import csv
+import html
 import io
 import math
 from typing import Any
@@ -9,12 +10,12 @@ import numpy as np
 
 from .. import plotting
 from ..diagnostics import suggest_thresholds
-from . import files
+from . import files, pages
 from .arms import recipe
 from .heat_map import HeatMap, Run
 from .presets import Tuning
 
-FILES = ("heat_map.json", "heat_map.csv", "heat_map.png")
+FILES = ("report.html", "heat_map.json", "heat_map.csv", "heat_map.png")
 
 
 def label(threshold: float) -> str:
@@ -163,6 +164,7 @@ def contents(
 ) -> dict[str, bytes]:
     """The files of a heat map, by name."""
     best = heat.best()
+    said = findings(heat)
     content = {
         "command": command,
         "settings": settings,
@@ -176,7 +178,7 @@ def contents(
         ],
         "recipe": paste,
         "suggested": suggested,
-        "findings": findings(heat),
+        "findings": said,
         "note": "'loss' and 'diverged' have the axes learning rate, threshold, seed. "
         "Values that are not finite are the texts 'inf', '-inf' and 'nan'.",
     }
@@ -185,7 +187,6 @@ def contents(
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(names)
     writer.writerows([getattr(run, name) for name in names] for run in runs)
-    image = io.BytesIO()
     figure = plotting.plot_sweep(
         heat.mean,
         heat.learning_rates,
@@ -193,9 +194,45 @@ def contents(
         diverged=~heat.is_usable,
         label="mean of the last losses",
     )
-    figure.savefig(image, format="png")
+    png = pages.to_png(figure)
     return {
         "heat_map.json": files.to_json(content),
         "heat_map.csv": table.getvalue().encode(),
-        "heat_map.png": image.getvalue(),
+        "heat_map.png": png,
+        "report.html": _page(settings, heat, said, command, paste, suggested, png),
     }
+
+
+def _page(
+    settings: dict[str, Any],
+    heat: HeatMap,
+    said: list[str],
+    command: str,
+    paste: str | None,
+    suggested: dict[str, Any] | None,
+    png: bytes,
+) -> bytes:
+    name = f"{settings['task'].upper()}: learning rate and threshold"
+    alt = f"Heat map of the loss by learning rate and threshold. {said[0]}"
+    caption = (
+        "A cell is the mean over seeds of the last losses. Cells without a number "
+        "diverged."
+    )
+    pasted = f"<pre>{html.escape(paste)}</pre>\n" if paste else ""
+    norms = (
+        f"<h2>From the norms alone</h2>\n<p>{html.escape(say_suggestion(suggested))} "
+        f"{html.escape(suggested['reason'])}</p>\n"
+        if suggested
+        else ""
+    )
+    body = f"""<h1>{html.escape(name)}</h1>
+{pages.verdict(said)}
+{pasted}{pages.figures([pages.figure(alt, png, caption, is_chart=False)])}
+<h2>Numbers</h2>
+{pages.table(*cells(heat))}
+<p class="note">Rows are learning rates, columns thresholds. Mean of the last
+{settings["last"]} of {settings["steps"]} losses over seeds ({settings["seeds"]} per
+cell); * is the best cell; in parentheses, how many seeds diverged.</p>
+{norms}<h2>Setup</h2>
+<pre>{html.escape(command)}</pre>"""
+    return pages.page(f"clipjax: {name}", body)

@@ -59,8 +59,8 @@ def clipped_grad(
     | a padding example | adds exactly nothing |
     | an empty batch | zeros |
     | C = 0 | zeros |
-    | C negative or NaN, known now | ValueError |
-    | C negative or NaN, traced | adds nothing |
+    | C negative or NaN, a Python or NumPy number | ValueError |
+    | C negative or NaN, a JAX array | adds nothing |
     | an integer parameter | zeros |
     | ``shard_map`` with checked types | ValueError: see the message |
 
@@ -79,7 +79,7 @@ def clipped_grad(
         rule: the rule, by default ``hard``.
         batch_argnums: which arguments have the examples along their first axis.
         keep_batch_dim: whether fun gets an example as a batch of one.
-        normalize_by: what the sum is divided by, above 0.
+        normalize_by: the divisor of the sum, above 0.
         return_values: return the losses as well. Not private: they depend on single
             examples, without noise; see `AuxiliaryOutput`.
         return_grad_norms: return the norms before the clip as well. Not private.
@@ -92,7 +92,7 @@ def clipped_grad(
         prng_argnum: which argument is a PRNG key, to be split over the examples by
             position: for a guarantee a secret key, new at every step.
         rescale_to_unit_norm: divide each clipped gradient by C, so that the sensitivity
-            is 1 whatever C is. C = 0 then normalizes, its limit; C = inf gives zeros.
+            is 1 whatever C is. C = 0 then normalizes, its limit; C = inf yields zeros.
         pre_clipping_transform: a function of the gradient of one example, a tree like
             the parameters, whose result is clipped and summed in its place. It needs
             every example's gradient, as by ``vmap``. Reported norms are those before.
@@ -100,8 +100,8 @@ def clipped_grad(
 
     Returns:
         A `ClippedGrad`. It takes fun's arguments, and ``is_padding_example=``, and
-        gives the gradient, or if anything else was asked for, a pair with an
-        `AuxiliaryOutput`.
+        returns the gradient, or if further results were requested, a pair of the
+        gradient and an `AuxiliaryOutput`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -183,11 +183,11 @@ def per_example_grad_norms(
         microbatch_size: how many examples to take at a time; None for all.
         method: ``ghost``, ``vmap`` or ``auto``.
         prng_argnum: which argument is a PRNG key, to be split over the examples.
-        per_leaf: give the norms of each parameter, in a dictionary by path.
+        per_leaf: return the norms of each parameter, in a dictionary by path.
 
     Returns:
-        A function of fun's arguments that gives L2 norms of shape ``[B]``, float32. Not
-        private: each depends on a single example, without noise;
+        A function of fun's arguments that returns L2 norms of shape ``[B]``, float32.
+        Not private: each depends on a single example, without noise;
         `clipjax.privacy.noisy_clip_fraction` is what may be released.
 
     Raises:

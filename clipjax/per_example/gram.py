@@ -44,7 +44,7 @@ class Measured(NamedTuple):
     """A computed number for each example, and a bound on its rounding error.
 
     Attributes:
-        value: what was computed, of shape ``[B]``.
+        value: the computed values, of shape ``[B]``.
         error: no less than how far off that is, but for underflow; no derivative.
     """
 

@@ -69,7 +69,7 @@ def guarantee(
     accountant: str = "pld",
     neighboring_relation: Any = "ADD_OR_REMOVE_ONE",
 ) -> Guarantee:
-    """Return what a run promises, with a text for a report.
+    """Return the privacy guarantee of a run, with a text for a report.
 
     Args:
         noise_multiplier: see `clipjax.privacy.epsilon`, as for all arguments.
@@ -131,8 +131,8 @@ def epsilon(
     The noise multiplier σ is in units of the sensitivity Δ under the same relation:
     ``gaussian_noise(grad.sensitivity(relation), σ, key)`` has this ε for that relation.
     For REPLACE_ONE each example adds at most Δ/2 to the sum, as after a clip.
-    dp_accounting 0.6.0 counts in that contribution by PLD and in Δ by RDP; what it is
-    given here amounts to the same mechanism.
+    dp_accounting 0.6.0 counts in that contribution by PLD and in Δ by RDP; the
+    arguments that it gets here describe the same mechanism.
 
     | accountant | q = 1 | q < 1 | one call |
     |---|---|---|---|
@@ -140,9 +140,9 @@ def epsilon(
     | ``"rdp"`` | all relations | all but REPLACE_ONE: ValueError | 0.1 s |
 
     ``"pld"`` computes the privacy loss distribution and is tight to about 1e-3 up to
-    100,000 steps; ``"rdp"`` composes Rényi divergences, and gives an ε that is larger,
-    by a tenth as a rule and by more for few steps. For ε so far along a run, call this
-    function with the number of steps taken, every few seconds at most.
+    100,000 steps; ``"rdp"`` composes Rényi divergences, and computes an ε that is
+    larger, by a tenth as a rule and by more for few steps. For ε so far along a run,
+    call this function with the number of steps taken, every few seconds at most.
 
     Several releases with Gaussian noise from the same batch, such as a sum and a count,
     are together one Gaussian mechanism: pass σ with

@@ -31,7 +31,7 @@ class QuantileState(NamedTuple):
         threshold: C, for the next step.
         noisy_clip_fraction: the noisy fraction of the last batch above its threshold.
         threshold_steps: int32 number of batches so far.
-        threshold_key: the words of the key, as `jax.random.key_data` gives them.
+        threshold_key: the words of the key, as `jax.random.key_data` returns them.
         pending_excess: of a batch that is not complete, int32 number of examples above
             the threshold less those below. It has no noise and is not private; between
             batches it is 0.

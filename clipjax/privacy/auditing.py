@@ -85,8 +85,9 @@ def audit(
     scores, and every ε is refuted for which so many right guesses are too unlikely.
 
     An audit can show that a claim is wrong. It never shows that one is right: the bound
-    is as good as the attack, and a fault that the canaries do not touch stays unseen.
-    No guarantee follows from it, and ``epsilon_lower`` is no estimate of ε.
+    is as good as the attack, and it cannot detect a fault that does not affect the
+    canaries. No guarantee follows from it, and ``epsilon_lower`` is not an estimate of
+    ε.
 
     | design | what is scored | bound |
     |---|---|---|
@@ -121,7 +122,8 @@ def audit(
         confidence: the probability that the bound holds.
         gaussian: with many runs, assume that the trade-off is that of a Gaussian
             mechanism, as it is without sampling. Wrong with Poisson sampling.
-        epsilon_upper: the claim, such as `clipjax.privacy.epsilon` gives it.
+        epsilon_upper: the claimed upper bound, such as the result of
+            `clipjax.privacy.epsilon`.
 
     Returns:
         An `AuditResult`.

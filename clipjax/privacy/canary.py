@@ -42,8 +42,8 @@ def canaries(params: Any, count: int, key: jax.Array) -> Canaries:
     own, a canary attains that of its leaf alone, and the bound of ε is lower.
 
     For an audit in one run, append a row for each inserted canary to the data, with the
-    numbers ``jnp.flatnonzero(known.inserted)``, and give all other rows the number -1.
-    Leave out the others, or mark them as padding, and train with `with_canaries`.
+    numbers ``jnp.flatnonzero(known.inserted)``, and use the number -1 for all other
+    rows. Leave out the others, or mark them as padding, and train with `with_canaries`.
 
     Args:
         params: the parameters, arrays or ``ShapeDtypeStruct``.
@@ -55,7 +55,7 @@ def canaries(params: Any, count: int, key: jax.Array) -> Canaries:
         `canary_scores` finds out which ones were.
 
     Raises:
-        TypeError: count is no integer.
+        TypeError: count is not an integer.
         ValueError: there are more canaries than entries, or none.
     """
     require_integer("count", count, 1)
@@ -145,7 +145,7 @@ def canary_scores(tree: Any, canaries: Canaries) -> Float32[Array, " canaries"]:
     """Return the inner product of a tree with every canary's direction.
 
     Anything that a training run releases has scores: the noisy gradient of each step,
-    as `clipjax.privacy.gaussian_noise` gives it, or the initial parameters minus the
+    as `clipjax.privacy.gaussian_noise` returns it, or the initial parameters minus the
     final ones. Scores of inserted canaries tend to be larger: mind the sign of what
     ``dp_sgd`` returns.
 

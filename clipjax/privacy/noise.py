@@ -59,7 +59,7 @@ def gaussian_noise(
     are in the state: a run that is restored from a checkpoint goes on with the noise
     that it would have had, and no noise is used twice. A run that starts again with the
     same key, from other parameters or other data, does use it twice, which reveals the
-    difference of the two: take a new key for each run. So does a run that goes back to
+    difference of the two: use a new key for each run. So does a run that goes back to
     an earlier checkpoint and goes on with other batches, or updates twice from one
     state.
 
@@ -94,10 +94,10 @@ def gaussian_noise(
             C and the fixed divisor m, it is C/m for adding or removing one example, and
             2C/m for replacing one.
         noise_multiplier: σ, the standard deviation of each entry in units of Δ; see
-            `clipjax.privacy.noise_multiplier`. It is no schedule, since accountants
-            take one number for all steps; ``optax.inject_hyperparams`` makes it one,
-            with ``static_args=("key", "steps")``, and for parameters narrower than
-            float32 with ``hyperparam_dtype=jnp.float32``.
+            `clipjax.privacy.noise_multiplier`. It is not a schedule, since
+            accountants take one number for all steps; ``optax.inject_hyperparams``
+            makes it one, with ``static_args=("key", "steps")``, and for parameters
+            narrower than float32 with ``hyperparam_dtype=jnp.float32``.
         key: a key from `jax.random.key`, used for nothing else. With the generator
             ``rbg``, the numbers are those of one kind of machine.
         steps: the number of updates that the guarantee was computed for; None does not
@@ -138,7 +138,7 @@ def gaussian_noise(
     if steps is not None:
         require_steps("steps", steps)
     require_axis_name(axis_name)
-    # Beyond int32 the count would stand still, and the noise would come again.
+    # Beyond int32 the count would stop, and the same noise would be drawn again.
     limit = _LAST_STEP if steps is None else min(steps, _LAST_STEP)
 
     def init(params: Any) -> NoiseState:

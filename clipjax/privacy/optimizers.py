@@ -31,7 +31,7 @@ def dp_sgd(
     Nothing about privacy follows from the optimizer alone: the sum must come from
     `clipjax.clipped_grad`, the batches from Poisson sampling, and the noise multiplier
     from an accountant. The optimizer cannot tell a clipped sum from the gradient of
-    ``jax.grad``, for which nothing is promised.
+    ``jax.grad``, for which there is no guarantee.
 
     Args:
         learning_rate: a number or a schedule. ``optax.inject_hyperparams`` needs

@@ -47,7 +47,7 @@ class PoissonSampler:
     | sampling_rate = 1 | all examples, in every step |
     | several processes | each computes the same sample, and takes its share of rows |
 
-    What it tells about the data: shapes depend on batch_size alone. The number of
+    What it reveals about the data: shapes depend on batch_size alone. The number of
     batches of a step follows from the size of the sample, and so under
     ADD_OR_REMOVE_ONE from the data. The optimizer does not release it, but the time
     that a step takes may show it: the guarantee is for those who see the parameters,

@@ -30,7 +30,7 @@ def split_threshold(
     gradient by C, so that the sensitivity is the one of a clip of the whole gradient by
     C: C/m for adding or removing one example with the fixed divisor m, and 2C/m for
     replacing one. With ``rescale_to_unit_norm``, each layer's share becomes 1, and the
-    sensitivity √K/m or 2√K/m. `ClippedGrad.sensitivity` gives it in each case.
+    sensitivity √K/m or 2√K/m. `ClippedGrad.sensitivity` returns it in each case.
 
     | input | result |
     |---|---|

@@ -64,8 +64,8 @@ def virtual_batches(
     ``optax.MultiSteps`` does not do this. It takes a mean over micro-steps, so that the
     noise, which is calibrated to the sum, would be too large by their number; and it
     steps after a number of them that is fixed, while that of a Poisson sample varies.
-    With ``use_grad_mean=False`` and a fixed number of batches for every step, it gives
-    the same updates.
+    With ``use_grad_mean=False`` and a fixed number of batches for every step, it
+    returns the same updates.
 
     Args:
         optimizer: what runs once for a step, with the noise inside:
@@ -79,7 +79,7 @@ def virtual_batches(
         Flax Linen's ``TrainState`` does not pass it on: call ``state.tx.update``.
 
     Raises:
-        TypeError: optimizer is no gradient transformation, is_last is missing or no
+        TypeError: optimizer is not a gradient transformation, is_last is missing or no
             bool, or, when traced, a leaf is narrower than float32.
         ValueError: a leaf has not the shape of its parameter.
 

@@ -1,4 +1,4 @@
-"""Thresholds: how large a norm is allowed, and where that comes from."""
+"""Thresholds: the largest norm allowed, given or computed from the norms so far."""
 
 from .averages import ema as ema
 from .averages import moment_ratio as moment_ratio

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import html
 import json
 import os
 import re
@@ -13,10 +14,24 @@ import jax
 import numpy as np
 import pytest
 
-from clipjax.demos import cli, compare, files, interrupts, report, train
+from clipjax.demos import (
+    cli,
+    compare,
+    files,
+    interrupts,
+    report,
+    report_figures,
+    summary,
+    train,
+)
+from clipjax.demos.presets import RNN
+from clipjax.demos.tasks.build import build_task
 
 TINY = ["compare", "--hidden", "8", "--length", "10", "--batch", "4", "--steps", "6"]
 CLIPS = "none,clip_by_global_norm:1e-1"
+# The threshold is the same at every step: a sentence, and no figure.
+DRAWN = ("loss", "score", "norm", "ratio")
+WRITTEN = (*report.FILES, *(f"{name}.png" for name in DRAWN))
 LOG = {"loss": 1.0, "grad_norm_raw": 1.0}
 
 
@@ -38,6 +53,7 @@ def comparison(tmp_path_factory):
     out.mkdir()
     (out / "results.json").write_text("old")
     (out / "notes.txt").write_text("mine")
+    (out / "threshold.png").write_text("old")  # this one draws no such figure
     command = [*TINY, "--seeds", "2", "--lr", "0.5", "--clips", CLIPS]
     results, compare_all = [], compare.compare
 
@@ -78,14 +94,14 @@ def test_new_directories_are_made(here, capsys, trained):
     command = [*TINY, "--seeds", "2", "--clips", CLIPS]
     assert cli.main([*command, "--out", "new/deeper"]) == 0
     assert tree(here / "new") == sorted(
-        ["deeper", *(f"deeper/{name}" for name in report.FILES)]
+        ["deeper", *(f"deeper/{name}" for name in WRITTEN)]
     )
     shown = capsys.readouterr().out
     assert "final loss" in shown and "Report: new/deeper/report.html" in shown
 
 
 def test_comparison_writes_its_files_and_no_others(finished):
-    assert tree(finished) == sorted([*report.FILES, "notes.txt"])
+    assert tree(finished) == sorted([*WRITTEN, "notes.txt"])
     assert (finished / "notes.txt").read_text() == "mine"
     assert tree(finished.parent) == sorted(
         ["out", *(f"out/{n}" for n in tree(finished))]
@@ -110,6 +126,33 @@ def test_results_can_be_read_back(finished):
     assert set(results["versions"]) >= {"jax", "optax", "flax", "clipjax"}
 
 
+def drawn(results, **changes):
+    """The names of the figures of arms with other values in their log."""
+    changed = [
+        dataclasses.replace(one, log=one.log | {k: v(one) for k, v in changes.items()})
+        for one in results
+    ]
+    rows = [summary.summarise(one) for one in changed]
+    return report_figures.draw(changed, rows, build_task(RNN()))
+
+
+def test_constants_have_a_number_and_no_figure(comparison):
+    results = comparison[1]
+    figures, said = drawn(results, clip_ratio=lambda one: np.ones((2, 6)))
+    assert list(figures) == ["loss", "score", "norm"]
+    assert said == [
+        "The clip ratio is 1 throughout: no clip changed any gradient.",
+        "Thresholds, the same at every step: none: no limit; "
+        "clip_by_global_norm:1e-1: 0.1.",
+    ]
+    figures, said = drawn(
+        results, threshold=lambda one: np.geomspace(1, 2, 12).reshape(2, 6)
+    )
+    assert list(figures) == ["loss", "score", "norm", "ratio", "threshold"]
+    assert not said
+    assert "none from 1 to 2" in figures["threshold"].alt
+
+
 @pytest.mark.parametrize(
     ("values", "is_log"),
     [
@@ -120,7 +163,7 @@ def test_results_can_be_read_back(finished):
     ],
 )
 def test_a_score_that_spans_decades_has_a_logarithmic_axis(values, is_log):
-    assert report._spans_decades(map(np.array, values)) == is_log
+    assert report_figures.spans_decades(map(np.array, values)) == is_log
 
 
 def test_report_stands_alone(finished):
@@ -128,14 +171,33 @@ def test_report_stands_alone(finished):
     assert "clipjax compare --hidden 8 --length 10" in page
     assert not re.search(r'(src|href)="(?!data:)', page)
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(images) == 5
-    for name, image in zip(report.FIGURES, images, strict=True):
+    for name, image in zip(DRAWN, images, strict=True):
         png = (finished / f"{name}.png").read_bytes()
         assert png.startswith(b"\x89PNG") and base64.b64decode(image) == png
     for heading in ("final loss", "diverged", "steps clipped", "time per step"):
         assert f"<th>{heading}</th>" in page
     assert page.count("<tr>") == 3
     assert "All arms share one learning rate" in page
+    assert "Thresholds, the same at every step: none: no limit; clip_by" in page
+
+
+def test_report_says_first_what_happened(comparison):
+    out, results = comparison
+    page = (out / "report.html").read_text()
+    first = page.index('<div class="verdict">')
+    assert page.index("</h1>") < first < page.index("<h2>")
+    said = json.loads((out / "results.json").read_text())["verdict"]
+    for sentence in said:
+        assert html.escape(sentence) in page[first:]
+    assert said[-1].startswith("Steps in which the clip changed the gradient: all with")
+    # A figure says in words what is seen in it, with the numbers of the run.
+    start = results[0].log["loss"][:, 0].mean()
+    alts = re.findall('<img alt="([^"]+)"', page)
+    assert (
+        f"Training loss by step, running mean over 1: none from {start:.3g} to "
+        in (alts[0])
+    )
+    assert "clip_by_global_norm:1e-1 clipped in 100 %" in alts[2]
 
 
 def test_failed_writing_leaves_nothing(here, capsys, monkeypatch, trained):

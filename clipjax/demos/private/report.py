@@ -155,14 +155,19 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
-def findings(results: Results) -> list[str]:
-    """What happened: the promises first, then what they cost."""
-    settings = results.settings
-    plain, clipped = results.row(PLAIN), results.row(CLIPPED)
-    said = [
+def promises(results: Results) -> list[str]:
+    """What is promised for each ε, in full."""
+    return [
         f"Promised: {row.guarantee}. Accuracy: {spread(row.accuracy, 3)}."
         for row in results.private
     ]
+
+
+def findings(results: Results) -> list[str]:
+    """What the promises cost."""
+    settings = results.settings
+    plain, clipped = results.row(PLAIN), results.row(CLIPPED)
+    said = [headline(results)]
     said.append(
         f"Without any promise: {spread(plain.accuracy, 3)} by the plain run, "
         f"{spread(clipped.accuracy, 3)} with the clip and without noise."
@@ -180,6 +185,34 @@ def findings(results: Results) -> list[str]:
             "smaller --delta."
         )
     return said
+
+
+def headline(results: Results) -> str:
+    """What the promises cost in accuracy, in one sentence."""
+    arms = ", ".join(
+        f"{row.accuracy.mean():.3f} at ε = {row.guarantee.epsilon:.2f}"
+        for row in results.private
+        if row.guarantee
+    )
+    plain = results.row(PLAIN).accuracy.mean()
+    delta = results.settings.delta
+    return f"Accuracy {arms} (δ = {delta:g}), against {plain:.3f} without privacy."
+
+
+def _alts(results: Results) -> dict[str, str]:
+    """What is seen in each figure."""
+    ends = ", ".join(
+        f"{row.arm.label} {row.accuracy.mean():.3f}" for row in results.rows
+    )
+    shown = results.private[-1]
+    return {
+        "epsilon": "Held-out accuracy against the ε spent so far, a line for each ε "
+        f"that was promised; {headline(results)}",
+        "accuracy": f"Held-out accuracy by epoch; at the end: {ends}.",
+        "norms": f"Quantiles of the gradient norms of single images by step, "
+        f"{shown.arm.label}; {spread(100 * shown.above, 0, ' %')} are above the "
+        f"threshold of {results.settings.clip:g}.",
+    }
 
 
 def _figures(results: Results) -> dict[str, bytes]:
@@ -260,16 +293,19 @@ def write(out: pathlib.Path, results: Results, source: str, command: str) -> Non
     versions = pages.versions()
     versions["dp_accounting"] = metadata.version("dp-accounting")
     pngs = _figures(results)
-    said = "".join(f"<p>{html.escape(text)}</p>\n" for text in findings(results))
+    alts = _alts(results)
+    promised = "".join(f"<p>{html.escape(text)}</p>\n" for text in promises(results))
     limits = "".join(f"<li>{html.escape(text)}</li>\n" for text in LIMITS)
-    images = "\n".join(
-        pages.figure(name, pngs[name], caption) for name, caption in FIGURES.items()
+    images = pages.figures(
+        pages.figure(alts[name], pngs[name], caption)
+        for name, caption in FIGURES.items()
     )
     used = ", ".join(f"{key} {value}" for key, value in versions.items())
     settings = results.settings
     body = f"""<h1>Private training</h1>
+{pages.verdict(findings(results))}
 <h2>What is promised</h2>
-{said}<p>{MEANING}</p>
+{promised}<p>{MEANING}</p>
 {pages.table(*table(results))}
 <p class="note">Mean ± sample standard deviation over seeds. Time per step is the median
 of steps of either kind that took turns, without compilation and for

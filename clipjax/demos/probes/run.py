@@ -1,5 +1,6 @@
 """Run probes, show what they report, and write it."""
 
+import html
 import io
 import json
 import pathlib
@@ -13,7 +14,7 @@ import jax
 
 import clipjax
 
-from .. import files, interrupts, terminal
+from .. import files, interrupts, pages, terminal
 from ..arms import bind, parse_call
 from .base import Report, Table
 from .catalogue import GROUPS, load
@@ -59,7 +60,9 @@ def run(specs: Sequence[str], out: pathlib.Path, *, command: str, resume: bool) 
     """Run the probes one by one, and write each when it is finished."""
     calls = read_calls(specs)
     files.check_destination(
-        out, [f"{call.name}.{end}" for call in calls for end in ("json", "md", "png")]
+        out,
+        ["report.html"]
+        + [f"{call.name}.{end}" for call in calls for end in ("json", "md", "png")],
     )
     done: list[tuple[Call, Report | Kept]] = []
     try:
@@ -81,14 +84,14 @@ def run(specs: Sequence[str], out: pathlib.Path, *, command: str, resume: bool) 
     except KeyboardInterrupt:
         if not done:
             raise
-        _show(done, out)
+        _show(done, out, command)
         print(
             f"clipjax: interrupted; {len(done)} of {len(calls)} probes are finished; "
             f"to run the others: {command}{'' if resume else ' --resume'}",
             file=sys.stderr,
         )
         return interrupts.EXIT_CODE
-    _show(done, out)
+    _show(done, out, command)
     return 0
 
 
@@ -142,12 +145,41 @@ def _kept(call: Call, out: pathlib.Path) -> Kept | None:
         return None
 
 
-def _show(done: Sequence[tuple[Call, Report | Kept]], out: pathlib.Path) -> None:
+def _show(
+    done: Sequence[tuple[Call, Report | Kept]], out: pathlib.Path, command: str
+) -> None:
     for call, report in done:
         for table in report.tables:
             terminal.show_table(table.title, table.header, table.rows)
         terminal.say(" ".join(report.findings))
         print(f"Figure: {out / call.name}.png\n")
+    files.write(out, {"report.html": _page(done, out, command)})
+    print(f"Report: {out / 'report.html'}")
+
+
+def _page(
+    done: Sequence[tuple[Call, Report | Kept]], out: pathlib.Path, command: str
+) -> bytes:
+    """What each probe found, then its figure and its numbers."""
+    parts = []
+    for call, report in done:
+        alt = f"Figure of the probe {call.name}. {report.findings[0]}"
+        png = (out / f"{call.name}.png").read_bytes()
+        tables = "\n".join(
+            f"<p>{html.escape(table.title)}</p>\n"
+            + pages.table(table.header, table.rows)
+            for table in report.tables
+        )
+        parts.append(
+            f"<h2>{html.escape(call.name)}</h2>\n{pages.verdict(report.findings)}\n"
+            f"{pages.figures([pages.figure(alt, png, '', is_chart=False)])}\n{tables}"
+        )
+    names = ", ".join(call.name for call, _ in done)
+    body = (
+        f"<h1>Probes</h1>\n{''.join(parts)}\n<h2>Setup</h2>\n"
+        f"<pre>{html.escape(command)}</pre>"
+    )
+    return pages.page(f"clipjax probe: {names}", body)
 
 
 def _markdown(call: Call, report: Report, seconds: float) -> str:

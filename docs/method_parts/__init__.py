@@ -1,0 +1,1 @@
+"""The parts of `method_pages.py`, which makes a page for each recipe."""

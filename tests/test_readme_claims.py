@@ -1,0 +1,90 @@
+"""What the README claims beside Optax, and the numbers that it shows, are so."""
+
+import inspect
+import pathlib
+import re
+
+import jax
+import pytest
+
+import clipjax
+from benchmarks import beside_optax
+from clipjax import recipes
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
+PER_EXAMPLE = (ROOT / "docs" / "per_example.md").read_text(encoding="utf-8")
+
+
+def rows_below(page, header):
+    """Return the rows of the table whose header starts with some words, by name."""
+    _, found, table = page.partition(f"\n| {header}")
+    assert found, f"there is no table with the header {header!r}"
+    lines = table.partition("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    return {name: rest for name, *rest in cells}
+
+
+@pytest.mark.parametrize("row", beside_optax.ROWS)
+@pytest.mark.filterwarnings("default")  # Optax casts 1e5 to float16
+def test_each_row_beside_optax_is_what_both_libraries_do(row):
+    with jax.numpy_dtype_promotion("standard"):
+        measure = beside_optax.ROWS[row]
+        line = f"| {row} | {measure(beside_optax.optax)} | {measure(clipjax)} |"
+    assert line in README, f"run python -m benchmarks.beside_optax; it prints {line}"
+
+
+def test_the_table_beside_optax_has_five_rows_and_a_source_for_each():
+    assert len(rows_below(README, "| Optax 0.2.8 |")) == len(beside_optax.ROWS) == 5
+
+
+def test_times_of_a_step_are_those_of_the_results():
+    measured = rows_below(RESULTS, "| first edition: float32, bfloat16 | second")
+    shown = rows_below(README, "| float32 | bfloat16 |")
+    names = {"clipjax.clip_by_global_norm": "clipjax global + Adam (gate 1.15, 1.18)"}
+    names |= {"clipjax.clip_by_leaf_norm": "clipjax leaf + Adam"}
+    names |= {"optax.clip_by_global_norm": "Optax global + Adam"}
+    assert len(shown) == 3
+    for row, cells in shown.items():
+        assert ", ".join(cells) == measured[names[row.strip("`")]][-1]
+
+
+def test_times_to_compile_are_those_of_the_results():
+    measured = rows_below(RESULTS, "148 leaves | first edition")
+    shown = rows_below(README, "148 leaves | clipjax seconds")
+    assert len(shown) == 5
+    for row, cells in shown.items():
+        assert ", ".join(cells) == measured[row.partition(":")[0]][1]
+
+
+def test_costs_per_example_are_those_of_their_page():
+    measured = rows_below(PER_EXAMPLE, "relative to the plain gradient | time")
+    shown = rows_below(README, "model, batch |")
+    assert len(shown) == len(measured) == 8
+    for row, (ours, *_) in shown.items():
+        assert ours == "{} ({})".format(*measured[row])
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    lines = README.splitlines()
+    assert len(lines) <= 150
+    assert lines.index("## Which method?") <= 85
+    for target in re.findall(r"\]\(([^)#\s]+)", README):
+        if "://" not in target and not target.startswith("docs/methods/"):
+            assert (ROOT / target).exists(), target
+
+
+def test_methods_named_by_situation_exist():
+    situations = README.partition("## Which method?")[2].partition("\n## ")[0]
+    recipes = re.findall(r"docs/methods/(\w+)\.md", situations)
+    assert 6 <= len(recipes) <= 12
+    assert all(hasattr(clipjax, name) for name in recipes)
+
+
+def test_the_reads_of_a_report_and_the_number_of_methods():
+    counts = rows_below(RESULTS, "clip | equations per leaf")
+    assert counts["entries, report"][2].endswith("+4.00, 0.00")
+    assert "four more times" in README
+    methods = [f for f in vars(recipes).values() if inspect.isfunction(f)]
+    assert f"[{len(methods)} published methods]" in README
