@@ -80,15 +80,16 @@ def audit(
 ) -> AuditResult:
     r"""Bound ε from below by guessing which canaries were in the data.
 
-    If a mechanism is (ε, δ)-private, its result does not tell well whether an example
+    The result of an (ε, δ)-private mechanism reveals little about whether an example
     was in the data. An attacker who knows every canary's direction guesses from the
-    scores, and every ε is refuted for which so many right guesses are too unlikely.
+    scores. The audit refutes every ε under which the observed number of right guesses
+    is too unlikely.
 
-    An audit can show that a claim is wrong. It never shows that one is right: the bound
-    is as good as the attack, and a fault that the canaries do not touch stays unseen.
-    No guarantee follows from it, and ``epsilon_lower`` is no estimate of ε.
+    An audit can show that a claim is wrong, but never that it is right: the bound is as
+    good as the attack, and canaries do not detect every fault. It is no guarantee, and
+    ``epsilon_lower`` is no estimate of ε.
 
-    | design | what is scored | bound |
+    | design | scores | bound |
     |---|---|---|
     | ``one_run`` | many canaries in one run | Steinke, Nasr, Jagielski (2023) |
     | ``many_runs`` | one canary in each of many independent runs | Clopper-Pearson |

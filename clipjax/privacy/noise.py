@@ -192,7 +192,7 @@ def laplace_noise(*arguments: Any, **options: Any) -> NoReturn:
 
 
 def _require_scale(sensitivity: Any, noise_multiplier: Any) -> None:
-    """Check both factors of the standard deviation, and that it is in float32's range."""
+    """Check both factors of the standard deviation, and that float32 contains it."""
     known = []
     for name, value in (
         ("sensitivity", sensitivity),
