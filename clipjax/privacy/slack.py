@@ -136,9 +136,10 @@ def slack_threshold(
         C_{\min}, C_{\max}\bigr)
 
     with the estimated fractions ŝ₁ of norms below C, and ŝ_K of norms near 0: the noisy
-    slack times √K. The target is that at least half of the norms are below C; more, if many
-    are near 0. The function uses released values only, so that it costs no privacy,
-    under any neighboring relation; without noise on the slack, there is no guarantee.
+    slack times √K. The target is that at least half of the norms are below C; more, if
+    many are near 0. The function uses released values only, so that it costs no
+    privacy, under any neighboring relation; without noise on the slack, there is no
+    guarantee.
 
     The formulas are those of the published code. It divides ŝ_K by C although ŝ_K is a
     pure number, so that the fixed point depends on the unit of the gradient.
