@@ -23,9 +23,9 @@ COUNTS = {"A1": 17, "A2": 12, "A3": 15, "A4": 36}
 BEGINNING = """# What shows each row at work
 
 clipjax began with a list of the clips, thresholds, measurements and applications that
-the literature on gradient clipping describes. For each row of that list, this page names
-a test, a command or a page that shows it at work. `docs/rows_table.py` writes the page,
-and a test fails if it names something that does not exist.
+the literature on gradient clipping describes. For each row of that list, this page
+names a test, a command or a page that shows it at work. `docs/rows_table.py` writes the
+page, and a test fails if it names something that does not exist.
 """
 
 

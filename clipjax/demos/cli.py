@@ -287,7 +287,7 @@ def make_command(task: str = DEFAULT_TASK) -> click.Group:
         ],
         "measure one thing that clipping or an architecture does",
         "Run small measurements, each by its name or as name:key=number...; print "
-        "what they find and draw it. Numbers reported elsewhere stand beside.",
+        "what they find, compare it with numbers reported elsewhere, and draw it.",
         _probe_epilog(),
     )
     training = command_of(
