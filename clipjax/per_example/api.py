@@ -59,8 +59,8 @@ def clipped_grad(
     | a padding example | adds exactly nothing |
     | an empty batch | zeros |
     | C = 0 | zeros |
-    | C negative or NaN, known now | ValueError |
-    | C negative or NaN, traced | adds nothing |
+    | C negative or NaN, a Python or NumPy number | ValueError |
+    | C negative or NaN, a JAX array | adds nothing |
     | an integer parameter | zeros |
     | ``shard_map`` with checked types | ValueError: see the message |
 
@@ -94,7 +94,7 @@ def clipped_grad(
         prng_argnum: which argument is a PRNG key, to be split over the examples by
             position: for a guarantee a secret key, new at every step.
         rescale_to_unit_norm: divide each clipped gradient by C, so that the sensitivity
-            is 1 whatever C is. C = 0 then normalizes, its limit; C = inf gives zeros.
+            is 1 whatever C is. C = 0 then normalizes, its limit; C = inf yields zeros.
         pre_clipping_transform: a function of the gradient of one example, a tree like
             the parameters, whose result is clipped and summed in its place. It needs
             every example's gradient, as ``vmap`` does. Reported norms are those before

@@ -57,7 +57,7 @@ def canaries(params: Any, count: int, key: jax.Array) -> Canaries:
         examples, and `canary_scores` returns the scores to guess from.
 
     Raises:
-        TypeError: count is no integer.
+        TypeError: count is not an integer.
         ValueError: there are more canaries than entries, or none.
     """
     require_integer("count", count, 1)

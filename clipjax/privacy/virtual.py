@@ -79,7 +79,7 @@ def virtual_batches(
         Flax Linen's ``TrainState`` does not pass it on: call ``state.tx.update``.
 
     Raises:
-        TypeError: optimizer is no gradient transformation, is_last is missing or no
+        TypeError: optimizer is not a gradient transformation, is_last is missing or no
             bool, or, when traced, a leaf is narrower than float32.
         ValueError: the shape of a leaf differs from that of its parameter.
 
