@@ -146,7 +146,8 @@ def costs(recipe: Recipe, cost: Cost) -> str:
     ]
     call = f"`clipjax.{SCENES[recipe.name].plain}`"
     intro = (
-        f"Counted from the state and the traced program of {call}. Reductions are "
+        f"Counted from the state and the traced program of {call}; XLA may join "
+        "several all-reduces into one. Reductions are "
         "those of arrays of a leaf's size, parameters and moments included; the scaled "
         "update is one more read and one write. The branch for extreme magnitudes, "
         "which seldom runs, does not count."
