@@ -20,7 +20,7 @@ ROOT = DOCS.parent
 PAGE = DOCS / "rows.md"
 COMMANDS = ("explode", "private", "tune")
 COUNTS = {"A1": 17, "A2": 12, "A3": 15, "A4": 36}
-BEGINNING = """# What shows each row at work
+BEGINNING = """# Feature list
 
 clipjax began with a list of what documents on gradient clipping describe: clips,
 thresholds, measurements and applications. This page names for each row of that list
