@@ -23,7 +23,7 @@ def label(row: list[nodes.entry], names: list[str]) -> None:
     """Put the column's name before each text but the first; wide screens hide it."""
     for cell, name in list(zip(row, names, strict=False))[1:]:
         paragraph = cell.next_node(nodes.paragraph)
-        if paragraph is not None and name:
+        if paragraph is not None and name and cell.astext():
             paragraph.insert(0, nodes.inline("", f"{name}: ", classes=["cell-label"]))
 
 
