@@ -190,10 +190,10 @@ def page() -> str:
         f"## Notebooks\n\nThe first figure of each.\n\n{as_table(thumbnails)}\n"
     )
     for title, command in dict.fromkeys(COMMANDS.values()):
-        figures = groups.get((title, command))
+        figures = groups.get((title, command), [])
         if title == "Methods":  # those with two figures first, each in one row
             shown = collections.Counter(one.page for one in figures)
-            figures = sorted(figures, key=lambda one: -shown[one.page])
+            figures.sort(key=lambda one: -shown[one.page])
         if figures:
             drawn = f"Drawn by `{command}`."
             heading = f"## {title}\n\n" if f"## {title}\n" not in parts[-1] else ""
