@@ -54,8 +54,8 @@ def clip_cotangent(
             a number or an array of at least 0. Its own derivative is zero.
         recipe: the clip, called with ``max_norm`` and ``axis_name``, such as
             `clipjax.clip_by_value`, which clips each entry, or
-            `clipjax.soft_clip_by_global_norm`. It must need neither a memory nor the
-            parameters.
+            `clipjax.soft_clip_by_global_norm`. The clip must have no memory and must
+            not need the parameters.
         axis_name: mesh axes that ``x`` is split over, inside ``shard_map`` and
             ``pmap``; () to clip on each device by itself.
 
@@ -63,9 +63,9 @@ def clip_cotangent(
         A tree of the same structure, with the same values.
 
     Raises:
-        TypeError: max_norm is no number, or recipe no function.
-        ValueError: max_norm is negative or NaN, or recipe returns no clip, or one with
-            a memory.
+        TypeError: max_norm is not a number, or recipe is not a function.
+        ValueError: max_norm is negative or NaN, or recipe does not return a clip, or
+            the clip has a memory.
 
     Example:
         Fifty steps of a linear recurrence multiply the gradient by 1.5 each time:
@@ -111,7 +111,7 @@ def _forward(make: Callable[..., Clip], x: Any, max_norm: jax.Array) -> Any:
 
 
 def _backward(make: Callable[..., Clip], max_norm: jax.Array, cotangent: Any) -> Any:
-    max_norm = jnp.asarray(max_norm)  # JAX 0.8 hands on a constant of a type of its own
+    max_norm = jnp.asarray(max_norm)  # JAX 0.8 passes a constant of a type of its own
     clipped, _ = make(max_norm).update(cotangent, None)
     return clipped, jnp.zeros_like(max_norm)
 

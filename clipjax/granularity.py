@@ -7,7 +7,7 @@
 | `leaf` | each leaf, or each layer of a leaf that stacks layers |
 | `unit` | each output unit of each leaf |
 
-Single entries and singular values are clipped by transformations of their own, see
+Single entries and singular values are clipped by separate transformations, see
 `clipjax.clip_entries` and `clipjax.clip_singular_values`.
 """
 
@@ -43,7 +43,8 @@ class Granularity:
         kind: the name in a clip's coordinates.
         reports_blocks: whether blocks are few enough to report each of them.
         labels: the names of the blocks, where the clip's own settings define them.
-        takes_table: whether a table of thresholds, one per leaf or label, makes sense.
+        takes_table: whether a clip accepts a table of thresholds, one per leaf or
+            label.
     """
 
     kind: str
@@ -147,7 +148,7 @@ class Group(Granularity):
         for name, positions in zip(names, members, strict=True):
             if leaves.arrays and not positions:
                 raise ValueError(
-                    f"labels give {name!r} to no leaf; the leaves are "
+                    f"no leaf has the label {name!r}; the leaves are "
                     f"{', '.join(leaves.names)}"
                 )
         return Blocks(leaves, mesh_axes, _all_axes(leaves), members)
@@ -178,13 +179,13 @@ class Group(Granularity):
                 )
             if self.members and label not in self.members:
                 raise ValueError(
-                    f"labels give {label!r} for {name!r}, which has no threshold; the "
-                    f"groups are {', '.join(map(repr, self.members))}"
+                    f"leaf {name!r} has the label {label!r}, which has no threshold; "
+                    f"the groups are {', '.join(map(repr, self.members))}"
                 )
         return labels
 
     def __repr__(self) -> str:
-        # Labels tell more than the repr of a tree or a function.
+        # The labels are more informative than the repr of a tree or a function.
         return f"group({', '.join(self.labels)})" if self.labels else "group"
 
 
@@ -321,11 +322,11 @@ def group(labels: Labels, members: Sequence[str] = ()) -> Group:
             function of the tree to such a prefix tree.
         members: all labels; by default those of the prefix tree. Blocks are in the
             order of the sorted labels. With a function and no members, the state does
-            not hold the labels, and `clipjax.metrics` numbers the groups.
+            not store the labels, and `clipjax.metrics` numbers the groups.
 
     Raises:
-        ValueError: in ``init`` and ``update``, a leaf has a label that is no member, or
-            a member no leaf.
+        ValueError: in ``init`` and ``update``, a leaf has a label that is not a member,
+            or a member has no leaf.
     """
     if not callable(labels):
         every_label, treedef = jax.tree.flatten(labels)
@@ -348,8 +349,9 @@ def unit(axes: UnitAxes = None, stacked: Stacked = None) -> Unit:
     Args:
         axes: the axes that one unit spans. The default depends on the rank, as in
             Optax: all axes for scalars and vectors (not counting axes of size 1), axis
-            0 for rank 2 and 3, all but the last for rank 4 and 5. Axes, a function of
-            (path, leaf), or a table from path pattern to axes (the default elsewhere).
+            0 for rank 2 and 3, all but the last for rank 4 and 5. Pass one axis or
+            several, a function of (path, leaf) to axes, or a table from path pattern to
+            axes (leaves that match no pattern use the default).
         stacked: how many leading axes stack separate layers, given as in `leaf`; the
             default axes are those of one layer. Not used where axes are given.
     """

@@ -7,7 +7,7 @@ the whole optimizer, wrap it in `clipjax.skip_nonfinite` instead.
 |---|---|---|
 | `propagate` | NaN | NaN in the same block, so that nothing is lost silently |
 | `zero` | 0 | 0 in the whole tree |
-| `drop` | 0 | clipped as if the bad entries had been 0 |
+| `drop` | 0 | clipped as if the non-finite entries had been 0 |
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Guard:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Propagate(Guard):
-    """Turn the whole block of a bad entry into NaN; see `guards`."""
+    """Turn the whole block of a non-finite entry into NaN; see `guards`."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -56,7 +56,7 @@ class Zero(Guard):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Drop(Guard):
-    """Replace the bad entries by zeros; see `guards`."""
+    """Replace the non-finite entries by zeros; see `guards`."""
 
     admits_all = False
 

@@ -29,8 +29,8 @@ def metrics(
 
     It finds clips inside ``chain``, ``named_chain``, ``masked``, ``partition``,
     ``MultiSteps``, ``inject_hyperparams`` and ``apply_if_finite``, and accepts an
-    ``nnx.Optimizer`` or a ``TrainState``. It works under ``jit``, and reads no
-    gradient, since the state holds all numbers.
+    ``nnx.Optimizer`` or a ``TrainState``. It works under ``jit``, and does not read the
+    gradient, since the state stores all numbers.
 
     Each value is a scalar (or batched, if the state is). Keys start with the clip's
     name, ``clip`` by default; a second clip of the same name is ``clip_2``:
@@ -40,11 +40,11 @@ def metrics(
     | ``clip/grad_norm_raw`` | norm before the clip; inf if there was a NaN |
     | ``clip/grad_norm_clipped`` | norm after the clip |
     | ``clip/clip_ratio`` | clipped / raw; 1 at a zero gradient |
-    | ``clip/threshold`` | threshold in force; the least of several (see `ClipInfo`) |
+    | ``clip/threshold`` | threshold; the least of several (see `ClipInfo`) |
     | ``clip/clipped_fraction`` | fraction of the blocks that were changed |
     | ``clip/nonfinite_count`` | steps with a NaN or inf so far |
     | ``clip/clipped_steps_fraction`` | fraction of all steps so far that were clipped |
-    | ``clip/average_clip_ratio`` | running average of the ratio, over some 100 steps |
+    | ``clip/average_clip_ratio`` | running average of the ratio, over about 100 steps |
     | ``clip/over_clipping`` | whether that average is below 0.5 |
     | ``clip/invalid_threshold_count`` | steps with a negative or NaN threshold |
     | ``clip/grad_norm_raw/<block>`` | the same per leaf or group, and likewise
@@ -57,7 +57,7 @@ def metrics(
     ``…/alarm``; `clipjax.skip_on_spike` adds the same, and ``…/is_spike`` and
     ``…/accepted``.
 
-    States hold no names of leaves. Blocks are named as follows:
+    States do not store the names of leaves. Blocks are named as follows:
 
     | the clip's blocks | names |
     |---|---|
@@ -69,11 +69,12 @@ def metrics(
     Args:
         opt_state: an optimizer state, or an object with an ``opt_state``.
         params: the parameters, or a tree of that structure, as the clip sees them:
-            inside ``optax.masked``, with None for the leaves that are masked. A
-            ``TrainState`` brings its own, which are used where they fit.
+            inside ``optax.masked``, with None for the leaves that are masked. Without
+            this argument, the parameters of a ``TrainState`` are used if they have the
+            clip's number of leaves.
         blocks: whether to include the numbers of blocks; or how many blocks of each
-            clip to include, those with the largest norms. A number waits for the
-            device.
+            clip to include, those with the largest norms. With a number, the call waits
+            for the device.
         block_names: names of blocks by the name of their clip, such as
             ``{"clip": clip.block_names(params)}``.
 
@@ -81,7 +82,7 @@ def metrics(
         A flat dictionary from name to device array; empty if there is no clip.
 
     Raises:
-        TypeError: opt_state is no optimizer state.
+        TypeError: opt_state is not an optimizer state.
         ValueError: there are more or fewer names than blocks; or ``blocks`` is a number
             under jit.
 
@@ -126,7 +127,7 @@ def nonfinite_path(opt_state: Any, tree: Any) -> str | None:
         A path such as ``layers/0/kernel``, or None if no step was bad so far.
 
     Raises:
-        TypeError: opt_state is no optimizer state.
+        TypeError: opt_state is not an optimizer state.
         ValueError: the tree has too few leaves, or the state is batched.
 
     Example:

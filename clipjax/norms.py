@@ -1,8 +1,9 @@
 r"""Norms: how a block of entries is measured.
 
-A norm defines what a leaf adds to the sum of its block, how sums of leaves and devices
-join, and how the sum becomes the norm. Sums are accumulated in float32 or wider. The
-derivative of every norm at zero is 0, and a complex entry counts by its modulus.
+A norm defines the term that a leaf adds to the sum of its block, how the sums of leaves
+and devices are combined, and how the norm is computed from the sum. Sums are
+accumulated in float32 or wider. The derivative of every norm at zero is 0, and a
+complex entry counts by its modulus.
 
 | norm | value |
 |---|---|
@@ -35,8 +36,9 @@ class Norm:
 
     Attributes:
         sums_terms: whether `combine` is a sum of `terms`.
-        scales_by_largest: whether extreme magnitudes are measured relative to the
-            block's largest entry; otherwise at 2^64 or 2^-64, which the sum decides.
+        scales_by_largest: whether a block of extreme magnitude is measured relative to
+            its largest entry; otherwise it is multiplied by 2^64 or 2^-64, depending on
+            the sum.
     """
 
     collective = staticmethod(jax.lax.psum)  # over devices, or `pmax`
@@ -68,8 +70,9 @@ class Norm:
             size: the number of entries of a block, one number or one per block.
 
         Returns:
-            Arrays of the norms' shape. The last is infinite where a norm is, and for no
-            finite norm within the range of results that the norm states.
+            Arrays of the norms' shape. The last one is infinite where a norm is
+            infinite, and finite for every finite norm in the range that this norm's
+            ``terms`` supports.
         """
         raise NotImplementedError
 

@@ -24,7 +24,7 @@ def project_onto_ball(tree: Any, radius: Scalar) -> Any:
         A tree of the same structure, dtypes and shapes.
 
     Raises:
-        TypeError: radius is no number.
+        TypeError: radius is not a number.
         ValueError: radius is negative or NaN.
 
     Example:

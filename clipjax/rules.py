@@ -1,4 +1,7 @@
-"""Rules: maps from the norm of a block and its threshold to its length after the clip.
+"""Rules: maps from the norm of a block and its threshold to its norm after the clip.
+
+The norm after the clip is called the length of the block. In the formulas, n is the
+norm of the block before the clip and c is its threshold.
 
 | norm | threshold | length, for every rule |
 |---|---|---|
@@ -255,10 +258,11 @@ def automatic(stability: float = 0.01) -> Automatic:
     .. math:: C \, \frac{n}{n + \gamma}
 
     The threshold C only scales the result, as the learning rate of SGD does, and Adam
-    takes it out again: it need not be tuned. γ alone says which gradients count as
-    short. It is a norm, in the gradient's units, and does not scale with C: gradients
-    that are all multiplied by 100, as by a sum over 100 terms in place of a mean, need
-    100 γ for the same directions. Gradients shorter than C - γ are lengthened.
+    cancels it, so that C need not be tuned. γ alone determines which gradients count as
+    short: at a norm of γ the length is C / 2. It is a norm, in the gradient's units,
+    and does not scale with C: gradients that are all multiplied by 100, as by a sum
+    over 100 terms in place of a mean, need 100 γ for the same directions. Gradients
+    shorter than C - γ are lengthened.
 
     With 1 / (n + γ), this is AUTO-S and DP-NSGD. γ = 0 is AUTO-V, `rules.normalise`.
 
@@ -286,10 +290,10 @@ def psac(r: float = 0.01) -> Psac:
 
     The multiplier C / (n + r / (n + r)) is about C for the shortest gradients, where
     that of `automatic` is C / γ. For r < 1 it is largest, C / (2√r - r), at the norm
-    √r - r. The length grows with the norm and stays below C; a clip that took the
-    multiplier for its threshold would divide by n twice. The formula takes norms for
-    plain numbers: multiply the loss, or choose r, so that norms of about √r are short
-    ones.
+    √r - r. The length grows with the norm and stays below C. Do not pass the multiplier
+    as a threshold: the clip would divide by n a second time. The formula adds a norm to
+    numbers without units, so that it depends on the scale of the gradient: scale the
+    loss, or choose r, so that norms of about √r count as short.
 
     Args:
         r: at least 0; 0 is `rules.normalise`.
@@ -313,7 +317,7 @@ def global_adapt(multiple: float) -> GlobalAdapt:
 
     All gradients up to Z are divided by the same number, so that their sum keeps its
     direction. The paper adapts Z to a noisy count of the gradients beyond it, which a
-    rule cannot do: choose one that is seldom exceeded, such as 50 C.
+    rule cannot do: choose a Z that norms seldom exceed, such as 50 C.
 
     Args:
         multiple: Z / C, at least 1; 1 is the hard rule.
@@ -333,7 +337,7 @@ def _portion(
     norm: jax.Array, other: float | jax.Array, threshold: jax.Array
 ) -> jax.Array:
     """Return ``threshold · norm / (norm + other)``, for ``other`` of at least 0."""
-    # A norm that the device takes for zero must not give 0 / 0.
+    # The device flushes a subnormal norm to zero, and 0 / 0 would be NaN.
     share = 1.0 + other / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
     # The minimum, since a division that is rounded up must not lengthen.
     return jnp.minimum(threshold / share, threshold)

@@ -152,10 +152,10 @@ def test_d33_a_group_without_a_clip_and_one_without_a_leaf():
     assert float(metrics["clip/clip_ratio/first"]) == 1
     assert float(metrics["clip/clipped_fraction"]) == 0.5
     for max_norms, message in [
-        ({"first": 1.0}, "labels give 'second' for 'b', which has no threshold"),
+        ({"first": 1.0}, "leaf 'b' has the label 'second', which has no thr"),
         (
             {"first": 1.0, "second": 1.0, "absent": 3.0},
-            "labels give 'absent' to no leaf; the leaves are a, b",
+            "no leaf has the label 'absent'; the leaves are a, b",
         ),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -164,5 +164,7 @@ def test_refusals():
         jacobian_product_report(jnp.sin, ones)
     with pytest.raises(TypeError, match="must be a cell, a function of hidden state"):
         jacobian_product_report([jnp.sin], ones, ones)
-    with pytest.raises(ValueError, match=r"of the form .* pass lambda hidden, input"):
+    with pytest.raises(
+        ValueError, match=r"of the shape and dtype .* pass lambda hidden, input"
+    ):
         jacobian_product_report(lambda h, x: (h, h), ones, ones)

@@ -119,12 +119,12 @@ def test_labels_that_do_not_fit_are_refused():
     for labels, message in [
         (
             {"a": "small", "b": "small"},
-            "labels give 'large' to no leaf; the leaves are",
+            "no leaf has the label 'large'; the leaves are",
         ),
-        ({"a": "small", "b": "third"}, "labels give 'third' for 'b', which has no thr"),
+        ({"a": "small", "b": "third"}, "leaf 'b' has the label 'third'"),
         (
             lambda path, leaf: "third",
-            "labels give 'third' for 'a', which has no thresh",
+            "leaf 'a' has the label 'third', which has no thr",
         ),
         ({"a": "small", "c": "large"}, "labels must be a prefix of the tree"),
         (lambda tree: {"a": "small"}, "labels must be a prefix of the tree"),

@@ -120,7 +120,7 @@ class Clipper:
         """Return the state before the first step."""
         memory: Any = ()
         if self.threshold.remembers:
-            # The key tells this threshold's memory from that of another.
+            # The key distinguishes this threshold's memory from that of another kind.
             memory = {self.threshold.kind: self.threshold.init(blocks, params)}
         reported = blocks.count if self.granularity.reports_blocks else None
         labels = self.granularity.labels
@@ -146,7 +146,7 @@ class Clipper:
     def context(
         self, blocks: Blocks, steps: jax.Array, params: Any, extra: Mapping[str, Any]
     ) -> Context:
-        """Return what the threshold may look at besides the norms."""
+        """Return the threshold's inputs other than the norms."""
         return Context(
             blocks=blocks,
             norm=self.norm,
@@ -159,7 +159,7 @@ class Clipper:
 
     @property
     def coordinates(self) -> str:
-        """The clip's place on the four axes, without its numbers."""
+        """The clip's granularity, norm, rule and kind of threshold, as text."""
         slots = (self.granularity.kind, repr(self.norm), repr(self.rule))
         return " × ".join([*slots, self.threshold.kind])
 
@@ -179,7 +179,7 @@ class Clipper:
 
 
 class UpdateFn(Protocol):
-    """The type of a clip's ``update``, which says more than Optax's own."""
+    """The type of a clip's ``update``, more precise than Optax's type."""
 
     def __call__(
         self, updates: Any, state: Any = None, params: Any = None, **extra: Any
@@ -241,10 +241,11 @@ def clip_by(
     name: str = "clip",
     stand_in: StandIn | None = None,
 ) -> Clip:
-    r"""Clip blocks of updates to a norm: the engine of which recipes are special cases.
+    r"""Clip blocks of updates by norm: the engine of which recipes are special cases.
 
-    Each block of entries is measured and scaled, keeping its direction, from its norm
-    :math:`n` to the length that the rule allows under the threshold :math:`c`:
+    Each block of entries keeps its direction and is scaled from its norm :math:`n` to
+    the length :math:`\ell(n, c)` that the rule computes from the norm and the threshold
+    :math:`c`:
 
     .. math::
         u = \frac{g}{n} \, \ell(n, c), \qquad
@@ -259,13 +260,15 @@ def clip_by(
     | norm ≤ threshold, hard rule | bit-identical |
     | norm > threshold, bounded rule | norm ≤ threshold · (1 + 2 ulps of a leaf's dtype
       + the rounding of a float32 sum) |
-    | squares that overflow or underflow | the right norm, from a second read |
+    | squares that overflow or underflow | the correct norm, by a second read |
     | zero gradient | zero |
     | threshold 0 | exact zeros |
     | threshold inf, or None in a table | bit-identical, the norm still reported |
-    | threshold negative or NaN, known now | ValueError |
-    | threshold negative or NaN, traced | zero update, counted in the state |
-    | NaN or inf in the gradient | see `guards`; memories frozen, counted |
+    | threshold negative or NaN, a Python or NumPy number | ValueError |
+    | threshold negative or NaN, a JAX array or a schedule's value | zero update,
+      counted in the state |
+    | NaN or inf in the gradient | see `guards`; the threshold's memory is unchanged,
+      the step is counted |
     | a norm of 2^126 (float32) or more | treated as infinite |
     | integer, float0, PRNG-key, None leaves | unchanged, and not measured |
     | sparse or quantized containers | TypeError that names the leaf |
@@ -278,11 +281,12 @@ def clip_by(
         threshold: the allowed norm, in the gradient's units: a number, an array, an
             Optax schedule, a `clipjax.thresholds.Threshold`, or for ``leaf``, ``group``
             and ``unit`` a table of numbers. Python numbers are constants of the
-            program, as in Optax; arrays are read at every update, so that
-            ``optax.inject_hyperparams`` and closures decide.
+            program, as in Optax; JAX arrays are read at every update and may be traced,
+            as by ``optax.inject_hyperparams``.
         granularity: which entries share one norm; by default ``whole()``.
         norm: how a block is measured; by default ``l2``.
-        rule: a map from norm and threshold to length; by default ``hard``.
+        rule: a map from norm and threshold to the norm after the clip; by default
+            ``hard``.
         nonfinite: what to do about NaN and inf; by default ``propagate``.
         axis_name: the mesh or pmap axes that leaves are split over. Not needed under
             ``jit``, nor in ``shard_map`` if params are passed to update: leaves are
@@ -292,8 +296,9 @@ def clip_by(
             spans.
         name: prefix of the clip's metrics.
         stand_in: maps the leaves, and a `clipjax.thresholds.Context`, to the arrays
-            that are measured in their place; the updates are then scaled as those
-            norms are. They are NaN or inf where the leaves are.
+            that are measured in their place; each block of the updates is then
+            multiplied by the ratio of lengths that the rule computes for those norms.
+            The arrays must be NaN or inf wherever the leaves are.
 
     Returns:
         A `Clip`, an ``optax.GradientTransformationExtraArgs``. Unknown extra arguments
@@ -301,7 +306,7 @@ def clip_by(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: a threshold is negative or NaN, or parts do not go together.
+        ValueError: a threshold is negative or NaN, or parts cannot be combined.
 
     Example:
         >>> import clipjax, jax.numpy as jnp

@@ -61,7 +61,7 @@ def inverse_power(value: jax.Array) -> jax.Array:
 
 
 def scaling_power(peak: jax.Array) -> jax.Array:
-    """Return the power of two by which numbers up to ``peak`` come to at most 4.
+    """Return the power of two that scales numbers up to ``peak`` to at most 4.
 
     The power is 1 for a peak that is zero, infinite or NaN.
     """

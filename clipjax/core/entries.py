@@ -1,8 +1,8 @@
 """A clip of single entries: ``sign(g) · length(|g|, c)``.
 
-It is an engine of its own and no case of `clip_by`: where every entry is a block, there
-is no norm to measure before the clip. Only the report reads the gradient more often
-than ``optax.clip`` does.
+It has its own implementation and is not a case of `clip_by`: where every entry is a
+block, there is no norm to compute before the clip. Only the report reads the gradient
+more often than ``optax.clip`` does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .state import ClipState, keep_if
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Entry(Granularity):
-    """Every entry by itself; any norm of one entry is its magnitude."""
+    """One block per entry; any norm of one entry is its magnitude."""
 
     kind = "entry"
 
@@ -76,7 +76,7 @@ class EntryClipper(Clipper):
         )
 
     def context(self, blocks, steps, params, extra) -> Context:
-        """Return what the threshold may look at; an entry's norm is its magnitude."""
+        """Return the threshold's inputs; the norm of an entry is its magnitude."""
         context = super().context(blocks, steps, params, extra)
         dtype = blocks.leaves.dtype
         measure = lambda arrays: [jnp.abs(widen(leaf, dtype)) for leaf in arrays]  # noqa: E731
@@ -102,7 +102,8 @@ class EntryClipper(Clipper):
             return narrow(wide * factor.astype(wide.dtype), leaf)
         if self.rule == rules.hard:
             # A selection propagates NaN, and keeps subnormal entries, which a minimum
-            # flushes to zero on CPUs. From the limit on, so that 0 stops those, too.
+            # flushes to zero on CPUs. With >= and not >: CPUs compare subnormal entries
+            # as zeros, and a limit of 0 must cut them, too.
             cut = jnp.where(jnp.abs(wide) >= limit, jnp.sign(wide) * limit, wide)
             return narrow(cut, leaf)
         return narrow(jnp.sign(wide) * self._lengths(jnp.abs(wide), limit), leaf)
@@ -143,7 +144,8 @@ class EntryClipper(Clipper):
 
         squares = total(lambda size, length, by: jnp.square(length * by), before)
         after = l2.combine([l2.finish(squares, 1) * jnp.stack(largest)], [1])
-        # By the sign: XLA's CPU backend would materialize the result of a comparison.
+        # The sign counts changed entries: XLA's CPU backend would materialize the
+        # result of a comparison.
         counts = total(
             lambda size, length, by: jnp.sign(jnp.abs(size - length) * by), after
         )
@@ -178,8 +180,8 @@ def _summary(thresholds: Values, blocks: Blocks) -> tuple[jax.Array, jax.Array]:
 def once_known(number: jax.Array, value: Any) -> Any:
     """Return ``value`` unchanged, scheduled after ``number``, which is at least 0.
 
-    An optimization barrier would not do: XLA's CPU backend removes barriers before it
-    schedules, and then knows again that a constant needs no waiting.
+    An optimization barrier would have no effect: XLA's CPU backend removes barriers
+    before it schedules, and schedules a constant without waiting for anything.
     """
     return jax.tree.map(
         lambda x: jnp.where(number < 0, jnp.zeros_like(x), jnp.asarray(x)), value
@@ -208,8 +210,9 @@ def clip_entries(
     | NaN | NaN, in that entry only |
     | threshold 0 | exact zeros |
     | threshold inf, or None in a table | bit-identical |
-    | threshold negative or NaN, known now | ValueError |
-    | threshold negative or NaN, traced | zero update, counted in the state |
+    | threshold negative or NaN, a Python or NumPy number | ValueError |
+    | threshold negative or NaN, a JAX array or a schedule's value | zero update,
+      counted in the state |
     | integer, float0, PRNG-key, None leaves | unchanged, and not measured |
 
     Args:
@@ -232,7 +235,7 @@ def clip_entries(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: a threshold is negative or NaN, or parts do not go together.
+        ValueError: a threshold is negative or NaN, or parts cannot be combined.
 
     Example:
         >>> import clipjax, jax.numpy as jnp
@@ -261,8 +264,8 @@ def clip_entries(
         )
     if source.remembers and not report:
         raise ValueError(
-            f"report must be True with the threshold {source!r}, whose memory leaves "
-            "out what the report finds not finite"
+            f"report must be True with the threshold {source!r}, whose memory "
+            "needs the report's check for NaN and inf"
         )
     parts = (source, Entry(), l2, rule, nonfinite, axis_name, name)
     clipper = EntryClipper(*parts, reports=report)

@@ -92,7 +92,8 @@ def measure(
         return blocks.over_devices(norm, found)
 
     def scale_for(total: jax.Array, least: Any) -> jax.Array:
-        # Enough for squares, and not so much that derivatives leave the range.
+        # 2^64 in float32: it brings the squares into range, and keeps derivatives in
+        # range.
         up = 2.0 ** (limits.maxexp // 2)
         one, high, low = (full_like(total, x) for x in (1.0, up, 1 / up))
         down = jax.lax.select(total < largest, one, low)
@@ -107,7 +108,7 @@ def measure(
     first = totals = blocks.join(norm, sums(norm, propagate))
     scales = blocks.map(scale_for, totals, least)
     is_extreme = _any_outside(totals, least, largest)
-    # The norm of a block of one leaf tells whether that leaf is bad.
+    # Where each block has one leaf, an infinite norm identifies the non-finite leaf.
     tells = guard.admits_all and all(len(m) == 1 for m in blocks.members)
     has_other_scales = norm.scales_by_largest or not guard.admits_all
 

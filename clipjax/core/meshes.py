@@ -54,7 +54,7 @@ def varying_axes(leaf: jax.Array) -> frozenset[Hashable]:
 
 
 def types_tell(axis: Hashable) -> bool:
-    """Return whether types show variation over an axis, as ``shard_map``'s default.
+    """Return whether types show variation over an axis, as in ``shard_map`` by default.
 
     Types do not show it under ``pmap`` and ``vmap``, nor with ``check_vma=False``.
 
@@ -92,9 +92,9 @@ def mesh_axes(
         what: what is computed from the leaves, for errors.
 
     Raises:
-        ValueError: there is no way to know; or a leaf varies over further axes, as the
-            gradient of a single worker does, or over fewer than its parameter; or,
-            outside ``jit``, leaves lie on different devices.
+        ValueError: the axes cannot be determined; or a leaf varies over further axes,
+            as the gradient of a single worker does, or over fewer than its parameter;
+            or, outside ``jit``, leaves lie on different devices.
     """
     workers = _WORKERS.get()
     manual = jax.sharding.get_abstract_mesh().manual_axes
@@ -213,8 +213,8 @@ def shared(value: Any, name: str) -> jax.Array:
     axes = _listed(varying_axes(value) - _WORKERS.get())
     if axes:
         raise ValueError(
-            f"{name} differs over the mesh axes {axes}, and so would what devices "
-            f"decide by it: pass jax.lax.pmean({name}, {axes})"
+            f"{name} differs over the mesh axes {axes}, so that devices would take "
+            f"different decisions: pass jax.lax.pmean({name}, {axes})"
         )
     return value
 

@@ -15,6 +15,7 @@ from .blocks import Blocks, Values
 from .measure import Measured, first_true
 from .state import ClipInfo
 
+# The average is over about the last 1 / (1 - 0.99) = 100 steps.
 RATIO_DECAY = 0.99
 
 
@@ -81,7 +82,8 @@ def summarize(
         norm_after=after,
         clip_threshold=least,
         clipped_fraction=changed / max(blocks.count, 1),
-        # By the blocks: the norm of the whole can be beyond the range of its report.
+        # Tested block by block: the norm of the whole can overflow although every block
+        # is finite.
         is_finite=(first_bad < 0) & ~jnp.any(bad),
         first_nonfinite_leaf=first_bad,
         threshold_is_valid=is_valid,

@@ -12,33 +12,33 @@ from jaxtyping import Array, Float, Int
 
 
 class ClipInfo(NamedTuple):
-    """The last step in a few numbers, and counts of all steps.
+    """Numbers about the last step, and counts over all steps.
 
     Before the first step, norms, thresholds and counts are 0 and ratios 1; the state's
-    ``clip_steps`` tells whether there is data. Numbers are float32, or float64 where
-    the parameters are; counts are int32. The clip itself never reads them, except for
-    the running average and the counts.
+    ``clip_steps`` is 0 until then. Numbers are float32, or float64 where the parameters
+    are; counts are int32. The clip itself never reads them, except for the running
+    average and the counts.
 
     Attributes:
         norm_before: norm of the whole tree before the clip; inf if there was a NaN.
         norm_after: norm of the whole tree after the clip.
-        clip_threshold: the least of the thresholds in force; for ``unit`` with a
+        clip_threshold: the least of the thresholds of the step; for ``unit`` with a
             threshold for each unit, their mean.
         clip_ratio: ``norm_after / norm_before``; 1 where the gradient is zero.
         average_clip_ratio: exponential average of the ratio over finite steps, with
             decay 0.99, started at its first value.
         clipped_fraction: fraction of the blocks that were changed.
-        clipped_steps: in how many steps any block was changed.
-        nonfinite_steps: in how many steps there was a NaN or inf.
+        clipped_steps: number of steps in which any block was changed.
+        nonfinite_steps: number of steps with a NaN or inf in the gradient.
         first_nonfinite_leaf: position of the first leaf with NaN or inf in the latest
             of those steps, -1 before; `clipjax.nonfinite_path` gives its path.
-        invalid_threshold_steps: in how many finite steps a threshold was negative or
-            NaN.
+        invalid_threshold_steps: number of finite steps in which a threshold was
+            negative or NaN.
         block_norms_before: for ``leaf`` and ``group`` the norms of the blocks, in the
             order of leaves or labels, shape ``(blocks,)``; otherwise (), since Orbax
             cannot save an array without entries.
         block_norms_after: likewise, after the clip.
-        block_thresholds: likewise, the thresholds in force.
+        block_thresholds: likewise, the thresholds of the step.
     """
 
     norm_before: Float[Array, ""]

@@ -1,4 +1,4 @@
-"""The leaves of a tree that a clip looks at, in tree order, with their names."""
+"""The leaves of a tree that a clip measures, in tree order, with their names."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .dtypes import accumulation_dtype
 
 KeyPath = tuple[Any, ...]
 
-# Containers whose arrays are no coordinates of the gradient: the norm of a sparse array
-# with repeated indices, or of quantized values without their scales, would be wrong.
+# Containers whose arrays are not coordinates of the gradient: the norm of a sparse
+# array with repeated indices, or of quantized values without their scales, would be
+# wrong.
 _REFUSED = ("JAXSparse", "QTensor", "QArray")
 
 
@@ -73,7 +74,7 @@ class Leaves:
 
     @functools.cached_property
     def paths(self) -> list[KeyPath]:
-        """The leaves' paths, as JAX gives them."""
+        """The JAX key paths of the leaves."""
         every_path = jax.tree_util.tree_leaves_with_path(self._tree)
         return [every_path[i][0] for i in self._positions]
 
@@ -153,7 +154,7 @@ class Leaves:
         return [every_entry[i] for i in self._positions]
 
     def _refusal(self, containers: Sequence[int]) -> str:
-        """Return why the tree is refused: for these containers, or for a dtype."""
+        """Return the error message for these containers, or for a dtype."""
         narrow = [
             i
             for i, leaf in zip(self._positions, self.arrays, strict=True)

@@ -1,8 +1,9 @@
 """Measurements of norms, losses, optimizer states and networks, for analysis.
 
-Whether a run explodes, which threshold suits it, and whether a threshold acts as a
-learning rate; what a clip does to gradient descent and to Adam; how curved a loss is,
-what Jacobians do to a gradient, and what one example can do.
+The functions test whether a run explodes, suggest thresholds and detect thresholds that
+act as a learning rate; show the effect of a clip on gradient descent and on Adam; and
+measure the smoothness of a loss, the growth of gradients through Jacobians, and the
+influence of one example.
 """
 
 from .adam import AdamLeaf as AdamLeaf

@@ -57,8 +57,9 @@ def adam_report(
     .. math:: \hat v = \frac{v}{1 - \beta_2^t}, \qquad
         \text{step} = \frac{\eta}{\sqrt{\hat v + \varepsilon_r} + \varepsilon}
 
-    A spike in the gradient stays in v̂ for some :math:`1 / (1 - \beta_2)` steps, and the
-    effective step is small for that long. A clip in front of Adam bounds what enters.
+    A spike in the gradient stays in v̂ for about :math:`1 / (1 - \beta_2)` steps, and
+    the effective step is small for that long. A clip in front of Adam bounds the
+    gradients that enter v̂.
 
     It finds the state of ``optax.scale_by_adam`` in any optimizer state: inside
     ``chain``, ``masked``, ``partition``, ``MultiSteps``, ``inject_hyperparams`` and
@@ -76,8 +77,8 @@ def adam_report(
         opt_state: an optimizer state, or an object with an ``opt_state``.
         learning_rate: the learning rate η; 1 for steps relative to it.
         b2: the decay β₂ that the optimizer was built with, below 1.
-        eps: its ε.
-        eps_root: its ε under the root.
+        eps: the ε of the optimizer.
+        eps_root: the ε of the optimizer under the root, :math:`\varepsilon_r`.
 
     Returns:
         A dictionary from the leaf's path to an `AdamLeaf` of scalars, float32, or
@@ -140,8 +141,8 @@ def adam_trace(
 ) -> AdamTrace:
     """Run Adam over a given sequence of gradients, with or without a clip before it.
 
-    It shows how long a spike holds Adam back, and what a clip changes about that. The
-    gradients do not depend on the updates.
+    The result shows for how long a spike shortens the steps of Adam, and the effect of
+    a clip on that. The gradients do not depend on the updates.
 
     Args:
         gradients: the gradients, shape ``(steps, *entries)``; at each step the clip

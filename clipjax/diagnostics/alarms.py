@@ -47,7 +47,7 @@ def over_clipping(
     optimizer: str = "sgd",
     scale_invariant: bool | None = None,
 ) -> OverClipping:
-    r"""Tell whether a threshold acts as a learning rate.
+    r"""Return whether a threshold acts as a learning rate.
 
     Under the hard rule a clip that binds on most steps gives all of them the same
     length ηC: the threshold C then sets the step size. The alarm is on if the long-run

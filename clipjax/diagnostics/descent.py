@@ -13,18 +13,18 @@ from jaxtyping import Array, Bool, Float
 from ..core.checks import Scalar, require_integer, require_number
 from ..core.dtypes import accumulation_dtype
 
-# The step that counts as none, relative to the longest one of the path.
+# A last step below this fraction of the longest step of the path counts as zero.
 TOLERANCE = 1e-4
 
 
 class ClippedDescent(NamedTuple):
-    r"""Paths of clipped gradient descent, and what each ends in; see `clipped_descent`.
+    r"""Paths of clipped gradient descent, and how each ends; see `clipped_descent`.
 
     Attributes:
         path: the points x, shape ``(steps + 1, *starts)``.
         gradients: the derivatives f′(x) there, of the same shape.
         clipped: the derivatives after the clip, of the same shape.
-        in_band: where \|f′(x)\| ≤ C, so that nothing is clipped, of the same shape.
+        in_band: whether \|f′(x)\| ≤ C, so that nothing is clipped, of the same shape.
         is_fixed_point: for each start, whether the path has come to rest.
         is_two_cycle: for each start, whether it alternates between two points.
     """
@@ -38,7 +38,7 @@ class ClippedDescent(NamedTuple):
 
     @property
     def fixed_points(self) -> np.ndarray:
-        """The points of rest that were found, one for each such path, on the host."""
+        """The fixed points that were found, one for each such path, on the host."""
         return np.asarray(self.path[-1])[np.asarray(self.is_fixed_point)]
 
     @property

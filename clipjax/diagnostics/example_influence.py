@@ -22,16 +22,16 @@ from .vectors import length, real_array, real_leaves
 
 
 class Influence(NamedTuple):
-    """What the examples of a batch add to its gradient.
+    """The contribution of each example of a batch to its gradient.
 
     Not private: all but the bound depends on single examples, without noise;
-    `clipjax.privacy.noisy_clip_fraction` is what may be released.
+    `clipjax.privacy.noisy_clip_fraction` is a statistic that may be released.
 
     Attributes:
-        contributions: norms of what each adds, of shape ``[B]``.
+        contributions: norms of the contributions, of shape ``[B]``.
         largest: the largest of them.
-        example: its position.
-        bound: the most that an example can add, C/m; inf under a rule without a bound.
+        example: the position of that example.
+        bound: the largest possible contribution, C/m; inf under a rule without a bound.
     """
 
     contributions: Float[Array, " B"]
@@ -47,19 +47,19 @@ def influence(
     rule: Rule = hard,
     normalize_by: float | None = None,
 ) -> Influence:
-    r"""Return what each example adds to a gradient that is clipped per example.
+    r"""Return the norm of each example's term in a gradient clipped per example.
 
     .. math:: \frac{\min(\lVert g_i \rVert, C)}{m}
 
     These are the lengths of the terms that `clipjax.clipped_grad` sums, for the
-    threshold C and the divisor m. Without a clip, C = inf, an outlier adds as much as
-    it likes. The function works under ``jit``.
+    threshold C and the divisor m. Without a clip, C = inf, the contribution of an
+    outlier is unbounded. The function works under ``jit``.
 
     | input | result |
     |---|---|
     | a norm of NaN or inf | 0: ``clipped_grad`` leaves the example out |
     | C = inf | the norm divided by m |
-    | C negative or NaN, traced | 0 |
+    | C negative or NaN, a JAX array | 0 |
 
     Args:
         example_norms: norms before the clip, of shape ``[B]``: those of
@@ -115,7 +115,7 @@ class LeaveOneOut(NamedTuple):
         changes: norms of the differences of the parameters, of shape ``[count]``; NaN
             where a training diverged.
         largest: the largest of them; NaN if any is.
-        example: its position.
+        example: the position of that example.
     """
 
     changes: Float[Array, " count"]
@@ -130,11 +130,12 @@ def leave_one_out(
 
     .. math:: \lVert \theta_{-i} - \theta \rVert_2
 
-    It costs ``count`` + 1 trainings, and is for small models. All of them must start
-    from the same parameters and take the same batches, or the differences are those of
-    the seeds. A clip per example bounds what an example adds to a step. It does not
-    bound this change by itself, which also grows where the loss is flat: near a minimum
-    it is about the inverse Hessian times the example's contribution.
+    The function runs ``count`` + 1 trainings, and is meant for small models. All of
+    them must start from the same parameters and use the same batches; otherwise the
+    differences come from the seeds. A clip per example bounds the contribution of an
+    example to a step. It does not bound this change by itself, which also grows where
+    the loss is flat: near a minimum it is about the inverse Hessian times the example's
+    contribution.
 
     | method | trainings | memory |
     |---|---|---|
@@ -142,9 +143,9 @@ def leave_one_out(
     | ``loop`` | one after another; any Python function | one's |
 
     Args:
-        train: a function of the examples' weights in the loss, a float32 array of shape
-            ``[count]`` with ones, and a zero for the example that is left out, that
-            gives the trained parameters, a tree.
+        train: a function from the examples' weights in the loss to the trained
+            parameters, a tree. The weights are a float32 array of shape ``[count]``:
+            ones, and a zero for the example that is left out.
         count: the number of examples.
         method: ``vmap`` or ``loop``.
 
@@ -152,7 +153,8 @@ def leave_one_out(
         A `LeaveOneOut` of float32 (float64 for float64 parameters).
 
     Raises:
-        TypeError: train is no function, count no integer, or a parameter complex.
+        TypeError: train is not a function, count is not an integer, or a parameter is
+            complex.
         ValueError: count is below 1, or the parameters have no floating-point leaf.
 
     Example:

@@ -46,9 +46,9 @@ def direction_cosine(
 ) -> jax.Array:
     """Return the cosine between two trees: 1 if a clip kept a gradient's direction.
 
-    A clip by the norm of the whole tree gives 1. A clip by value of independent
-    Gaussian entries tends to √(2/π) ≈ 0.798 for small thresholds; other distributions
-    give other values.
+    A clip by the norm of the whole tree has a cosine of 1. For a clip by value of
+    independent Gaussian entries, it tends to √(2/π) ≈ 0.798 as the threshold falls;
+    other distributions have other limits.
 
     Args:
         before: a tree of real or complex arrays.

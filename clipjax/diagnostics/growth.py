@@ -24,7 +24,7 @@ LEAST_SCATTER = 1e-3
 
 
 class Explosion(NamedTuple):
-    """The trends of a record of norms, and whether it explodes; see `explosion`.
+    """The trends of recorded norms, and whether they explode; see `explosion`.
 
     Attributes:
         exceedance: fraction of the steps of each window with a norm above the
@@ -180,7 +180,7 @@ def explosion(
     )
     fractions = numpy.mean(exceeds, axis=1)
     every = numpy.ones(windows, bool)
-    # A fraction of so many steps is known to one step at best.
+    # The resolution of a fraction is one step of the window.
     rise, error, _ = _line(numpy, fractions, every, 1 / length)
     known = numpy.sum(is_usable, axis=1)
     means = numpy.sum(logs, axis=1) / numpy.maximum(known, 1).astype(record.dtype)

@@ -16,7 +16,7 @@ from .growth import LEAST_SCATTER
 # The noise is averaged over so many memories: it changes slowly, and an average over
 # one memory is too coarse to tell correlated noise from growth (measured).
 NOISE_MEMORIES = 10
-# The least estimate of 1 - φ. It is known to some 0.04, so that 0.02 would often make
+# The least estimate of 1 - φ. It is known to about 0.04, so that 0.02 would often make
 # the error five times too large: a third of noisy runs that grow by 2 % a step were
 # missed (measured), at the same rate of false alarms.
 LEAST_DECORRELATION = 0.05
@@ -90,7 +90,7 @@ class GrowthMonitor:
     steps, with correlation times from 0 to 50 steps. With a spread of 1 the runs with a
     false alarm were 0 % for independent steps, 2 % for a correlation time of 10 steps
     and 7 % for 20. Growth by 5 % per step, after 1000 independent steps with either
-    spread, was flagged after some 65 steps.
+    spread, was flagged after about 65 steps.
 
     | norm | result |
     |---|---|
@@ -141,7 +141,7 @@ class GrowthMonitor:
     def update(
         self, state: GrowthState, norm: jax.Array | float
     ) -> tuple[GrowthState, Growth]:
-        """Enter the next step's norm, a scalar, and return the state and the trend."""
+        """Add the next step's norm, a scalar, and return the state and the trend."""
         norm = jnp.asarray(norm).astype(state.weight.dtype)
         is_usable = (norm > 0) & (norm < jnp.inf)
         entered = self._entered(state, jnp.log(jnp.where(is_usable, norm, 1)))

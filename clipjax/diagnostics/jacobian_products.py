@@ -24,7 +24,8 @@ class JacobianProductReport(NamedTuple):
     Attributes:
         log_norms: log of the spectral norm of the product up to each step, of shape
             ``[steps]``; -inf for a product that is zero. It cannot overflow.
-        steps: a `JacobianReport` of each step's own Jacobian, of that shape.
+        steps: a `JacobianReport` of the Jacobian of each step, with arrays of that
+            shape.
     """
 
     log_norms: Float[Array, " steps"]
@@ -46,7 +47,8 @@ def jacobian_product_report(
     .. math:: \log \lVert J_k \cdots J_2 J_1 \rVert_2, \qquad k = 1, 2, \dots
 
     The product is scaled to norm 1 after each step, and the logarithms of the scales
-    are added up, so that it overflows and underflows at no length.
+    are added up, so that it neither overflows nor underflows, however long the chain
+    is.
 
     - A deep net: the layers in order, and the first one's input.
     - A recurrent net: the cell, the first hidden state, and the inputs of all steps.
@@ -65,8 +67,8 @@ def jacobian_product_report(
 
     Args:
         functions: functions of one argument, each of which takes the result of the one
-            before; or one function of hidden state and input that gives the next hidden
-            state.
+            before; or one function of hidden state and input that returns the next
+            hidden state.
         x: the first function's input, or the hidden state: one example, a real array or
             a tree of them.
         inputs: the cell's inputs, with the steps along the first axis.
@@ -75,10 +77,10 @@ def jacobian_product_report(
         A `JacobianProductReport` of float32 (float64 for float64 arrays).
 
     Raises:
-        TypeError: functions is no function where there are inputs, or no sequence of
-            functions where there are none; x or a result is complex.
-        ValueError: functions is empty, or the cell gives something of another form than
-            the hidden state.
+        TypeError: functions is not a function although there are inputs, or not a
+            sequence of functions although there are none; x or a result is complex.
+        ValueError: functions is empty, or the result of the cell has another structure,
+            shape or dtype than the hidden state.
 
     Example:
         >>> import jax.numpy as jnp
@@ -154,10 +156,10 @@ def _along_time(
         following, jacobian = value_and_jacobian(lambda at: cell(at, entry), hidden)
         if jax.tree.map(_form, following) != form:
             raise ValueError(
-                "functions must be a cell that gives a hidden state of the form that "
-                f"it takes, {form}, got {jax.tree.map(_form, following)}; for a cell "
-                "that gives a pair of state and output, pass "
-                "lambda hidden, input: cell(hidden, input)[0]"
+                "functions must be a cell that returns a hidden state of the shape "
+                f"and dtype of its argument, {form}, got "
+                f"{jax.tree.map(_form, following)}; for a cell that returns a pair of "
+                "state and output, pass lambda hidden, input: cell(hidden, input)[0]"
             )
         product = product.then(jacobian)
         return (following, product), (product.log_norm(), report_of(jacobian))

@@ -18,7 +18,7 @@ class JacobianReport(NamedTuple):
     """Three numbers of a Jacobian.
 
     Attributes:
-        spectral_norm: the largest singular value: the most that any direction grows.
+        spectral_norm: the largest singular value: the largest growth of any direction.
         spectral_radius: the largest magnitude of an eigenvalue: the growth per step
             when the same square matrix is applied many times. NaN if not square.
         condition_number: largest over smallest singular value; inf if that is 0.
@@ -38,10 +38,10 @@ def jacobian_report(function: Callable[[Any], Any], x: Any) -> JacobianReport:
     eigenvalues of general matrices on every platform. The function works under ``jit``
     and ``vmap``.
 
-    A condition number, however large, makes no gradient explode: diag(1, 1e-6) has 1e6,
-    and no power of it grows. Repeated use of J grows if and only if the spectral radius
-    is above 1 (or is 1 with a Jordan block); a spectral norm above 1 lets it grow for
-    some steps only.
+    A large condition number alone does not make gradients explode: that of diag(1,
+    1e-6) is 1e6, and no power of this matrix grows. Repeated use of J grows if and only
+    if the spectral radius is above 1 (or is 1 with a Jordan block); a spectral norm
+    above 1 lets it grow for some steps only.
 
     | input | result |
     |---|---|

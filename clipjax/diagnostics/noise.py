@@ -1,4 +1,4 @@
-"""The gradient noise scale: how much of a gradient is noise of its batch."""
+"""The gradient noise scale: the share of a gradient that is noise of its batch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def gradient_noise_scale(
         A `NoiseScale` of float32 scalars (float64 for float64 input).
 
     Raises:
-        TypeError: norms are no real numbers, or a batch size is no integer.
+        TypeError: norms are not real numbers, or a batch size is not an integer.
         ValueError: a batch size is out of range, or there are no norms.
 
     Example:
@@ -90,7 +90,7 @@ def gradient_noise_scale(
     big = real_array("big_norms", big_norms)
     if not small.size or not big.size:
         raise ValueError(
-            "small_norms and big_norms must hold a norm each, got shapes "
+            "small_norms and big_norms must not be empty, got shapes "
             f"{small.shape} and {big.shape}"
         )
     dtype = accumulation_dtype([small, big])

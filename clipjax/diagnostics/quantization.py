@@ -1,4 +1,4 @@
-"""A report of the information that a quantizer would keep."""
+"""A report of the information that a quantizer preserves."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def quantization_report(
         for float64 leaves).
 
     Raises:
-        TypeError: dtype is no such format, or a leaf is complex.
+        TypeError: dtype is not such a format, or a leaf is complex.
         ValueError: reference has no leaf of the same name and shape.
 
     Example:

@@ -40,7 +40,7 @@ class Smoothness(NamedTuple):
         residual: for ``hessian`` the relative residual of the last but one vector,
             ‖H²v − ρ²v‖ / ρ² with ρ = ‖Hv‖: some eigenvalue's square is within that
             fraction of ρ². 0 for the other methods, which do not iterate.
-        estimate: a text that says what the value is an estimate of.
+        estimate: the name of the quantity that the value estimates.
     """
 
     value: Float[Array, ""]
@@ -90,8 +90,8 @@ def local_smoothness(
     | integer, PRNG-key, None leaves in params | stay as they are |
 
     Args:
-        loss: a function of params and batch that gives a real scalar. It must be
-            deterministic: pass the key of a dropout as a part of the batch.
+        loss: a function of params and batch that returns a real scalar. It must be
+            deterministic: pass the PRNG key of dropout as a part of the batch.
         params: a tree with real floating-point leaves.
         batch: anything that the loss takes.
         method: ``hessian``, ``secant`` or ``random``.
@@ -200,7 +200,7 @@ def _power_iteration(
     start: jax.Array,
     iterations: int,
 ) -> Smoothness:
-    """Multiply by the Hessian, again and again.
+    """Multiply a vector by the Hessian repeatedly.
 
     The norm of the product grows from step to step towards the largest magnitude of an
     eigenvalue, also where the vector itself alternates between two eigenvectors.

@@ -39,7 +39,7 @@ class SmoothnessFit(NamedTuple):
 
     @property
     def warning(self) -> str:
-        """What speaks against the fit, or an empty text. It waits for the device."""
+        """Reasons to doubt the fit, as text; empty if none. Waits for the device."""
         # Negated, so that NaN is warned of.
         complaints = {
             f"{int(self.count)} points, fewer than {LEAST_POINTS}": self.count
@@ -56,8 +56,8 @@ def fit_smoothness(norms: Any, smoothness: Any) -> SmoothnessFit:
 
     .. math:: \min_{L_0, L_1} \sum_t (L_t - L_0 - L_1 \lVert g_t \rVert)^2
 
-    The line describes a mean. It is no bound: about half of the points lie above it.
-    ``warning`` names what makes it doubtful: fewer than 10 points, an R² below 0.5, a
+    The line describes a mean. It is not a bound: about half of the points lie above it.
+    ``warning`` lists reasons to doubt the fit: fewer than 10 points, an R² below 0.5, a
     slope that is not positive, a negative intercept. The function works under ``jit``,
     where ``is_reliable`` stands for the text.
 
@@ -76,7 +76,7 @@ def fit_smoothness(norms: Any, smoothness: Any) -> SmoothnessFit:
         A `SmoothnessFit` of float32 (float64 for float64 input).
 
     Raises:
-        TypeError: an argument is no array of real numbers.
+        TypeError: an argument is not an array of real numbers.
         ValueError: an argument has another shape.
 
     Example:
@@ -129,8 +129,8 @@ class LeastL0(NamedTuple):
 
     Attributes:
         l0: the constant, at least 0.
-        location: where it is needed. At an end of the interval, a wider one may need
-            more.
+        location: the x at which it is needed. If that is an end of the interval, a
+            wider interval may need a larger L0.
     """
 
     l0: Float[Array, ""]
@@ -161,7 +161,7 @@ def least_l0(
     | a kink, as of ReLU at 0 | the second derivative as JAX defines it |
 
     Args:
-        function: a function of a real scalar that gives a real scalar.
+        function: a function of a real scalar that returns a real scalar.
         l1: L1, at least 0.
         interval: its lower and its upper end.
         points: evaluations per pass, at least 3.

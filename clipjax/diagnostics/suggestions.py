@@ -21,8 +21,8 @@ SPIKE = 4.0
 LEAST_SPREAD = 0.05
 # Beyond this fraction of the steps, high norms are no longer rare spikes.
 RARE = 0.05
-# The median is off by a few percent below so many norms, and a quantile of 0.99 is
-# nearly the maximum below 100.
+# With fewer norms than this, the median is off by a few percent. With fewer than 100, a
+# quantile of 0.99 is nearly the maximum.
 LEAST_COUNT = 20
 ROBUST = f"log-median + {SPIKE:g} MAD"
 
@@ -49,8 +49,8 @@ class ThresholdTable:
         rows: the strategies.
         recommended: one of the rows.
         reason: why that one, in a sentence.
-        cautions: what makes a constant threshold from these norms doubtful, in
-            sentences; empty if nothing was found.
+        cautions: reasons to doubt a constant threshold from these norms, in sentences;
+            empty if there are none.
         count: how many norms were used.
         nonfinite_count: how many were NaN or infinite, and were left out.
         zero_count: how many were zero, and were left out.
@@ -90,14 +90,15 @@ def suggest_thresholds(
 
     Record the norms before the clip (``grad_norm_raw``), best of a run without a clip,
     and leave out the first steps if their norms are of another size. All thresholds are
-    in the units of the norm, and hold for the model, loss and batch size that gave it.
+    in the units of the norm, and hold for the model, loss and batch size that produced
+    it.
 
     | strategy | threshold |
     |---|---|
     | ``quantile q`` | the quantile of the norms, for q = 0.5, 0.9, 0.95, 0.99 |
     | ``g99 / 2`` | half the quantile 0.99: clips most steps or few, by the spread |
     | ``maximum``, ``1.5 maximum`` | the largest norm: practically never clips |
-    | ``mean + k std`` | one spike moves both far up |
+    | ``mean + k std`` | a single spike increases both by much |
     | ``log-mean + k std`` | exp(mean + k·std) of log n |
     | ``log-median + 4 MAD`` | exp(median + 4·1.4826·MAD) of log n, which spikes hardly
       move; the spread counts as at least 0.05 |
@@ -106,11 +107,11 @@ def suggest_thresholds(
 
     The rule of the recommendation: a *spike* is a norm above ``log-median + 4 MAD``.
     That row is recommended if it clips at most 5 % of the steps: it shortens the spikes
-    and no other step; if there are none, it would have clipped nothing, and stands by
-    for later ones. Where it clips more, high norms are usual in this run, and
+    and no other step; if there are none, it would have clipped nothing, and limits
+    later spikes. Where it clips more, high norms are usual in this run, and
     ``quantile 0.95`` is recommended. This is a safe start, not an optimum: a threshold
     that binds on most steps can train faster, but then sets the step size (see
-    `over_clipping`). ``cautions`` tells if the norms drift over the record, if many are
+    `over_clipping`). ``cautions`` warns if the norms drift over the record, if many are
     equal to the largest, as after a clip, or if they are few.
 
     Not private: thresholds from the norms of private data depend on single examples,
@@ -225,7 +226,7 @@ def _recommendation(
 
 
 def _cautions(norms: np.ndarray) -> list[str]:
-    """Return what makes a constant threshold from these norms doubtful."""
+    """Return the reasons to doubt a constant threshold from these norms."""
     cautions = []
     quarter = norms.size // 4
     change = np.median(norms[-quarter:]) / np.median(norms[:quarter])

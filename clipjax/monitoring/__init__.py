@@ -1,4 +1,4 @@
-"""Recording what clips do: histories, files, TensorBoard, W&B, lines for a log."""
+"""Recording of clip metrics: histories, files, TensorBoard, W&B, lines for a log."""
 
 from .display import progress as progress
 from .history import History as History

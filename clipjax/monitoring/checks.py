@@ -1,4 +1,4 @@
-"""Checks of what a recorder is given."""
+"""Checks of the arguments of a recorder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def checked_number(key: str, value: Any) -> float:
     """Return a number that is on the host.
 
     Raises:
-        TypeError: it is no real number.
+        TypeError: it is not a real number.
     """
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]

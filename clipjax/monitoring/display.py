@@ -24,16 +24,17 @@ def progress(
 ) -> Iterator[Step]:
     """Iterate over steps, and show a bar with `log_line` below it.
 
-    The bar counts steps that were handed out. The line is about the last rows that the
-    recorder has fetched, which are some steps old; showing it waits for nothing. Where
-    the output is no terminal, nothing is shown. Needs the extra ``monitoring``.
+    The bar counts the steps that the iterator has returned. The line summarizes the
+    last rows that the recorder has fetched, which lag several steps behind; showing it
+    does not wait for the device. If the output is not a terminal, nothing is shown.
+    Needs the extra ``monitoring``.
 
     Args:
-        steps: what to iterate over, such as ``range(1000)``.
+        steps: an iterable of steps, such as ``range(1000)``.
         recorder: the recorder of the loop.
         total: the number of steps; None for ``len(steps)``, or unknown without one.
-        description: what stands in front of the bar.
-        rows: how many rows the line is about.
+        description: the text in front of the bar.
+        rows: how many of the latest rows the line summarizes.
         console: a ``rich.console.Console``; None for standard error.
 
     Returns:
@@ -41,7 +42,7 @@ def progress(
 
     Raises:
         ImportError: rich is not installed.
-        TypeError: rows is no integer.
+        TypeError: rows is not an integer.
         ValueError: rows is below 1.
 
     Example:

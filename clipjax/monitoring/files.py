@@ -1,4 +1,4 @@
-"""Files of rows: whole or not at all, and readable after a kill."""
+"""Files of rows: replaced atomically, and readable after a killed process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = tuple[int, dict[str, Any]]
 
 
 def write_whole(path: str | os.PathLike[str], text: str) -> None:
-    """Write a file beside its place, then move it there: readers see all or nothing."""
+    """Write a temporary file, then rename it, so that readers see all or nothing."""
     place = pathlib.Path(path)
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", newline="", dir=place.parent, delete=False
@@ -93,7 +93,7 @@ def csv_text(keys: Sequence[str], rows: Iterable[Row]) -> str:
 
 
 def _json_number(value: Any) -> float | str:
-    """Return the shortest number that gives back the value in its own dtype."""
+    """Return the number with the fewest digits that reads back as the same value."""
     if math.isnan(value):
         return "NaN"
     if math.isinf(value):

@@ -35,9 +35,9 @@ class History:
     such as Python floats and int32 counts. A row takes 4 or 8 bytes, and one more, per
     key; arrays grow by half of their length.
 
-    Rows are in order of their steps. A row of a step that was there before, or of an
-    earlier one, drops all rows from that step on: after a restart from a checkpoint,
-    the steps that are run again replace those that were lost.
+    Rows are in order of their steps. Adding a row for a step that is not above the last
+    one drops all rows from that step on: after a restart from a checkpoint, the
+    repeated steps replace the rows of the lost ones.
 
     | input | result |
     |---|---|
@@ -105,12 +105,12 @@ class History:
         return list(self._columns)
 
     def append(self, steps: ArrayLike, columns: Mapping[str, ArrayLike]) -> None:
-        """Add rows, and drop those of the first of these steps and of later ones.
+        """Drop all rows from the first of these steps on, then add rows.
 
         Args:
             steps: increasing integers, shape ``(rows,)``.
-            columns: numbers of shape ``(rows,)`` by key. An entry that is masked
-                (``numpy.ma``) is one that the step lacks.
+            columns: numbers of shape ``(rows,)`` by key. A masked entry (``numpy.ma``)
+                means that the step has no such number.
 
         Raises:
             TypeError: a column does not hold real numbers.
@@ -143,13 +143,13 @@ class History:
         return self.rows_between(max(0, len(self) - rows), len(self))
 
     def rows_between(self, start: int, stop: int) -> History:
-        """Return the rows from one position on, up to another."""
+        """Return the rows from one position up to another, which is excluded."""
         part = History()
         part.append(*self._parts(slice(start, min(stop, len(self)))))
         return part
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Give each step with its numbers, NumPy scalars."""
+        """Yield each step with its numbers, which are NumPy scalars."""
         for row in range(self._length):
             yield (
                 int(self._steps[row]),
@@ -167,22 +167,22 @@ class History:
     def to_jsonl(self, path: str | os.PathLike[str]) -> None:
         """Write one JSON object per row, such as ``{"step": 0, "loss": 2.5}``.
 
-        The file is written beside its place and then moved there, so that it is never
-        seen half-written. float32 numbers have the shortest digits that give back the
-        same float32.
+        The file is written under a temporary name in the same folder and then renamed,
+        so that no reader sees half of it. float32 numbers have the fewest digits that
+        read back as the same float32.
         """
         write_whole(path, jsonl_text(self.rows()))
 
     def to_csv(self, path: str | os.PathLike[str]) -> None:
-        """Write a table with a header; see `to_jsonl` for numbers and safety."""
+        """Write a table with a header, in the same safe way as `to_jsonl`."""
         write_whole(path, csv_text(self.keys, self.rows()))
 
     @classmethod
     def from_jsonl(cls, path: str | os.PathLike[str]) -> History:
-        """Read what `to_jsonl` or a `JsonlWriter` wrote.
+        """Return the history in a file that `to_jsonl` or a `JsonlWriter` wrote.
 
-        A last line without its end is left out. A step that goes back drops the rows
-        from that step on. Columns are float64.
+        An incomplete last line is ignored. A step that is not above the one before
+        drops the rows from that step on. Columns are float64.
 
         Raises:
             ValueError: another line is no JSON object with a step and numbers.

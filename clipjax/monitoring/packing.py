@@ -62,7 +62,7 @@ class Packed:
 class StateFinder:
     """Finds the states to report in optimizer states of one structure, quickly.
 
-    A search looks at every node in Python, some 0.3 ms for Adam and 150 leaves; where
+    A search looks at every node in Python, about 0.3 ms for Adam and 150 leaves; where
     the states are depends on the structure only, and is remembered.
     """
 
@@ -72,17 +72,17 @@ class StateFinder:
         self._found: Any = None
 
     def __call__(self, opt_state: Any) -> tuple[ClipState | SkipState, ...]:
-        """Return the states of clips and skip wrappers, without what is not reported.
+        """Return the states of clips and skip wrappers, without unreported parts.
 
         Memories and inner states may hold one array per parameter, and `jax.jit`
         handles each leaf of its arguments at every call.
 
         Raises:
-            TypeError: opt_state is no optimizer state.
+            TypeError: opt_state is not an optimizer state.
         """
         leaves, structure = jax.tree.flatten(getattr(opt_state, "opt_state", opt_state))
         if self._structure is None or structure != self._structure:
-            states_of(opt_state)  # refuses what is no optimizer state
+            states_of(opt_state)  # raises if it is not an optimizer state
             numbered = jax.tree.unflatten(structure, range(len(leaves)))
             small = tuple(
                 state._replace(clip_memory=())

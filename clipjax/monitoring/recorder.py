@@ -39,9 +39,9 @@ class _Pending(NamedTuple):
     """Steps whose numbers are on the device.
 
     Attributes:
-        steps: their numbers.
-        packed: what was measured.
-        known: scalars that were on the host already.
+        steps: the numbers of the steps.
+        packed: their numbers on the device.
+        known: scalars that are already on the host.
     """
 
     steps: range
@@ -50,7 +50,7 @@ class _Pending(NamedTuple):
 
     @property
     def layout(self) -> Any:
-        """What steps have in common whose columns can be joined."""
+        """The key that steps must share for their columns to be joined."""
         packed = self.packed
         return packed.float_names, packed.integer_names, tuple(self.known)
 
@@ -75,27 +75,27 @@ class Recorder:
     | a number k | also the k blocks of each clip with the largest norms in that step |
     | a pattern | also blocks whose names match, such as ``"layers/*/kernel"`` |
 
-    Where the arrays span several processes, every process must call `record`; give
-    writers to one of them.
+    If the arrays span several processes, every process must call `record`; pass writers
+    in one of them only.
 
     Args:
         params: the parameters, or a tree of their structure, as the clip sees them.
-            Only the names of their leaves are kept. None: blocks are numbered, except
-            for a ``TrainState``, which brings its own.
+            Only the names of their leaves are stored. With None, blocks are numbered,
+            except for a ``TrainState``, which contains parameters.
         blocks: which blocks to record.
         block_names: as for `clipjax.metrics`.
         fetch_every: steps per batch. 1 fetches each step during the next one, and
             waits for it.
-        history: rows to go on from, such as ``History.from_jsonl(path)``.
-        writers: each is handed every batch, as a `History` of its rows.
+        history: earlier rows to continue, such as ``History.from_jsonl(path)``.
+        writers: each receives every batch as a `History` of its rows.
         log_every: rows between lines for the log, each about the rows since the last;
             None for no lines.
-        log: what is called with a line.
+        log: the function that is called with each line.
 
     Raises:
-        TypeError: blocks is no bool, integer or string, or a number of steps is no
-            integer.
-        ValueError: a number is below its least.
+        TypeError: blocks is not a bool, integer or string, or a number of steps is not
+            an integer.
+        ValueError: a number is below its lower bound.
 
     Example:
         >>> import clipjax, jax, jax.numpy as jnp, optax
@@ -143,21 +143,21 @@ class Recorder:
     def record(
         self, opt_state: Any, step: int | None = None, **scalars: jax.Array | float
     ) -> None:
-        """Record a step: what its clips measured, and further numbers.
+        """Record the metrics of the clips in a step, and further numbers.
 
         Args:
             opt_state: the optimizer state after the step, or an ``nnx.Optimizer``, a
                 ``TrainState`` or another object with an ``opt_state``.
-            step: the step's number; None for one more than the last. A number that is
-                not above the last waits for the device; the rows from that number on
-                are replaced.
+            step: the step's number; None for one more than the last. With a number that
+                is not above the last one, the call waits for the device, and the rows
+                from that number on are dropped.
             **scalars: further numbers, such as ``loss=loss``: device arrays, which are
                 not waited for, or Python numbers. Keys with slashes can be passed as
                 ``**{"train/loss": loss}``.
 
         Raises:
-            TypeError: opt_state is no optimizer state; the call is traced; step is no
-                integer; or a scalar is no real number.
+            TypeError: opt_state is not an optimizer state; the call is traced; step is
+                not an integer; or a scalar is not a real number.
             ValueError: there is nothing to record; a scalar is an array with axes, or
                 lies on other devices than the state; the state is batched; or blocks
                 has a pattern that matches no block.
@@ -181,8 +181,8 @@ class Recorder:
         """Record steps that ran inside `jax.lax.scan`.
 
         Let the body of the scan return ``clipjax.metrics(state, blocks=False)``, with
-        further scalars if needed, and pass the dictionary that the scan returns.
-        The selection of blocks is up to that call.
+        further scalars if needed, and pass the dictionary that the scan returns. That
+        call selects the blocks.
 
         Args:
             stacked: numbers by key, each of shape ``(steps,)``.

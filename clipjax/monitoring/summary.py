@@ -8,7 +8,7 @@ from .history import History
 
 
 def log_line(history: History, *, name: str | None = None) -> str:
-    """Return one line about a clip over the rows of a history.
+    """Return a one-line summary of a clip over the rows of a history.
 
     | part | meaning |
     |---|---|
@@ -17,13 +17,13 @@ def log_line(history: History, *, name: str | None = None) -> str:
       by linear interpolation |
     | ``clipped`` | percent of the rows in which the clip changed anything |
     | ``non-finite`` | number of steps with NaN or inf since the run began |
-    | ``threshold`` | the one of the last row |
+    | ``threshold`` | the threshold of the last row |
 
     Parts whose columns are missing are left out; without finite norms the quantiles
     are ``nan``.
 
     Args:
-        history: the rows to sum up, such as ``recorder.fetched.last(1000)``.
+        history: the rows to summarize, such as ``recorder.fetched.last(1000)``.
         name: the clip's name; None for the first clip in the history.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Numbers per tensor, on demand: they take reads of the trees."""
+"""Numbers per tensor, on demand, since each call reads the trees."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def tensor_report(
       momentum m, :math:`\langle g, m \rangle / (\lVert g \rVert \lVert m \rVert)` |
 
     Cost: one read of updates and of parameters; one read of gradients, and two with
-    momentum; two reads of the momentum; and one more of a tree with extreme
-    magnitudes. No array as large as a leaf is kept. The function works under ``jit``; a
-    program of its own that is called every hundred steps or so leaves the training step
-    as it is. The result can be recorded: ``recorder.record(state, **report)``.
+    momentum; two reads of the momentum; and one more of a tree with extreme magnitudes.
+    No array as large as a leaf is stored. The function works under ``jit``; jit it
+    separately and call it every hundred steps or so, so that the training step does not
+    change. The result can be recorded: ``recorder.record(state, **report)``.
 
     | input | result |
     |---|---|
@@ -52,7 +52,7 @@ def tensor_report(
 
     Args:
         grads: the gradients.
-        updates: what is added to the parameters.
+        updates: the updates, which are added to the parameters.
         params: the parameters before the step.
         momentum: the momentum, such as `momentum_of` the optimizer's state.
         axis_name: mesh axes that leaves are split over, inside ``shard_map``.

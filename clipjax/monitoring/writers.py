@@ -15,7 +15,7 @@ from .history import History
 
 
 class Writer(Protocol):
-    """What a `Recorder` hands its batches to."""
+    """The protocol of a writer, to which a `Recorder` passes its batches."""
 
     def write(self, batch: History) -> None:
         """Write the rows of a batch; their steps may go back after a restart."""
@@ -29,13 +29,13 @@ class Writer(Protocol):
 class JsonlWriter:
     """Append each batch to a file, one JSON object per row.
 
-    Lines are appended whole and synced to the disk. A kill can leave only the last line
-    without its end, which `History.from_jsonl` ignores, and which the next writer of
-    the file cuts off. Steps that are run again are appended again; readers take the
-    later ones.
+    Lines are appended whole and synced to the disk. If the process is killed, at most
+    the last line is incomplete; `History.from_jsonl` ignores it, and the next writer of
+    the file removes it. Repeated steps are appended again; readers use the later ones.
 
     Args:
-        path: the file; folders above it are made. An existing file is continued.
+        path: the file; missing folders above it are created. Rows are appended to an
+            existing file.
 
     Example:
         >>> import pathlib, tempfile
@@ -72,7 +72,7 @@ class TensorBoardWriter:
 
     Raises:
         ImportError: tensorboardX is not installed.
-        TypeError: purge_step is no integer.
+        TypeError: purge_step is not an integer.
         ValueError: purge_step is negative.
 
     Example:
@@ -125,10 +125,9 @@ class TensorBoardWriter:
 class WandbWriter:
     """Write each batch to a run of Weights & Biases.
 
-    Rows arrive later than the steps that they are about, so that W&B's own step
-    counter, which cannot go back, is not used: each row holds its step as
-    ``clipjax_step``, which is made the horizontal axis of the keys. Other calls of
-    ``run.log`` are not disturbed.
+    Rows are written several steps late, and W&B's own step counter cannot go back. So
+    each row stores its step as ``clipjax_step``, which becomes the x axis of its keys.
+    Other calls of ``run.log`` are not disturbed.
 
     Args:
         run: what ``wandb.init()`` returned, in any mode. The writer does not finish it.

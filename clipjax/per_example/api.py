@@ -44,9 +44,9 @@ def clipped_grad(
 
     .. math:: \sum_i g_i \min(1, C / \lVert g_i \rVert_2)
 
-    No model has to change. With the method ``ghost``, no example's gradient is computed
-    for parameters that are used in matrix products, convolutions and look-ups only; it
-    is for others, such as biases. ``plan`` lists which are which.
+    Models need no change. With the method ``ghost``, per-example gradients are not
+    computed for parameters that are used in matrix products, convolutions and look-ups
+    only, but for other parameters, such as biases. ``plan`` lists both kinds.
 
     An example is clipped by an upper bound of its norm that covers rounding, so that it
     adds at most C (1 + 1e-6) in float32; in ordinary models it is up to 1e-4 shorter.
@@ -59,27 +59,29 @@ def clipped_grad(
     | a padding example | adds exactly nothing |
     | an empty batch | zeros |
     | C = 0 | zeros |
-    | C negative or NaN, known now | ValueError |
-    | C negative or NaN, traced | adds nothing |
+    | C negative or NaN, a Python or NumPy number | ValueError |
+    | C negative or NaN, a JAX array | adds nothing |
     | an integer parameter | zeros |
     | ``shard_map`` with checked types | ValueError: see the message |
 
-    The loss sees one example at a time of the arguments in batch_argnums, so that
-    nothing can mix those: batch statistics are those of one. All else is the same for
-    every example: labels that are left out there come whole, and void a guarantee.
+    The loss gets one example at a time of the arguments in batch_argnums, so that it
+    cannot mix examples: batch statistics are those of a single example. Every example
+    gets the same other arguments: labels that batch_argnums does not name are those of
+    the whole batch, and void a guarantee.
 
     Args:
         fun: the loss, a scalar, or with has_aux a pair of the loss and a tree.
         argnums: which arguments to differentiate.
         has_aux: whether fun returns an auxiliary output.
         l2_clip_norm: C, in the gradient's units: a number or scalar array, an array of
-            shape ``[B]``, a function of the batch arguments of one example, or a prefix
-            tree of those over the parameters, of which each entry is clipped by itself,
-            or the result of `clipjax.privacy.split_threshold`. None does not clip.
+            shape ``[B]``, a function of the batch arguments of one example, a prefix
+            tree of those over the parameters, each entry of which is clipped
+            separately, or the result of `clipjax.privacy.split_threshold`. None
+            disables clipping.
         rule: the rule, by default ``hard``.
         batch_argnums: which arguments have the examples along their first axis.
         keep_batch_dim: whether fun gets an example as a batch of one.
-        normalize_by: what the sum is divided by, above 0.
+        normalize_by: the divisor of the sum, above 0.
         return_values: return the losses as well. Not private: they depend on single
             examples, without noise; see `AuxiliaryOutput`.
         return_grad_norms: return the norms before the clip as well. Not private.
@@ -88,20 +90,21 @@ def clipped_grad(
             ``auto``.
         nan_safe: leave out examples with NaN, inf or overflow; otherwise the result is
             NaN.
-        dtype: of the result; by default each parameter's own.
+        dtype: the result's dtype; by default that of each parameter.
         prng_argnum: which argument is a PRNG key, to be split over the examples by
             position: for a guarantee a secret key, new at every step.
         rescale_to_unit_norm: divide each clipped gradient by C, so that the sensitivity
-            is 1 whatever C is. C = 0 then normalizes, its limit; C = inf gives zeros.
+            is 1 whatever C is. C = 0 then normalizes, its limit; C = inf yields zeros.
         pre_clipping_transform: a function of the gradient of one example, a tree like
             the parameters, whose result is clipped and summed in its place. It needs
-            every example's gradient, as by ``vmap``. Reported norms are those before.
+            every example's gradient, as ``vmap`` does. Reported norms are those before
+            the transform.
         spmd_axis_name: see `jax.vmap`.
 
     Returns:
-        A `ClippedGrad`. It takes fun's arguments, and ``is_padding_example=``, and
-        gives the gradient, or if anything else was asked for, a pair with an
-        `AuxiliaryOutput`.
+        A `ClippedGrad`, a function of fun's arguments and ``is_padding_example=``. It
+        returns the gradient or, if other outputs are requested, a pair of the gradient
+        and an `AuxiliaryOutput`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -183,12 +186,12 @@ def per_example_grad_norms(
         microbatch_size: how many examples to take at a time; None for all.
         method: ``ghost``, ``vmap`` or ``auto``.
         prng_argnum: which argument is a PRNG key, to be split over the examples.
-        per_leaf: give the norms of each parameter, in a dictionary by path.
+        per_leaf: return the norms of each parameter, in a dictionary by path.
 
     Returns:
-        A function of fun's arguments that gives L2 norms of shape ``[B]``, float32. Not
-        private: each depends on a single example, without noise;
-        `clipjax.privacy.noisy_clip_fraction` is what may be released.
+        A function of fun's arguments that returns L2 norms of shape ``[B]``, float32.
+        They are not private: each depends on a single example, without noise. Release
+        `clipjax.privacy.noisy_clip_fraction` in their place.
 
     Raises:
         TypeError: an argument is of the wrong kind.

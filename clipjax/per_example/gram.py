@@ -45,7 +45,7 @@ class Measured(NamedTuple):
 
     Attributes:
         value: what was computed, of shape ``[B]``.
-        error: no less than how far off that is, but for underflow; no derivative.
+        error: an upper bound of its error, except for underflow; no derivative.
     """
 
     value: jax.Array

@@ -2,7 +2,7 @@
 
 Every function returns a `matplotlib.figure.Figure`; pyplot and its global state are not
 involved. Text is at least 10 pixels tall where a figure is shown 360 pixels wide, and
-nothing is told by color alone. Arguments that all functions share:
+no information is conveyed by color alone. Arguments that all functions share:
 
 | argument | accepted |
 |---|---|
@@ -20,9 +20,8 @@ are found with or without the name of a clip: ``grad_norm_raw`` or
 Lines are medians over seeds, bands reach from the lowest to the
 highest seed. Arms may have different lengths.
 
-Importing this module without matplotlib raises ModuleNotFoundError, so that nobody
-trains first and learns afterwards that nothing can be drawn:
-``pip install 'clipjax[plot]'``.
+Importing this module without matplotlib raises ModuleNotFoundError, so that its absence
+is noticed before a training and not after it: ``pip install 'clipjax[plot]'``.
 """
 
 try:

@@ -21,8 +21,8 @@ def plot_adam_steps(
 ) -> Figure:
     r"""Draw Adam's effective step, and below it the second moment that divides it.
 
-    The effective step is $\eta / (\sqrt{\hat v} + \epsilon)$, what a coordinate of the
-    first moment is multiplied by. One spike raises $\hat v$ for about
+    The effective step is $\eta / (\sqrt{\hat v} + \epsilon)$, the factor of each
+    coordinate of the first moment. One spike raises $\hat v$ for about
     $1 / (1 - \beta_2)$ steps and shortens every step meanwhile; a clip before Adam
     limits that.
 
@@ -30,7 +30,7 @@ def plot_adam_steps(
         effective_steps: at each step, by arm if several (with and without a clip); of a
             history, the column ``effective_step``.
         second_moments: v̂, of the same shapes; of a history, the column
-            ``second_moment``, which is also taken of a history given as
+            ``second_moment``, which is also read from a history passed as
             ``effective_steps``. Without it there is one panel.
         steps: the x values.
         axes: the Axes to draw into, one per panel.
@@ -40,7 +40,7 @@ def plot_adam_steps(
         The figure.
 
     Raises:
-        TypeError: an argument has no real numbers.
+        TypeError: an argument does not contain real numbers.
         ValueError: arms or shapes differ between the arguments.
 
     Example:

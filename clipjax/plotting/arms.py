@@ -43,7 +43,7 @@ def read_arms(
 
     Args:
         argument: name of the caller's argument, for errors.
-        values: what the caller was given.
+        values: the argument of the caller.
         column: the column to take of a history, without the name of a clip.
         steps: the x values.
     """
@@ -76,12 +76,12 @@ def read_companion(
 
     Args:
         argument: name of the caller's argument, for errors.
-        values: what the caller was given; None takes the column of each history that
+        values: the argument of the caller; None takes the column of each history that
             has one.
         column: the column to take of a history, without the name of a clip.
         owner: name of the argument that the arms were read from.
         arms: the arms.
-        is_shared: whether one array or number may hold for all arms and seeds.
+        is_shared: whether one array or number may apply to all arms and seeds.
     """
     if values is None:
         columns = {name: arm.columns for name, arm in arms.items()}
@@ -149,7 +149,7 @@ def recorded_rows(column: np.ndarray) -> np.ndarray:
 
 
 def by_name(argument: str, values: Any) -> dict[str, Any]:
-    """Return what was given for each arm; something without a name has an empty one."""
+    """Return the values of each arm by name; the name of a bare value is empty."""
     if not isinstance(values, Mapping):
         return {"": values}
     if not values:

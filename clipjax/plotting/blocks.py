@@ -25,7 +25,7 @@ from .arms import (
 from .canvas import LINE, MOST_LINES, count_steps, open_canvas, set_title, wrapped
 from .heat import color_bar, draw_cells, hatched_handle, scale_of
 
-COLUMNS = 400  # more cells would be narrower than the pixels of a phone
+COLUMNS = 400  # more cells would be narrower than a pixel of a phone
 NAME = 22  # characters of a line
 
 
@@ -68,7 +68,7 @@ def plot_block_norms(
         The figure.
 
     Raises:
-        TypeError: norms are no real numbers.
+        TypeError: norms are not real numbers.
         ValueError: blocks have different lengths, or ``steps`` has another; an array
             has another shape; a history has no blocks.
 

@@ -1,4 +1,4 @@
-"""Figures of phone width: panels below each other, large text, colors for every eye."""
+"""Figures of phone width, with large text and colors that suit the color-blind."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOST_LINES = 40  # beside a panel
 
 # Okabe and Ito's colors (https://jfly.uni-koeln.de/color/), told apart with every kind
 # of color vision. Two of the first seven share a dash only where their lightness
-# differs by 16 % of the way from black to white or more, so that grey prints show both.
+# differs by 16 % of the way from black to white or more, so that gray prints show both.
 COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (6, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -54,7 +54,7 @@ class Canvas(NamedTuple):
     """Where to draw.
 
     Attributes:
-        figure: what the caller gets back.
+        figure: the figure that the caller returns.
         panels: one Axes per panel, from top to bottom.
         is_own: whether the figure was created here, so that its size can change.
     """
@@ -80,7 +80,7 @@ class Canvas(NamedTuple):
             self.figure.suptitle(title, size=TITLE)
 
     def legend(self, panels: Sequence[Axes] | None = None) -> None:
-        """List each label once: below an own figure, which grows, or inside."""
+        """List each label once: below a figure created here, or inside given axes."""
         handles: dict[str, Any] = {}
         for panel in self.panels if panels is None else panels:
             for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
@@ -113,7 +113,7 @@ def open_canvas(
 
     Args:
         count: how many panels.
-        axes: what the caller was given: None, Axes, or a sequence of them.
+        axes: the argument of the caller: None, Axes, or a sequence of them.
         height: of one panel, in inches.
         is_shared: whether panels have a common y axis; their x axis always is.
 

@@ -45,8 +45,8 @@ def draw_arms(
     """Draw every arm.
 
     Args:
-        panel: where to.
-        arms: what.
+        panel: the Axes to draw into.
+        arms: the arms, by name.
         window: length of the running mean in steps.
         order: all arms that have a style, if some are left out.
         is_nested: whether lines become thinner one after the other, so that equal ones

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike
 from .arms import Values, numbers, read_arms, read_companion, require_vector
 from .canvas import COLORS, GREY, TEXT, Style, open_canvas, plain_number, style_of
 
-WIDE = 20.0  # a derivative that many times the threshold leaves no room for the band
+# Beyond this multiple of the threshold, a linear axis leaves no room for the band.
+WIDE = 20.0
 
 
 def plot_phase_portrait(
@@ -45,7 +46,7 @@ def plot_phase_portrait(
         The figure.
 
     Raises:
-        TypeError: an argument has no real numbers.
+        TypeError: an argument does not contain real numbers.
         ValueError: arms or shapes differ between path and derivatives; or the threshold
             is not finite and positive; or cycles have not two points.
 

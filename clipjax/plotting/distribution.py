@@ -60,15 +60,15 @@ def plot_norm_distribution(
             together. Of a history, the column ``grad_norm_raw``.
         suggestions: rows with ``strategy``, ``threshold`` and ``clipped_fraction``, or
             a table whose ``rows`` are such, like that of ``suggest_thresholds``.
-        recommended: the strategy to emphasize; by default the one that a table
-            recommends.
+        recommended: the strategy to emphasize; by default the recommendation of the
+            table.
         axes: the Axes to draw into.
 
     Returns:
         The figure.
 
     Raises:
-        TypeError: norms are no real numbers, or a row lacks an attribute.
+        TypeError: norms are not real numbers, or a row lacks an attribute.
         ValueError: an arm has another shape or no finite positive norm; or no row has
             the recommended strategy.
 

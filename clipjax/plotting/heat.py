@@ -45,7 +45,7 @@ def draw_cells(
     scale: Normalize,
     is_hatched: np.ndarray,
 ) -> QuadMesh:
-    """Draw a cell for each value, a hatched one where told, and none for NaN.
+    """Draw a cell for each value, hatched where `is_hatched`, and none for NaN.
 
     Args:
         panel: where to.
@@ -81,12 +81,12 @@ def color_bar(canvas: Canvas, mesh: QuadMesh, label: str) -> None:
 
 
 def hatched_handle() -> Patch:
-    """Return the sign of a hatched cell for a legend."""
+    """Return the legend handle of a hatched cell."""
     return Patch(**HATCHED)
 
 
 def lightness(color: Sequence[float]) -> float:
-    """Return how light a color is, from 0 to 1: CIE L*, what a grey print shows."""
+    """Return how light a color is, from 0 to 1: CIE L*, as in a gray print."""
     red, green, blue = (
         part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
         for part in color[:3]

@@ -36,8 +36,8 @@ def plot_jacobian_norms(
         The figure.
 
     Raises:
-        TypeError: norms are no real numbers.
-        ValueError: an arm has another shape, or as many steps as ``steps`` has not.
+        TypeError: norms are not real numbers.
+        ValueError: an arm has another shape, or another number of steps than ``steps``.
 
     Example:
         >>> figure = plot_jacobian_norms([1.2, 1.44, 1.728], factor="layer")

@@ -27,9 +27,9 @@ def plot_lines(
     Args:
         values: by arm if several, ``(points,)`` or ``(seeds, points)``.
         x: the x values, ``(points,)``, for all arms or by arm; by default 0, 1, 2, ….
-        x_label: what x is, with its unit.
-        y_label: what the values are, with their unit.
-        title: of the figure.
+        x_label: the label of the x axis, with its unit.
+        y_label: the label of the y axis, with its unit.
+        title: the title of the figure.
         is_log: whether the x axis and the y axis are logarithmic. Zeros and negative
             values are left out of a logarithmic axis.
         level: a y value to mark by a horizontal line.
@@ -39,8 +39,8 @@ def plot_lines(
         The figure.
 
     Raises:
-        TypeError: values are no real numbers.
-        ValueError: an arm has another shape, or as many points as ``x`` has not.
+        TypeError: values are not real numbers.
+        ValueError: an arm has another shape, or another number of points than ``x``.
 
     Example:
         >>> figure = plot_lines([1.0, 4.0, 9.0], [1, 2, 3], x_label="x", y_label="y")

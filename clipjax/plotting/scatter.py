@@ -1,4 +1,4 @@
-"""Points in the plane, a panel by arm."""
+"""Points in the plane, one panel per arm."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ def plot_scatter(
     title: str = "",
     axes: Any = None,
 ) -> Figure:
-    """Draw points of the plane, a panel by arm, each seed in its own color and marker.
+    """Draw points in the plane, one panel per arm, each seed with its color and marker.
 
-    With outlines, all panels show their extent and a margin. What part of an arm's
-    points lies outside, or is not finite, is written above its panel.
+    With outlines, all panels show their extent and a margin. The title of a panel
+    states the fraction of the arm's points that lie outside or are not finite.
 
     Args:
         points: by arm if several, ``(points, 2)`` or ``(seeds, points, 2)``.
         outlines: ``(points, 2)``, a line that is drawn into every panel; it is
             interrupted where a coordinate is NaN.
-        x_label: what the first coordinate is.
-        y_label: what the second coordinate is.
-        title: of the figure.
+        x_label: the label of the x axis.
+        y_label: the label of the y axis.
+        title: the title of the figure.
         axes: the Axes to draw into, one per arm.
 
     Returns:
         The figure.
 
     Raises:
-        TypeError: points are no real numbers.
+        TypeError: points are not real numbers.
         ValueError: an array has another shape.
 
     Example:

@@ -32,8 +32,9 @@ def plot_smoothness(
 ) -> Figure:
     r"""Draw the local smoothness along a run against the gradient norm.
 
-    With a fit, also the line $L = L_0 + L_1 \lVert g \rVert$. The legend has its R²: a
-    line is drawn through any points, and only R² says whether it describes them.
+    With a fit, the figure also shows the line $L = L_0 + L_1 \lVert g \rVert$, and the
+    legend its R²: a line can be fitted to any points, and only R² shows whether it
+    describes them.
 
     Args:
         norms: gradient norm at each probe, by arm if several; of a history, the column
@@ -47,7 +48,8 @@ def plot_smoothness(
         The figure.
 
     Raises:
-        TypeError: an argument has no real numbers, or a fit lacks an attribute.
+        TypeError: an argument does not contain real numbers, or a fit lacks an
+            attribute.
         ValueError: arms or shapes differ between the arguments.
 
     Example:

@@ -1,4 +1,4 @@
-"""The final loss by learning rate and threshold."""
+"""A heat map of the final loss by learning rate and threshold."""
 
 from __future__ import annotations
 
@@ -33,9 +33,10 @@ def plot_sweep(
 ) -> Figure:
     """Draw a heat map of learning rate against threshold.
 
-    Rows and columns are sorted; the infinite threshold, no clip, is the last column and
-    stands apart. Each cell has its value in two digits, if all fit. Diverged cells are
-    hatched, and the best cell, the least of the others, has a frame and a star.
+    Rows and columns are sorted; the infinite threshold, no clip, is the last column,
+    set apart from the others. Each cell has its value in two digits, if all fit.
+    Diverged cells are hatched, and the best cell, the least of the others, has a frame
+    and a star.
 
     | value | cell |
     |---|---|
@@ -50,15 +51,15 @@ def plot_sweep(
         thresholds: ``(thresholds,)``; infinite, or None, for the runs without a clip.
         diverged: ``(rates, thresholds)``, which cells diverged though their value is
             finite.
-        label: what the values are.
+        label: the name of the values.
         axes: the Axes to draw into.
 
     Returns:
         The figure.
 
     Raises:
-        TypeError: an argument has no real numbers.
-        ValueError: shapes do not belong together.
+        TypeError: an argument does not contain real numbers.
+        ValueError: shapes do not match.
 
     Example:
         >>> loss = [[0.5, 0.4], [0.3, float("nan")]]
@@ -124,7 +125,7 @@ def _draw_columns(
     scale: Normalize,
     is_bad: np.ndarray,
 ) -> QuadMesh:
-    """Draw the columns one by one, since the last stands apart."""
+    """Draw the columns one by one, since the last is set apart."""
     rows = np.arange(len(table) + 1) - 0.5
     meshes = [
         draw_cells(

@@ -23,7 +23,7 @@ from .canvas import (
 from .curves import draw, draw_arms
 
 BEFORE = Style(GREY, DASHES[0], "")
-AFTER = Style("#00436b", DASHES[0], "")  # darker than the grey in any print
+AFTER = Style("#00436b", DASHES[0], "")  # darker than the gray in any print
 LIMIT = Style(COLORS[1], DASHES[1], "")
 CLIPPED = 1 - 1e-6  # beyond the rounding of a float32 norm
 
@@ -38,7 +38,8 @@ def plot_loss(
 ) -> Figure:
     """Draw the training loss on a logarithmic axis.
 
-    A cross marks where a seed left the finite numbers; the legend counts such seeds.
+    A cross marks where the loss of a seed stops being finite; the legend counts such
+    seeds.
 
     Args:
         losses: loss at each step, ``(steps,)`` or ``(seeds, steps)``, by arm if
@@ -52,8 +53,8 @@ def plot_loss(
         The figure.
 
     Raises:
-        TypeError: losses are no real numbers.
-        ValueError: an arm has another shape, or as many steps as ``steps`` has not.
+        TypeError: losses are not real numbers.
+        ValueError: an arm has another shape, or another number of steps than ``steps``.
 
     Example:
         >>> import numpy as np
@@ -82,10 +83,10 @@ def plot_norms(
 ) -> Figure:
     """Draw the gradient norm before and after clipping, one panel per arm.
 
-    Nothing is averaged over steps: spikes are what a clip is for. Ticks along the top
-    mark the steps that were clipped (for several seeds, where at least half of them
-    were), crosses there the steps whose norm is NaN or infinite. The title has the
-    fraction of clipped steps, over all seeds.
+    Nothing is averaged over steps, which would hide spikes. Ticks along the top mark
+    the steps that were clipped (for several seeds, where at least half of them were),
+    crosses there the steps whose norm is NaN or infinite. The title has the fraction of
+    clipped steps, over all seeds.
 
     | given | a step counts as clipped if |
     |---|---|
@@ -97,9 +98,10 @@ def plot_norms(
         raw: norm before clipping, by arm if several; of a history, the column
             ``grad_norm_raw``.
         clipped: norm after clipping, of the same shapes; of a history, the column
-            ``grad_norm_clipped``, which is also taken of a history given as ``raw``.
-        thresholds: what was allowed, likewise, or one number or array for all arms; of
-            a history, the column ``threshold``. Drawn where finite.
+            ``grad_norm_clipped``, which is also read from a history passed as ``raw``.
+        thresholds: the threshold at each step, of the same shapes, or one number or
+            array for all arms; of a history, the column ``threshold``. Drawn where
+            finite.
         steps: the x values.
         axes: the Axes to draw into, one per arm.
 
@@ -107,7 +109,7 @@ def plot_norms(
         The figure.
 
     Raises:
-        TypeError: an argument has no real numbers.
+        TypeError: an argument does not contain real numbers.
         ValueError: arms or shapes differ between the arguments.
 
     Example:
@@ -156,7 +158,7 @@ def plot_clip_ratio(
 ) -> Figure:
     """Draw the norm after clipping over the norm before.
 
-    The ratio is 1 where the clip left a gradient alone.
+    The ratio is 1 where the clip did not change the gradient.
 
     Args:
         ratios: norm after over norm before, by arm if several; of a history, the column
@@ -169,8 +171,8 @@ def plot_clip_ratio(
         The figure.
 
     Raises:
-        TypeError: ratios are no real numbers.
-        ValueError: an arm has another shape, or as many steps as ``steps`` has not.
+        TypeError: ratios are not real numbers.
+        ValueError: an arm has another shape, or another number of steps than ``steps``.
 
     Example:
         >>> figure = plot_clip_ratio([1.0, 0.2, 1.0])
@@ -192,7 +194,7 @@ def plot_clip_ratio(
 def plot_threshold(
     thresholds: Values, *, steps: Steps | None = None, axes: Any = None
 ) -> Figure:
-    """Draw the norm that each arm allowed at each step; arms without a limit are named.
+    """Draw the threshold of each arm; the legend names arms without one.
 
     Args:
         thresholds: threshold at each step, by arm if several; infinite means no limit.
@@ -204,8 +206,8 @@ def plot_threshold(
         The figure.
 
     Raises:
-        TypeError: thresholds are no real numbers.
-        ValueError: an arm has another shape, or as many steps as ``steps`` has not.
+        TypeError: thresholds are not real numbers.
+        ValueError: an arm has another shape, or another number of steps than ``steps``.
 
     Example:
         >>> figure = plot_threshold({"constant": [1.0, 1.0], "learnt": [3.0, 2.0]})

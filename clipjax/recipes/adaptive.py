@@ -52,10 +52,12 @@ def adaptive_grad_clip(
 
     Args:
         clipping: λ, the largest ratio of gradient norm to parameter norm.
-        eps: the least norm of parameters that is assumed, in the parameters' units.
+        eps: a lower bound for the norm of a unit's parameters, in the parameters'
+            units.
         axis: the axes that one unit spans; by default by rank, as Optax chooses: all
             for scalars and vectors, 0 at rank 2 and 3, all but the last at rank 4 and
-            5. Axes, a function of (path, leaf), or a table from path pattern to axes.
+            5. Pass one axis or several, a function of (path, leaf) to axes, or a table
+            from path pattern to axes.
         stacked: leading axes that stack separate layers; see
             `clipjax.granularity.unit`.
         axis_name: mesh or pmap axes that leaves are split over, along axes that a unit
@@ -126,7 +128,8 @@ def larc_clip(
         learning_rate: η of the optimizer that follows: a number, an array or a
             schedule; None to read the extra argument ``learning_rate``.
         trust_coefficient: τ, the largest step as a fraction of the parameters' norm.
-        weight_decay: ω, coupled: decay is clipped as well; None for none.
+        weight_decay: ω, the coupled weight decay, which is clipped as well; None for no
+            decay.
         eps: ε, in the gradient's units; None for 1e-8.
         stacked: leading axes that stack separate layers; see
             `clipjax.granularity.leaf`.
@@ -200,7 +203,7 @@ def clippy(
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Shorten the step of each leaf until no parameter changes by too much (Clippy).
+    r"""Scale the step of each leaf so that no parameter changes by too much (Clippy).
 
     .. math:: u = \Delta \min\Bigl(1, \min_i \frac{\lambda_\text{rel} \lvert w_i \rvert
         + \lambda_\text{abs}}{\lvert \Delta_i \rvert}\Bigr)

@@ -44,7 +44,7 @@ def clip_by_value(
     Args:
         max_delta: the largest magnitude allowed, in the gradient's units: a number, an
             array, a schedule, a `clipjax.thresholds.Threshold` or a prefix tree.
-        report: whether to measure what the clip did; see `clipjax.clip_entries`.
+        report: whether to measure the effect of the clip; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -53,7 +53,8 @@ def clip_by_value(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: max_delta is a bool, a string, or no threshold at all.
+        TypeError: max_delta is a bool, a string, or another value that is not a
+            threshold.
         ValueError: max_delta is negative or NaN.
 
     Example:
@@ -103,7 +104,8 @@ def clip_by_global_norm(
         An ``optax.GradientTransformationExtraArgs`` whose state holds scalars only.
 
     Raises:
-        TypeError: max_norm is a bool, a string, or no threshold at all.
+        TypeError: max_norm is a bool, a string, or another value that is not a
+            threshold.
         ValueError: max_norm is negative or NaN.
 
     Example:
@@ -158,7 +160,8 @@ def clip_by_leaf_norm(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: a threshold is a bool, a string, or no threshold at all.
+        TypeError: a threshold is a bool, a string, or another value that is not a
+            threshold.
         ValueError: a threshold is negative or NaN; or, when traced, the table does
             not fit the tree.
 
@@ -219,7 +222,7 @@ def clip_by_group_norm(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: max_norms is no dictionary, or a threshold in it is no number.
+        TypeError: max_norms is not a dictionary, or a threshold in it is not a number.
         ValueError: a threshold is negative or NaN; or, when traced, a label has none.
 
     Example:
@@ -276,7 +279,8 @@ def clip_by_block_rms(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: a threshold is a bool, a string, or no threshold at all.
+        TypeError: a threshold is a bool, a string, or another value that is not a
+            threshold.
         ValueError: a threshold is negative or NaN.
 
     Example:
@@ -326,8 +330,8 @@ def torch_clip_grad_norm(
     Args:
         max_norm: the largest norm allowed, in the gradient's units.
         norm_type: p, at least 1; ``inf``, or as for PyTorch the string ``"inf"``, for
-            the largest magnitude; None for 2. The default is no number, since
-            ``optax.inject_hyperparams`` would trace it.
+            the largest magnitude; None for 2. The default is not a number, which
+            ``optax.inject_hyperparams`` would trace.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -336,7 +340,7 @@ def torch_clip_grad_norm(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: an argument is no number.
+        TypeError: an argument is not a number.
         ValueError: max_norm is negative or NaN, or norm_type is below 1.
 
     Example:

@@ -20,7 +20,7 @@ def cclip(
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Clip every entry to a threshold of its own (CClip).
+    r"""Clip every entry to its own threshold (CClip).
 
     .. math:: u_i = g_i \min(1, \tau_i / \lvert g_i \rvert)
 
@@ -40,7 +40,7 @@ def cclip(
     Args:
         tau: τ, the largest magnitude of an entry, in the gradient's units: one for all,
             or a prefix tree of numbers or arrays.
-        report: whether to measure what the clip did; see `clipjax.clip_entries`.
+        report: whether to measure the effect of the clip; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -49,7 +49,7 @@ def cclip(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: tau is no threshold.
+        TypeError: tau is not a threshold.
         ValueError: tau is negative or NaN.
 
     Example:
@@ -75,7 +75,7 @@ def two_sided_clip(
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Bring the magnitude of every entry between two bounds (Bi²Clip).
+    r"""Clip the magnitude of every nonzero entry to an interval (Bi²Clip).
 
     .. math::
         u_i = \operatorname{sign}(g_i) \operatorname{clip}(\lvert g_i \rvert, l, c)
@@ -94,7 +94,7 @@ def two_sided_clip(
     Args:
         lower: l, in the gradient's units, from 0 to upper.
         upper: c, a number above 0.
-        report: whether to measure what the clip did; see `clipjax.clip_entries`.
+        report: whether to measure the effect of the clip; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -157,7 +157,7 @@ def delta_clip(
     Args:
         max_norm: γ, in the gradient's units: a number, an array, a schedule or a
             `clipjax.thresholds.Threshold`.
-        delta: δ, from 0 (the hard clip) to 1 (none); None for 0.001.
+        delta: δ, from 0 (the hard clip) to 1 (no clip); None for 0.001.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -208,7 +208,7 @@ def quantization_clip(
     format rounds smaller entries to zero: those below 1/254 of the largest for int8,
     and below 1/458,752 for float8_e4m3fn. This clip cuts the largest entries only as
     far as necessary for typical entries to be k steps away from zero. With 8 bits it
-    leaves Gaussian entries alone.
+    does not change Gaussian entries.
 
     The clip preserves the many small entries at the expense of the few largest, which
     carry most of the norm: compare both with `clipjax.quantization_report`, before and
@@ -229,7 +229,7 @@ def quantization_clip(
             16 bits. The result keeps the gradient's own dtype.
         steps: k, the distance of the geometric mean of a leaf's entries from zero, in
             units of the smallest positive number of the format; above 0.
-        report: whether to measure what the clip did; see `clipjax.clip_entries`.
+        report: whether to measure the effect of the clip; see `clipjax.clip_entries`.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -238,7 +238,7 @@ def quantization_clip(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: dtype is no such format, or steps no number.
+        TypeError: dtype is not such a format, or steps is not a number.
         ValueError: steps is not above 0, or infinite.
 
     Example:

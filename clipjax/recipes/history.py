@@ -35,9 +35,10 @@ def autoclip(
 
     Coordinates: ``whole × l2 × hard × quantile``
 
-    The current norm counts, so that the first step is never clipped. At the default
-    percentile about nine steps in ten are clipped, which is closer to normalization
-    than to a guard against spikes. The paper keeps all norms, clipjax the latest ones.
+    The percentile includes the current norm, so that the first step is never clipped.
+    At the default percentile about nine steps in ten are clipped, which is closer to
+    normalization than to a guard against spikes. The paper stores all norms, clipjax
+    the latest ``window``.
 
     | input | result |
     |---|---|
@@ -117,7 +118,8 @@ def quantile_clip(
         quantile: from 0 to 1.
         max_norm: the largest threshold, in the gradient's units; None for no cap.
         window: how many of the latest norms to keep; None for 1000.
-        minimum_history: how many norms must be known; None for a full window.
+        minimum_history: how many norms to observe before the quantile clips; None for a
+            full window.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -191,8 +193,8 @@ def zclip(
     Args:
         alpha: weight of the past in the averages, from 0 to 1.
         z_thresh: the z-score above which a norm is an outlier.
-        max_grad_norm: a cap on all norms, in the gradient's units; None for none.
-        warmup_steps: how many norms to know first.
+        max_grad_norm: a cap on all norms, in the gradient's units; None for no cap.
+        warmup_steps: how many norms to observe before outliers are clipped.
         mode: ``zscore``; ``percentile``: to μ + z_thresh·σ; or ``mean``: to μ.
         clip_option: with ``zscore``, ``adaptive_scaling`` as above, or ``mean``: to μ.
         clip_factor: a multiplier of an outlier's length; None for 1.
@@ -255,7 +257,7 @@ def clip_update_by_history(
     Coordinates: ``whole × l2 × hard × mean-plus-std``
 
     Put it after the optimizer, where it also bounds updates that the momentum drives.
-    The history holds raw norms, so that the threshold cannot collapse; a spike
+    The history stores raw norms, so that the threshold cannot collapse; a spike
     therefore raises it until the spike leaves the window.
 
     | input | result |
@@ -269,7 +271,8 @@ def clip_update_by_history(
     Args:
         window: how many of the latest norms to keep; None for 128.
         sigma: k, the number of standard deviations.
-        minimum_history: how many norms must be known; None for half the window.
+        minimum_history: how many norms to observe before the first clip; None for half
+            the window.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
         name: prefix of the clip's metrics.
@@ -305,7 +308,7 @@ def norm_growth_limiter(
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Let the norm of each leaf grow by no more than a ratio from step to step.
+    r"""Limit the ratio by which the norm of each leaf grows from one step to the next.
 
     .. math:: u_t = g_t \min\Bigl(1, \gamma \frac{r_{t-1}}{\lVert g_t \rVert}\Bigr),
         \qquad r_t = \max(\lVert u_t \rVert, \delta\, r_{t-1})
@@ -363,7 +366,7 @@ def norm_growth_limiter(
 
 
 def _cap(name: str, value: Scalar | None) -> Scalar:
-    """Return a cap, inf for None, after a check under its name in the recipe."""
+    """Return a cap, inf for None; errors use the name of the recipe's argument."""
     value = math.inf if value is None else value
     require_number(name, value)
     return value

@@ -47,7 +47,7 @@ def stable_update_clip(
     | input | result |
     |---|---|
     | ratio ≤ threshold | Adam's step, bit-identical |
-    | a spike | the step is shortened as far as the spike exceeds √v̂ |
+    | ratio > threshold, as in a spike | Adam's step times threshold / ratio |
     | zero gradient | Adam's step |
     | NaN or inf | Adam's result, counted; wrap in `clipjax.skip_nonfinite` |
     | all else | as `clipjax.clip_by` guarantees |
@@ -55,7 +55,7 @@ def stable_update_clip(
     Args:
         b1: weight of the past in the first moment.
         b2: weight of the past in the second moment.
-        eps: added to the root, and the least root in the ratio.
+        eps: added to the root, and the lower bound of the root in the ratio.
         threshold: the largest ratio that is not shortened.
         axis_name: mesh or pmap axes that leaves are split over; see
             `clipjax.clip_by`.
@@ -65,7 +65,7 @@ def stable_update_clip(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: threshold is no threshold.
+        TypeError: threshold is not a threshold.
         ValueError: threshold is negative or NaN.
 
     Example:
@@ -113,11 +113,12 @@ def clip_by_momentum(
     m is the first moment of the optimizer that follows, before this step and without
     bias correction. It averages clipped gradients, so that a spike of any size raises
     the next threshold by a factor of at most :math:`\beta_1 + (1 - \beta_1) \rho`, 1.9
-    for 0.9 and ρ = 10. The same makes a small ratio a trap: where gradients are mostly
-    noise, m is shorter than they are by :math:`\sqrt{(1 - \beta_1) / (1 + \beta_1)}`,
-    0.23 for 0.9, and a ratio below the inverse, 4.4, shortens gradients and thresholds
-    in turn until nothing is left. In its first step after zero, m is
-    :math:`1 - \beta_1` of a gradient.
+    for 0.9 and ρ = 10. For the same reason a small ratio is a trap. Where gradients are
+    mostly noise, the norm of m is :math:`\sqrt{(1 - \beta_1) / (1 + \beta_1)}` times
+    that of a gradient, 0.23 times for 0.9. A ratio below the inverse, 4.4, then
+    shortens the gradients, which shortens m and so the next threshold, until all of
+    them vanish. After its first step from zero, m is :math:`1 - \beta_1` times one
+    gradient.
 
     | input | result |
     |---|---|

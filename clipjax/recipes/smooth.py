@@ -52,7 +52,8 @@ def soft_clip_by_global_norm(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: max_norm is a bool, a string, or no threshold at all.
+        TypeError: max_norm is a bool, a string, or another value that is not a
+            threshold.
         ValueError: max_norm is negative or NaN.
 
     Example:
@@ -80,9 +81,9 @@ def normalise_by_global_norm(
 
     Coordinates: ``whole × l2 × normalise × constant``
 
-    Small gradients are lengthened as well: near a minimum the steps do not get shorter,
-    so that the learning rate has to decay. ``clipjax.normalize_by_global_norm`` is the
-    same function, in Optax's spelling.
+    Small gradients are lengthened as well: near a minimum the steps do not become
+    shorter, so that the learning rate has to decay.
+    ``clipjax.normalize_by_global_norm`` is the same function, in Optax's spelling.
 
     | input | result |
     |---|---|
@@ -104,7 +105,7 @@ def normalise_by_global_norm(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: norm is a bool, a string, or no threshold at all.
+        TypeError: norm is a bool, a string, or another value that is not a threshold.
         ValueError: norm is negative or NaN.
 
     Example:
@@ -125,7 +126,7 @@ def normalise_by_global_norm(
 def scale_by_l0_l1(
     l0: Scalar, l1: Scalar, *, axis_name: AxisNames = None, name: str = "clip"
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Take the step that (L0, L1)-smoothness allows: a soft clip and a step size.
+    r"""Scale to a step that suits (L0, L1)-smoothness: a soft clip and a step size.
 
     .. math::
         u = \frac{g}{L_0 + L_1 \lVert g \rVert_2}

@@ -27,7 +27,7 @@ def spectral_clip(
     All singular values shrink by one factor, so that the direction of each leaf is
     kept; `spectral_clamp` shortens only those that are too large. A leaf of shape
     ``(…, columns)`` is the matrix ``(rest, columns)``, which for a convolution is
-    ``(height · width · in, out)``; a vector has its l2 norm.
+    ``(height · width · in, out)``; the singular value of a vector is its l2 norm.
 
     Power iteration underestimates σ₁, and the result is too long by the same relative
     error. For a Gaussian 1024 × 1024 matrix, whose largest singular values are very
@@ -37,7 +37,8 @@ def spectral_clip(
     | input | result |
     |---|---|
     | the measured σ₁ ≤ threshold | that leaf bit-identical |
-    | the measured σ₁ > threshold | measured again by as many steps, the threshold |
+    | the measured σ₁ > threshold | the same measurement of the result is the
+      threshold |
     | NaN or inf in a leaf | NaN in that leaf only, counted as non-finite |
     | all else | as `clipjax.spectral.clip_singular_values` guarantees |
 
@@ -58,7 +59,7 @@ def spectral_clip(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: an argument is no number.
+        TypeError: an argument is not a number.
         ValueError: a threshold is negative or NaN, or iterations is below 1.
 
     Example:
@@ -98,8 +99,8 @@ def spectral_clamp(
 
     The result is the nearest matrix within the spectral ball. Components along small
     singular directions are unchanged, and large ones are cut. The clip needs an SVD of
-    each leaf; a leaf that is split over devices is gathered for it. Leaves are read as
-    matrices as in `spectral_clip`.
+    each leaf; a leaf that is split over devices is gathered for it. Leaves are reshaped
+    to matrices as in `spectral_clip`.
 
     | input | result |
     |---|---|
@@ -125,7 +126,8 @@ def spectral_clamp(
         An ``optax.GradientTransformationExtraArgs``; its state has σ₁ before and after.
 
     Raises:
-        TypeError: a threshold is a bool, a string, or no threshold at all.
+        TypeError: a threshold is a bool, a string, or another value that is not a
+            threshold.
         ValueError: a threshold is negative or NaN.
 
     Example:
@@ -166,8 +168,8 @@ def spectral_soft_clip(
     Coordinates: ``spectral(newton-schulz) × sqrt × constant``
 
     A Newton-Schulz iteration computes the result by matrix products alone, in float32
-    or wider. No singular value comes out too long, and each is too short by a fraction
-    of at most
+    or wider. No singular value of the result is larger than the formula's. Each may
+    be smaller, by a relative error of at most
 
     | B/c | 6 steps | 8 | 10 | 12 | 14 |
     |---|---|---|---|---|---|
@@ -195,14 +197,14 @@ def spectral_soft_clip(
     | any singular value σ > 0 | at most σ and at most c, to 1e-5 in float32 |
     | σ₁ ≤ 2e-4 · threshold, in float32 | bit-identical |
     | a vector of norm n | norm n / √(1 + n²/c²) |
-    | equal singular values | the derivative is right there too |
+    | equal singular values | the derivative is correct there, too |
     | a leaf split by ``shard_map`` or ``pmap`` | ValueError: gather it first |
     | NaN or inf in a leaf | NaN in that leaf only, counted as non-finite |
     | all else | as `clipjax.spectral.clip_singular_values` guarantees |
 
     Args:
-        threshold: the bound c, in the units of what is clipped: one for all leaves, or
-            a prefix tree, with None for no clip; an array, a schedule or a
+        threshold: the bound c, in the units of the clipped updates: one for all leaves,
+            or a prefix tree, with None for no clip; an array, a schedule or a
             `clipjax.thresholds.Threshold`.
         stacked: leading axes that stack separate layers; see
             `clipjax.granularity.leaf`.
@@ -218,7 +220,7 @@ def spectral_soft_clip(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: an argument is no number.
+        TypeError: an argument is not a number.
         ValueError: a threshold is negative or NaN, or iterations is below 1.
 
     Example:

@@ -15,7 +15,7 @@ from ..thresholds.base import Context
 
 @dataclasses.dataclass(frozen=True)
 class RelativeChange:
-    """The updates, each relative to what its parameter may change by."""
+    """Each update divided by the change that its parameter is allowed."""
 
     relative: Scalar
     absolute: Scalar

@@ -111,7 +111,7 @@ def aggc(
     axis_name: AxisNames = None,
     name: str = "clip",
 ) -> Clip:
-    r"""Bring the norm of each group of tensors into a band about its average (AGGC).
+    r"""Clip the norm of each group of tensors to a band around its average (AGGC).
 
     .. math:: \ell_k = \operatorname{clip}(n_k, \alpha_\text{low} S_k,
         \alpha_\text{high} S_k), \qquad S_k \leftarrow \beta S_k + (1 - \beta)\, \ell_k
@@ -135,7 +135,7 @@ def aggc(
     Args:
         labels: a prefix tree of strings, or a function of (path, leaf) to a string;
             None for the path without its numbers. The default is not a function, which
-            ``optax.inject_hyperparams`` would take for a schedule.
+            ``optax.inject_hyperparams`` would treat as a schedule.
         alpha_low: the band's lower end as a multiple of S, a number or a schedule.
         alpha_high: the band's upper end.
         beta: weight of the past in S, from 0 to 1.
@@ -190,7 +190,7 @@ def gradient_stabilizer(
 
     Coordinates: ``leaf × l2 × normalise × moment-ratio``
 
-    The current norm counts, and both averages have a bias correction. Whatever the
+    Both averages include the current norm and have a bias correction. Whatever the
     scale of the gradient, the result has a norm near 1: put a scale-invariant optimizer
     such as Adam after it, or tune the learning rate again.
 
@@ -228,7 +228,7 @@ def gradient_stabilizer(
 
     References:
         `GradientStabilizer: fix the norm, not the gradient
-        <https://arxiv.org/abs/2502.17055v3>`_, 2026; AdaGN of Stable-SPAM before
+        <https://arxiv.org/abs/2502.17055v3>`_, 2026; as AdaGN in Stable-SPAM before
     """
     require_fraction("gamma1", gamma1)
     require_fraction("gamma2", gamma2)

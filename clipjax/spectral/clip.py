@@ -1,4 +1,4 @@
-"""The clip of singular values, a transformation of its own."""
+"""The clip of singular values, a separate transformation."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class SpectralClipper(Clipper):
         )
 
     def context(self, blocks, steps, params, extra) -> Context:
-        """Return what the threshold may look at; norms of parameters are their σ₁."""
+        """Return the threshold's inputs; the norms of parameters are their σ₁."""
 
         def measure(arrays: list[jax.Array]) -> list[jax.Array]:
             found = [self.method.measure(m)[0] for m in as_matrices(arrays, blocks)]
@@ -154,7 +154,7 @@ def clip_singular_values(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: a threshold is negative or NaN, or parts do not go together.
+        ValueError: a threshold is negative or NaN, or parts cannot be combined.
 
     Example:
         >>> import clipjax, jax.numpy as jnp

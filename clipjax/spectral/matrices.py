@@ -85,8 +85,8 @@ def decompose(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the SVD at any magnitude; the values are NaN or inf where an entry is."""
     peak, power = _scale(matrix)
     usable = (peak > 0) & (peak < jnp.inf)
-    # LAPACK must not get NaN. And the matrix zero, whose singular values are equal, has
-    # no derivative: decompose one with different singular values in its place.
+    # LAPACK must not get NaN. The SVD of the zero matrix has no derivative, since its
+    # singular values are equal: decompose a matrix with distinct ones in its place.
     columns = matrix.shape[-1]
     other = jnp.eye(matrix.shape[-2], columns) * jnp.arange(1.0, columns + 1)[None]
     scaled = jnp.where(usable, matrix * power, other.astype(matrix.dtype))

@@ -79,7 +79,7 @@ class SVD(Method):
 
     def check(self, rule: Rule) -> None:
         # Whether a leaf is unchanged, and its reported norm, follow from its largest
-        # singular value: it must be cut first, and stay the largest.
+        # singular value: it must be the first that the rule cuts, and stay the largest.
         if not rule.contractive or isinstance(rule, Skip):
             raise ValueError(
                 f"rule={rule!r} does not shorten the largest singular values most: use "

@@ -46,7 +46,7 @@ def bias_correction(decay: Scalar, count: jax.Array, dtype: Any) -> jax.Array:
 
 
 def rms_average(root: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:
-    """Return ``√((1 - weight)·root² + weight·value²)`` without squares out of range."""
+    """Return ``√((1 - weight)·root² + weight·value²)``, without overflow of squares."""
     power = inverse_power(jnp.maximum(root, value))
     square = (1 - weight) * jnp.square(root * power)
     square = square + weight * jnp.square(value * power)
@@ -129,7 +129,8 @@ def ema(
             first norm.
         include_current: whether the current norm counts for the current threshold.
         remember: which norm is averaged; see `clipjax.thresholds.Learnt`.
-        minimum_history: how many norms must be known; before, only the cap clips.
+        minimum_history: how many norms to observe before the threshold applies; until
+            then only the cap clips.
         floor: the least threshold, in the gradient's units.
         cap: the largest threshold.
 
@@ -171,7 +172,7 @@ def streaming_quantile(
     floor: Scalar = 0.0,
     cap: Scalar = math.inf,
 ) -> Learnt:
-    """Return a threshold at an estimated quantile, with one number per block.
+    """Return a threshold at an estimated quantile, which stores one number per block.
 
     The estimate starts at the first norm. A norm above it multiplies it by
     ``exp(rate·q)``, and one below by ``exp(-rate·(1 - q))``.
@@ -179,7 +180,8 @@ def streaming_quantile(
     Args:
         q: the quantile, from 0 to 1: 0.9 clips about one step in ten.
         rate: how fast the estimate moves, above 0.
-        minimum_history: how many norms must be known; before, only the cap clips.
+        minimum_history: how many norms to observe before the threshold applies; until
+            then only the cap clips.
         floor: the least threshold, in the gradient's units.
         cap: the largest threshold.
 
@@ -210,15 +212,15 @@ def streaming_quantile(
 def moment_ratio(
     mean_decay: Scalar = 0.7, square_decay: Scalar = 0.9, *, epsilon: Scalar = 1e-8
 ) -> Learnt:
-    """Return lengths near 1: the average norm over the root of the average square.
+    """Return a threshold near 1: the average norm over the root of the average square.
 
-    Use it with ``rules.normalise``; see `clipjax.gradient_stabilizer`. The current norm
-    counts.
+    Use it with ``rules.normalise``; see `clipjax.gradient_stabilizer`. Both averages
+    include the current norm.
 
     Args:
         mean_decay: weight of the past in the average norm, from 0 to 1.
         square_decay: weight of the past in the average square, from 0 to 1.
-        epsilon: added to the root.
+        epsilon: a constant added to the root, in the gradient's units.
 
     Raises:
         TypeError: an argument is not a number.

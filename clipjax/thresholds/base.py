@@ -1,4 +1,4 @@
-"""The protocol of a threshold, and what a threshold may look at."""
+"""The protocol of a threshold, and the inputs of a threshold."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Threshold:
     Attributes:
         kind: the name in a clip's coordinates.
         remembers: whether `update` needs the state that `init` returned.
-        reads: which part of the gradient `update` uses: ``"norms"`` of blocks,
+        reads: the part of the gradient that `update` uses: ``"norms"`` of blocks,
             ``"entries"`` of leaves, or ``"nothing"``. A clip of single entries has no
             norms, and a clip of blocks does not accept thresholds for entries.
     """

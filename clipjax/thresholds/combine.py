@@ -142,7 +142,7 @@ def after(
     """Use one threshold for the first steps and another afterwards.
 
     Both sources are updated at every step, so that one with a memory learns also while
-    the other is in force.
+    the other one is used.
 
     Args:
         steps: the number of updates that use ``before``.

@@ -33,7 +33,7 @@ class MaximumState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class AverageMaximum(Threshold):
-    """Scale a leaf's outliers so that the largest has the average maximum.
+    """Scale a leaf's outliers so that the largest one equals the average maximum.
 
     Entries above the average T of the leaf's maxima are multiplied by T / max, and so
     keep their proportions.
@@ -211,8 +211,8 @@ def quantization_range(
     A quantizer that maps c to the largest number :math:`q_\text{max}` of the format
     then maps the geometric mean m of the leaf's entries to k times the smallest number
     above zero, :math:`q_\text{min}`. A larger range, for an outlier beyond c, would map
-    them closer to zero. Zeros, NaN and infinite entries do not count. The threshold
-    costs one reduction and no sort. Use it with `clipjax.clip_entries`.
+    them closer to zero. The mean leaves out zeros, NaN and infinite entries. The
+    threshold costs one reduction and no sort. Use it with `clipjax.clip_entries`.
 
     Args:
         dtype: the format: signed integer or floating, of at most 16 bits.
@@ -220,7 +220,7 @@ def quantization_range(
             95 % of Gaussian entries round to a nonzero signed integer.
 
     Raises:
-        TypeError: dtype is no such format, or steps no number.
+        TypeError: dtype is not such a format, or steps is not a number.
         ValueError: steps is not above 0, or infinite.
 
     Example:

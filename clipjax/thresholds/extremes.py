@@ -66,10 +66,11 @@ def running_extremum(
 
     Args:
         largest: False for the smallest.
-        factor: a multiplier of the extreme norm.
+        factor: a multiplier of the largest or smallest norm.
         include_current: whether the current norm counts for the current threshold.
         remember: which norm is compared; see `clipjax.thresholds.Learnt`.
-        minimum_history: how many norms must be known; before, only the cap clips.
+        minimum_history: how many norms to observe before the threshold applies; until
+            then only the cap clips.
         floor: the least threshold, in the gradient's units.
         cap: the largest threshold.
 
@@ -103,14 +104,14 @@ def warmup_statistic(
     floor: Scalar = 0.0,
     cap: Scalar = math.inf,
 ) -> Learnt:
-    """Return a threshold that is fixed after some steps, from the norms of these.
+    """Return a threshold that is computed from the first norms and then stays fixed.
 
     The statistic is the largest of the first norms, or a quantile of them. A single
-    spike among them makes their largest useless; a quantile or a cap withstands it. A
-    quantile keeps all ``steps`` norms in the state.
+    spike among them inflates the largest norm; a quantile is robust to it, and a cap
+    limits it. With a quantile, the state stores all ``steps`` norms.
 
     Args:
-        steps: how many norms to observe; only ``cap`` clips meanwhile.
+        steps: how many norms to observe; until then only ``cap`` clips.
         factor: a multiplier of the statistic: by rules of thumb 1 or 1.5 for the
             largest norm, 0.5 for the quantile 0.99.
         quantile: from 0 to 1; None for the largest norm.
@@ -153,7 +154,7 @@ def relative_to_previous(
     """Return a threshold at a multiple of the previous norm after the clip.
 
     Args:
-        growth: the largest ratio of one norm to the one before.
+        growth: the largest ratio of one norm to the one before, at least 1.
         slowest_decay: the least ratio of one remembered norm to the one before, so that
             a single tiny gradient does not stop the next ones; 0 for no limit.
         floor: the least threshold, in the gradient's units.

@@ -101,7 +101,7 @@ class Schedule(Threshold):
 
 
 def constant(value: ThresholdLike) -> Threshold:
-    """Return a fixed threshold. Plain numbers, arrays and tables need no such call.
+    """Return a fixed threshold; clips also accept the number, array or table itself.
 
     Args:
         value: a number of at least 0, an array, or a prefix tree of those. With 0 all
@@ -117,7 +117,7 @@ def constant(value: ThresholdLike) -> Threshold:
 
 
 def schedule(function: Callable[[Any], Any]) -> Schedule:
-    """Return a threshold that follows a schedule. Plain schedules need no such call.
+    """Return a threshold that follows a schedule; clips also accept the function.
 
     Args:
         function: maps the int32 number of updates so far to the threshold, in the
@@ -137,7 +137,7 @@ def as_threshold(value: ThresholdLike | None, argument: str = "threshold") -> Th
         argument: the argument's name, for errors.
 
     Raises:
-        TypeError: a bool, a string, or something else that is no threshold.
+        TypeError: a bool, a string, or another value that is not a threshold.
         ValueError: a number is negative or NaN.
     """
     if isinstance(value, Threshold):

@@ -1,7 +1,8 @@
 """Thresholds learned from norms: the settings that all of them share.
 
-A `Memory` defines the statistic: what is stored of the norms, and the threshold that
-follows from it. `Learnt` decides when a norm enters the memory, and which norm.
+A `Memory` defines the statistic: the numbers that are stored about the norms, and the
+threshold that is computed from them. `Learnt` decides when a norm enters the memory,
+and which norm.
 """
 
 from __future__ import annotations
@@ -75,12 +76,13 @@ class Learnt(Threshold):
         kind: the name in a clip's coordinates.
         include_current: whether the current norm counts for the current threshold.
         remember: which norm enters the memory: the ``raw`` norm; the ``clipped`` norm,
-            at most the threshold; the ``target``, at most the learned threshold before
-            floor and cap apply; or the raw norm of ``inliers`` only, which are at most
-            the learned threshold.
-        minimum_history: how many norms must be known; before, only the cap clips.
+            which is at most the threshold; the ``target``, the raw norm but at most the
+            learned threshold, before floor and cap apply; or the raw norm of
+            ``inliers`` only, which are at most the learned threshold.
+        minimum_history: how many norms to observe before the threshold applies; until
+            then only the cap clips.
         learning_steps: how many norms to learn from before the threshold is fixed; None
-            for no end.
+            to keep learning.
         floor: the least threshold.
         cap: the largest threshold.
     """

@@ -109,12 +109,13 @@ def from_loss(
         q = (L_\text{slow} - L_\text{fast}) / |L_\text{slow}|.
 
     Pass the loss as ``update(updates, state, params, value=loss)``. A loss that is NaN
-    or infinite is left out. The threshold is c₀ until the slow average has as many
-    losses as it remembers, ``1 / (1 - slow_decay)``.
+    or infinite does not enter the averages. The threshold is c₀ until the slow average
+    has seen as many losses as it effectively averages over, ``1 / (1 - slow_decay)``.
 
     Args:
         threshold: :math:`c_0`, anything that `clipjax.clip_by` accepts as a threshold.
-        relaxation: κ, the largest growth of the threshold, relative to itself.
+        relaxation: κ, the largest relative increase: the threshold is at most (1 + κ)
+            c₀.
         tolerance: q₀, the relative progress that counts as falling, above 0.
         fast_decay: weight of the past in the fast average, from 0 to 1.
         slow_decay: weight of the past in the slow average, from 0 to 1.

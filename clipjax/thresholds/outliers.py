@@ -84,7 +84,8 @@ class LogMeanPlusStd(Memory):
     def observe(self, memory, norm, seen):
         mean, variance = memory
         weight = average_weight(self.decay, seen, norm.dtype)
-        # Zero never enters, but its logarithm would reach jax_debug_nans.
+        # A norm of zero never enters the averages, but computing its logarithm would
+        # raise an error under jax_debug_nans.
         deviation = jnp.log(jnp.where(norm > 0, norm, 1)) - mean
         variance = (1 - weight) * (variance + weight * jnp.square(deviation))
         return LogMoments(mean + weight * deviation, variance)
@@ -92,7 +93,8 @@ class LogMeanPlusStd(Memory):
     def threshold(self, memory, norm, seen):
         del norm, seen
         mean, variance = memory
-        # A thousandth of the norm is a thousandth in its logarithm.
+        # To first order, a relative change of a thousandth changes the logarithm by
+        # 0.001.
         deviation = jnp.sqrt(jnp.maximum(variance, LEAST_DEVIATION**2))
         return jnp.exp(mean + jnp.asarray(self.k, mean.dtype) * deviation)
 
@@ -117,7 +119,8 @@ def zscore(
     Args:
         z: the z-score above which a norm is an outlier.
         decay: weight of the past in the averages, from 0 to 1.
-        warmup: how many norms to know before clipping; only the cap clips meanwhile.
+        warmup: how many norms to observe before clipping; until then only the cap
+            clips.
         mode: the length of an outlier: ``zscore`` (mean + z²·deviation / its z-score,
             which falls with the size of the outlier), ``mean``, or ``percentile``
             (mean + z·deviation).
@@ -125,7 +128,7 @@ def zscore(
         epsilon: added to the deviation in the z-score.
         remember: which norm is averaged; see `clipjax.thresholds.Learnt`.
         floor: the least threshold, in the gradient's units.
-        cap: the largest threshold, also for norms that are no outliers.
+        cap: the largest threshold; it also clips norms that are not outliers.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -167,13 +170,13 @@ def log_mean_plus_std(
         \mu, \sigma^2 = \text{exponential mean and variance of } \log n
 
     Norms of gradients are about log-normal, so that one ``k`` clips about the same
-    fraction of steps in any model, and the statistic is unchanged by units: norms
-    times a constant give thresholds times that constant. The standard deviation is
+    fraction of steps in any model, and the threshold scales with the gradient: norms
+    times a constant yield thresholds times that constant. The standard deviation is
     taken as at least 0.001, which is a thousandth of the norm.
 
     | input | result |
     |---|---|
-    | fewer than ``minimum_history`` norms known | only the cap clips |
+    | fewer than ``minimum_history`` norms observed | only the cap clips |
     | zero, NaN or inf | never enters the averages |
     | a constant history of norms n | n · exp(0.001 k) |
     | exp(μ + kσ) beyond the dtype | inf: only the cap clips |
@@ -184,7 +187,8 @@ def log_mean_plus_std(
             first logarithm.
         include_current: whether the current norm counts for the current threshold.
         remember: which norm is averaged; see `clipjax.thresholds.Learnt`.
-        minimum_history: how many norms must be known; before, only the cap clips.
+        minimum_history: how many norms to observe before the threshold applies; until
+            then only the cap clips.
         floor: the least threshold, in the gradient's units.
         cap: the largest threshold.
 

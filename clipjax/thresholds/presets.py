@@ -14,8 +14,8 @@ RULES_OF_THUMB = {
 def rule_of_thumb(model: str) -> float:
     """Return the global L2 norm that is commonly tried first for a kind of model.
 
-    These numbers are folklore: start from one, look at the norms that
-    `clipjax.metrics` reports, and move it.
+    These numbers are folklore: start from one, look at the norms that `clipjax.metrics`
+    reports, and adjust it.
 
     Args:
         model: ``cnn`` (5), ``rnn`` (one layer: 1), ``gru`` and ``lstm`` (5; 10 for

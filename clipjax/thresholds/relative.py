@@ -36,12 +36,12 @@ class RelativeToParams(Threshold):
 
 
 def relative_to_params(ratio: Scalar, floor: Scalar = 1e-3) -> RelativeToParams:
-    """Allow each block a fraction of its parameters' norm.
+    """Return a threshold at a fraction of the norm of each block's parameters.
 
     Args:
         ratio: the fraction, a number or array of at least 0.
-        floor: the least norm of parameters that is assumed, so that zero-initialized
-            ones can move.
+        floor: a lower bound for the parameters' norm, in their units, so that
+            zero-initialized parameters can change.
 
     Raises:
         TypeError: an argument is not a number.
@@ -156,7 +156,7 @@ def relative_to_learning_rate(
     *,
     proportional: bool = False,
 ) -> RelativeToLearningRate:
-    r"""Couple a threshold with the learning rate η.
+    r"""Return a threshold divided by the learning rate η, or multiplied by it.
 
     By default :math:`c = s/\eta`, so that under SGD no step η·u is longer than s; with
     ``proportional``, :math:`c = s\,\eta`.
@@ -166,7 +166,7 @@ def relative_to_learning_rate(
             `relative_to_params` a fraction of the parameters' norm, as LARC does.
         learning_rate: η, a number, an array or a schedule; None to use the extra
             argument ``learning_rate`` of each update. At 0 nothing is clipped.
-        proportional: whether to multiply and not divide.
+        proportional: whether to multiply by η instead of dividing by it.
 
     Raises:
         TypeError: an argument is of the wrong kind.

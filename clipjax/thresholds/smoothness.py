@@ -173,13 +173,14 @@ def estimated_smoothness(
 
     Args:
         decay: weight of the past in the regression, from 0 to 1.
-        minimum_history: how many pairs of steps must be known; before, and where the
-            line has a negative slope or offset, only the cap clips.
+        minimum_history: how many pairs of steps to observe before the threshold
+            applies; until then, and where the line has a negative slope or offset, only
+            the cap clips.
         floor: the least threshold, in the gradient's units.
         cap: the largest threshold.
         initial_step: a learning rate. If given, the threshold is the length of the
             whole step, ``n / (L0 + L1·n)``, for use with ``rules.normalise`` and a
-            learning rate of 1. Before the estimate is known it is ``initial_step · n``.
+            learning rate of 1. Until there is an estimate, it is ``initial_step · n``.
 
     Raises:
         TypeError: an argument is not a number.

@@ -12,8 +12,8 @@ from ..core.checks import Scalar, require_fraction, require_number, require_step
 from ..core.dtypes import inverse_power
 from .history import Learnt, Memory, Remembered
 
-# Norms that hardly vary have no standard deviation to speak of: one of a thousandth of
-# the mean keeps rounding and drift from counting as outliers.
+# Lower bound for the standard deviation, relative to the mean: if norms hardly vary,
+# rounding and drift must not count as outliers.
 LEAST_DEVIATION = 1e-3
 
 
@@ -25,7 +25,8 @@ def in_ring(ring: jax.Array, count: jax.Array, value: jax.Array) -> jax.Array:
         count: how many values have entered before: a scalar, or of the value's shape.
         value: the new one.
     """
-    # A selection, which XLA fuses with what reads the ring; a scatter is a kernel.
+    # A select, which XLA fuses into the code that reads the ring buffer; a scatter
+    # would be a kernel of its own.
     oldest = count % ring.shape[0]
     oldest = oldest[None] if oldest.ndim else oldest
     return jnp.where(slots(ring) == oldest, value[None], ring)
@@ -118,12 +119,13 @@ def quantile(
 
     Args:
         q: the quantile, from 0 to 1: 0.9 clips about one step in ten.
-        window: how many norms to keep.
+        window: how many norms to store.
         factor: a multiplier of the quantile.
         include_current: whether the current norm counts for the current threshold.
-        remember: which norm is kept; see `clipjax.thresholds.Learnt`. Clipped norms
+        remember: which norm is stored; see `clipjax.thresholds.Learnt`. Clipped norms
             lower the threshold: at 0.9 it then clips twice as often.
-        minimum_history: how many norms must be known; before, only the cap clips.
+        minimum_history: how many norms to observe before the threshold applies; until
+            then only the cap clips.
         floor: the least threshold, in the gradient's units.
         cap: the largest threshold.
 
@@ -166,11 +168,12 @@ def mean_plus_std(
     The standard deviation is that of the population, at least a thousandth of the mean.
 
     Args:
-        window: how many norms to keep.
+        window: how many norms to store.
         k: the number of standard deviations.
         include_current: whether the current norm counts for the current threshold.
-        remember: which norm is kept; see `clipjax.thresholds.Learnt`.
-        minimum_history: how many norms must be known; before, only the cap clips.
+        remember: which norm is stored; see `clipjax.thresholds.Learnt`.
+        minimum_history: how many norms to observe before the threshold applies; until
+            then only the cap clips.
         floor: the least threshold, in the gradient's units.
         cap: the largest threshold.
 

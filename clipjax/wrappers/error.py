@@ -27,7 +27,8 @@ def raise_on_nonfinite(
       cannot raise by itself |
 
     Each check reads the gradient once more, and the program has one check per leaf. In
-    a long run, use `clipjax.skip_nonfinite`, which counts and names, and goes on.
+    a long run, use `clipjax.skip_nonfinite`, which skips and counts such steps and
+    records the leaf.
 
     Args:
         inner: a clip or an optimizer.
@@ -38,7 +39,7 @@ def raise_on_nonfinite(
         An ``optax.GradientTransformationExtraArgs`` with the state of ``inner``.
 
     Raises:
-        TypeError: inner is no gradient transformation.
+        TypeError: inner is not a gradient transformation.
 
     Example:
         >>> import clipjax, jax, optax, jax.numpy as jnp

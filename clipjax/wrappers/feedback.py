@@ -47,8 +47,9 @@ def error_feedback(
     feedback and no cap, the sum of all updates plus the residual :math:`\Delta` equals
     the sum of all gradients. So the mean update tends to the mean gradient, as long as
     the residual stays bounded: if gradients are longer than the threshold on average,
-    it grows forever, and a cap is needed. The clip gets :math:`r` in the residual's
-    precision, and the rounding of the update to the gradient's dtype is fed back too.
+    it grows without bound, and a cap is needed. The clip gets :math:`r` in the
+    residual's precision, and the rounding of the update to the gradient's dtype is fed
+    back too.
 
     Put the wrapped clip in front of the optimizer: the residual is in the gradient's
     units. Put ``optax.MultiSteps`` around both. The residual costs one more copy of the
@@ -77,7 +78,7 @@ def error_feedback(
         all extra arguments.
 
     Raises:
-        TypeError: clip is no gradient transformation, or cap no number.
+        TypeError: clip is not a gradient transformation, or cap is not a number.
         ValueError: cap is negative or NaN; or, in ``update``, updates have a leaf that
             the parameters of ``init`` lacked.
 

@@ -37,10 +37,10 @@ def per_worker(
 
     All workers keep the same state: the mean over workers of the state that each would
     have on its own. So the memory of a threshold is the mean of the workers' memories,
-    and the reported norm the mean of their norms. A worker that has NaN or inf, or
-    skips the step, is left out of that mean, unless all are. Integers and flags, such
-    as counts, are combined by their maximum. The state is therefore as large as one
-    worker's, and costs further, small all-reduces.
+    and the reported norm the mean of their norms. Workers with NaN or inf, or that skip
+    the step, are left out of that mean, unless all workers are such. Integers and
+    flags, such as counts, are combined by their maximum. The state is therefore as
+    large as one worker's, and costs further, small all-reduces.
 
     | input | result |
     |---|---|
@@ -49,7 +49,7 @@ def per_worker(
       the other workers' |
     | leaves split over other mesh axes | joined over those, per worker |
     | a wrapper or a chain as ``clip`` | works; its whole state is averaged |
-    | integer, float0, PRNG-key, None leaves | as the clip gives them |
+    | integer, float0, PRNG-key, None leaves | as the clip returns them |
 
     Args:
         clip: the clip, or any transformation that shortens gradients. Its own
@@ -62,10 +62,11 @@ def per_worker(
         all extra arguments.
 
     Raises:
-        TypeError: clip is no gradient transformation.
-        ValueError: axis_name names no axis; or types tell, when traced, that updates
-            are the same on all workers. ``jax.grad`` in ``shard_map`` sums gradients of
-            parameters that do not differ over workers: ``jax.lax.pcast`` them first.
+        TypeError: clip is not a gradient transformation.
+        ValueError: axis_name names no axis; or the types of traced updates show that
+            they are the same on all workers. ``jax.grad`` in ``shard_map`` sums
+            gradients of parameters that do not differ over workers: ``jax.lax.pcast``
+            them first.
 
     Example:
         >>> import clipjax, jax, jax.numpy as jnp
@@ -107,8 +108,8 @@ def _require_own(updates: Any, axes: tuple[Any, ...]) -> None:
     if leaves and told and not any(told & varying_axes(leaf) for leaf in leaves):
         raise ValueError(
             f"updates do not differ over the workers' axes {axes}: they look summed "
-            "already, as jax.grad gives them for parameters that do not differ. Give "
-            f"the loss jax.lax.pcast(params, {axes}, to='varying')"
+            "already, as jax.grad returns them for parameters that do not differ. "
+            f"Pass jax.lax.pcast(params, {axes}, to='varying') to the loss"
         )
 
 

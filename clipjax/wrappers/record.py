@@ -51,7 +51,7 @@ def next_record(
         is_skipped: whether the step was skipped.
         skipped_count: int32 number of earlier skipped steps.
         block: position of the leaf or block that was the reason, or -1.
-        extra: the extra arguments of the update, in which ``batch_id`` may be one.
+        extra: the extra arguments of the update; ``batch_id`` is optional.
     """
     seen, rows = record
     row = jnp.stack([seen, _batch_id(extra.get("batch_id")), jnp.int32(block)])

@@ -12,16 +12,19 @@ from ..core.state import ClipState
 from ..core.trees import Leaves
 from .states import SkipState
 
+# Under a hard clip before SGD, an average ratio below this means that the threshold
+# acts as a learning rate; `clipjax.diagnostics.over_clipping` uses the same limit.
 OVER_CLIPPING = 0.5
 Numbers = dict[str, jax.Array]
 
 
 class Naming(NamedTuple):
-    """Where the names of blocks come from; hashable, so that jit takes it as static.
+    """The sources of the names of blocks; hashable, so that it can be static under jit.
 
     Attributes:
         leaf_names: the names of the parameters' leaves; None if they are not known.
-        is_given: the caller passed those parameters for this purpose.
+        is_given: whether the caller passed the parameters, so that a mismatch is an
+            error.
         block_names: pairs of a clip's name and the names of its blocks.
     """
 
@@ -49,7 +52,7 @@ class Section(NamedTuple):
     """The numbers of one clip or skip wrapper.
 
     Attributes:
-        prefix: what its keys start with.
+        prefix: the prefix of its keys.
         totals: scalars by key.
         names: the names of its blocks.
         columns: by key, one number per block, shape ``(..., blocks)``; the first holds
@@ -69,7 +72,7 @@ def sections(
 
     Args:
         states: the states of clips and skip wrappers.
-        naming: where the names of blocks come from.
+        naming: the sources of the names of blocks.
         blocks: whether to include the numbers of blocks.
 
     Raises:
@@ -119,7 +122,7 @@ def _named_blocks(
         state: the clip's state.
         prefix: its name.
         own: its entry in ``block_names``.
-        naming: where other names come from.
+        naming: the other sources of names.
     """
     count = _block_count(state)
     ((kind, labels),) = state.clip_names[_name(state)].items()

@@ -26,7 +26,8 @@ class SkipNonfiniteState(NamedTuple):
     Attributes:
         skip_names: the wrapper's name, a key without leaves.
         skipped_count: int32 number of steps skipped so far.
-        streak: int32 number of latest steps that were skipped in a row.
+        streak: int32 number of steps skipped in a row up to the latest one; 0 if that
+            was not skipped.
         alarm: bool, true from the first streak of ``alarm_after`` steps on.
         nonfinite_leaf: int32 position of the first offending leaf in the latest skipped
             step, -1 before; `clipjax.nonfinite_path` gives its path.
@@ -61,7 +62,7 @@ def skip_nonfinite(
     |---|---|
     | finite updates | exactly those of ``inner`` |
     | NaN or inf in any leaf | -0.0 in every leaf, inner state bit-identical |
-    | ``alarm_after`` bad steps in a row | also skipped; ``alarm`` is set, and stays |
+    | ``alarm_after`` bad steps in a row | also skipped; ``alarm`` turns true for good |
     | float32 parameters, bfloat16 gradients | work |
     | a state that is not this wrapper's, None included | ValueError |
 
@@ -78,8 +79,9 @@ def skip_nonfinite(
         An ``optax.GradientTransformationExtraArgs``.
 
     Raises:
-        TypeError: inner is no gradient transformation, or a number no integer.
-        ValueError: a number is below 1, or name is no string or empty.
+        TypeError: inner is not a gradient transformation, or a number is not an
+            integer.
+        ValueError: a number is below 1, or name is empty or not a string.
 
     Example:
         >>> import clipjax, optax, jax.numpy as jnp

@@ -19,7 +19,7 @@ class SkippedStep(NamedTuple):
 
     Attributes:
         wrapper: the wrapper's name.
-        step: how many updates came before, including skipped ones.
+        step: the number of updates before this one, including skipped ones.
         batch_id: the identifier that was passed to update, or None.
         block: the name of the leaf or block that was the reason, its number if names
             are not known, or None if it was none of them: a spike in the loss, or in
@@ -47,7 +47,8 @@ def skipped_steps(
     Args:
         opt_state: an optimizer state, or an object with an ``opt_state``.
         params: the parameters, or a tree of that structure, as the wrapper sees them.
-            Without them leaves are numbered. A ``TrainState`` brings its own.
+            Without them leaves are numbered, except for a ``TrainState``, which
+            contains parameters.
         granularity: that of `skip_on_spike`.
 
     Returns:
@@ -55,7 +56,7 @@ def skipped_steps(
         wrapper counts only the steps that the outer one accepted.
 
     Raises:
-        TypeError: opt_state is no optimizer state.
+        TypeError: opt_state is not an optimizer state.
         ValueError: params or granularity are not those that the wrapper sees, or the
             state is batched.
 

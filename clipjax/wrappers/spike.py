@@ -45,7 +45,8 @@ class SkipOnSpikeState(NamedTuple):
         skip_names: the wrapper's name, and below it the granularity, keys without
             leaves.
         skipped_count: int32 number of steps skipped so far.
-        streak: int32 number of latest steps that were skipped in a row.
+        streak: int32 number of steps skipped in a row up to the latest one; 0 if that
+            was not skipped.
         alarm: bool, true from the first streak of ``alarm_after`` steps on.
         is_spike: bool, whether the latest step was skipped.
         accepted: int32 number of steps not skipped. Set it to 0 to forget the history,
@@ -55,7 +56,7 @@ class SkipOnSpikeState(NamedTuple):
             if the loss is watched: ring buffers, float32, or float64 where any
             parameter is. Without ``sigma`` a dictionary without entries.
         limit_memory: the memories of ``limit`` and ``multiple``, where they have one.
-            Set all of it to 0 to forget them.
+            Set all their arrays to 0 to forget the history.
         skip_record: the latest skipped steps; `clipjax.skipped_steps` reads it.
         inner_state: the state of the wrapped optimizer.
     """
@@ -90,8 +91,8 @@ def skip_on_spike(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Skip a step whose gradient norm, or loss, lies far above the usual.
 
-    A step is a spike if the L2 norm :math:`n` of the whole gradient, as it comes in, is
-    above any of three limits. The last also holds for the loss, in place of the norm:
+    A step is a spike if the L2 norm :math:`n` of the whole incoming gradient is above
+    any of three limits. The third limit also applies to the loss in place of the norm:
 
     .. math::
         n > c, \qquad n > m \, \tilde n, \qquad
@@ -100,7 +101,7 @@ def skip_on_spike(
     Here :math:`c` is ``limit``; :math:`m` is ``multiple``, and :math:`\tilde n` the
     exponential average of accepted norms, with decay 0.99; :math:`\bar n` and :math:`s`
     are mean and sample standard deviation of the latest ``window`` accepted ones. A
-    limit that is not given is not in force; if none is, ``sigma`` is 6.
+    limit that is not given does not apply; if none is given, ``sigma`` is 6.
 
     On a spike the update is zero, and the inner optimizer's state, including its step
     count, does not change by a bit. Rejected values never enter a statistic. So if the
@@ -117,12 +118,12 @@ def skip_on_spike(
     | a norm equal to a limit | no spike |
     | NaN or inf in the gradient, a norm beyond the dtype | a spike |
     | NaN or inf in the loss, with ``sigma`` and ``loss`` | a spike |
-    | fewer than ``minimum_history`` values known | ``limit`` alone is in force |
+    | fewer than ``minimum_history`` values observed | only ``limit`` applies |
     | a limit that turns negative or NaN under jit | acts as 0: a spike, unless n is 0 |
     | a drop; a rise of at most ``tolerance`` · mean | no spike by ``sigma`` |
     | growth by 1 % per step | no spike by ``sigma``, even after a constant history |
-    | norms and losses of zero | no spike, and in no average: they tell no level |
-    | ``alarm_after`` spikes in a row | also skipped; ``alarm`` is set, and stays |
+    | norms and losses of zero | no spike; they do not enter any average |
+    | ``alarm_after`` spikes in a row | also skipped; ``alarm`` turns true for good |
     | `clipjax.skip_nonfinite` around it, or in it | works; the outer one counts |
     | a state that is not this wrapper's, None included | ValueError |
 
@@ -136,16 +137,17 @@ def skip_on_spike(
             a spike; by default 6 if neither limit nor multiple is given.
         tolerance: the smallest rise of a spike by ``sigma``, as a fraction of the
             mean's magnitude; 0 for sigma alone.
-        window: how many accepted steps ``sigma`` remembers, at least 2.
-        minimum_history: how many values that are not zero must be known before
-            ``multiple`` and ``sigma`` are in force, from 2 to ``window``; by default
-            half the window. A Threshold has its own.
+        window: how many of the latest accepted steps ``sigma`` uses, at least 2.
+        minimum_history: how many nonzero values to observe before ``multiple`` and
+            ``sigma`` apply, from 2 to ``window``; by default half the window. A
+            Threshold has its own setting.
         loss: whether ``sigma`` watches the loss besides the norm. Pass it to update, as
             ``value=loss``. Without ``sigma`` the loss is not watched.
-        granularity: what has a norm, limits and statistics of its own: the whole
+        granularity: the blocks with separate norms, limits and statistics: the whole
             gradient, or each leaf or group. A step is then skipped if any of them has a
             spike, and `clipjax.skipped_steps` names the one furthest above its limit.
-            Of a hundred leaves any one is rarely usual: choose larger limits.
+            Among a hundred leaves, one often has an unusual norm by chance: choose
+            larger limits.
         alarm_after: length of a streak of skipped steps that sets the alarm.
         record_size: how many of the latest skipped steps `clipjax.skipped_steps` lists,
             with ``batch_id`` if that is passed to update.
@@ -159,7 +161,8 @@ def skip_on_spike(
         extra arguments, ``value`` included.
 
     Raises:
-        TypeError: inner is no gradient transformation, or a number is of a wrong type.
+        TypeError: inner is not a gradient transformation, or a number is of a wrong
+            type.
         ValueError: a number is out of range, or update is not given ``value``.
 
     Example:
@@ -293,7 +296,7 @@ def _highest(
         accepted: how many values have entered it.
         sigma: see `skip_on_spike`.
         tolerance: likewise.
-        least: how many values that are not zero must be known.
+        least: how many nonzero values must be in the buffer.
     """
     # A layer that is frozen at first would otherwise have a mean near zero, and every
     # later step would be a spike.

@@ -20,9 +20,9 @@ def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
 
     .. math:: u = g / s, \qquad g = \nabla (s \cdot \text{loss})
 
-    Put it first, so that all that follows gets the gradient in its true units:
-    ``chain(unscale(), skip_nonfinite(chain(clip, optimizer)))``. The result is in
-    float32, in which small entries do not underflow in the division. Keep the
+    Put it first in the chain, so that all later transformations get the unscaled
+    gradient: ``chain(unscale(), skip_nonfinite(chain(clip, optimizer)))``. The result
+    is in float32, in which small entries do not underflow in the division. Keep the
     parameters in float32 as well, or Optax's optimizers change the dtype of their
     memories at the first step.
 
@@ -32,8 +32,8 @@ def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
     | float64 and complex leaves | their own precision; complex64 at least |
     | NaN or inf, from an overflow of the scaled gradient | NaN or inf |
     | scale 1 | the same values, in float32 |
-    | scale below 1.18e-38, inf in the result's dtype, or NaN; known now | ValueError |
-    | scale not above 0, NaN or inf, traced | NaN in all leaves, for the check to find |
+    | a number below 1.18e-38, inf in the result's dtype, or NaN | ValueError |
+    | a JAX array not above 0, NaN or inf | NaN in all leaves, for the check to find |
     | integer, float0, PRNG-key, None leaves | unchanged |
 
     Args:
@@ -45,7 +45,7 @@ def unscale(loss_scale: Any = None) -> optax.GradientTransformationExtraArgs:
         An ``optax.GradientTransformationExtraArgs`` without a state.
 
     Raises:
-        TypeError: loss_scale is no number.
+        TypeError: loss_scale is not a number.
         ValueError: loss_scale is out of range or does not fit a leaf's shape, or update
             is not given one.
 
@@ -104,7 +104,7 @@ def _divided(leaf: jax.Array, scale: Any) -> jax.Array:
             "loss_scale must be one number, or broadcast against each leaf, got shape "
             f"{scale.shape} for a leaf of shape {leaf.shape}"
         )
-    # A negative scale would flip the sign, and an infinite one would give zeros.
+    # A negative scale would flip the sign, and the quotient by an infinite one is zero.
     scale = jnp.where((scale > 0) & (scale < jnp.inf), scale, jnp.nan)
     # XLA multiplies by the reciprocal instead of dividing. Above 2^126 the reciprocal
     # is subnormal and flushed to zero, so that a large scale is divided by 4 first.

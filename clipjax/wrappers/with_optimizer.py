@@ -57,8 +57,8 @@ class Compound:
             arguments: the state before its step if the clip comes first, else the
             state after it.
         clip_first: whether the clip comes before the optimizer.
-        holds: whether the optimizer's state stays as it is where updates are NaN or
-            inf.
+        holds: whether the optimizer's state is left unchanged on a step with NaN or inf
+            in the updates.
     """
 
     clip: Clip
@@ -75,7 +75,7 @@ class Compound:
     def update(
         self, updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, CompoundState]:
-        """Apply both, in order."""
+        """Apply the clip and the optimizer, in their order."""
         _refuse_eight_bits(updates)
         who = f"{self.clip!r} with an optimizer"
         checked_own_state(state, CompoundState, who, CompoundState._fields)
