@@ -20,7 +20,7 @@ ROOT = DOCS.parent
 PAGE = DOCS / "rows.md"
 COMMANDS = ("explode", "private", "tune")
 COUNTS = {"A1": 17, "A2": 12, "A3": 15, "A4": 36}
-BEGINNING = """# What shows each row at work
+BEGINNING = """# Feature list
 
 clipjax began with a list of the clips, thresholds, measurements and applications that
 the literature on gradient clipping describes. For each row of that list, this page

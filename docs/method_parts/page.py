@@ -40,6 +40,8 @@ def page_of(recipe: Recipe, notes: Notes) -> str:
         as_markdown(f"Returns {lower_first(recipe.returns)}"),
         "## Example",
         f"```python\n{recipe.example}\n\n```",
+        "[Start](../start.md#clip-in-a-chain) puts a clip into a training step, and"
+        " [Placement](../placement.md) says where in the chain it stands.",
         "## Edge cases",
         as_markdown(recipe.table),
         "## Pitfalls",
