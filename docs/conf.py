@@ -28,6 +28,7 @@ extensions = [
     "offline",
     "pages",
     "signatures",
+    "tables",
 ]
 exclude_patterns = ["_build", "_ext"]
 

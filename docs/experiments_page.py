@@ -1,4 +1,4 @@
-"""Makes docs/experiments.md of what `clipjax probe experiments --out DIR` wrote.
+"""Write docs/experiments.md from the files of `clipjax probe experiments --out DIR`.
 
 python docs/experiments_page.py DIR
 """
@@ -16,7 +16,7 @@ MARK = "<!-- what follows is made by docs/experiments_page.py -->\n"
 
 
 def made(directory: pathlib.Path) -> str:
-    """Joins the reports of the experiments, and the time that they took."""
+    """Join the reports of the experiments, and their total time."""
     names = GROUPS["experiments"]
     reports = [(directory / f"{name}.md").read_text(encoding="utf-8") for name in names]
     seconds = sum(
@@ -28,7 +28,7 @@ def made(directory: pathlib.Path) -> str:
 
 
 def main() -> None:
-    """Replaces what follows the mark of the page."""
+    """Replace the part of the page after the mark."""
     parser = argparse.ArgumentParser(description="The page of experiments.")
     parser.add_argument("directory", type=pathlib.Path)
     written = made(parser.parse_args().directory)

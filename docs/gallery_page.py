@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -55,6 +56,9 @@ class Figure:
     def cell(self) -> str:
         """The figure above the first part of its text, both linked to the page."""
         caption = self.text.split(":")[0]
+        if "figures/methods/" in self.image:  # two figures of a method, or one
+            what = "200 steps" if self.image.endswith("-path.svg") else "in and out"
+            caption = f"{pathlib.Path(self.page).stem}: {what}"
         image = f"[![{self.text}]({self.image})]({self.page})"
         return f"{image}<br>[{caption}]({self.page})"
 
@@ -186,7 +190,10 @@ def page() -> str:
         f"## Notebooks\n\nThe first figure of each.\n\n{as_table(thumbnails)}\n"
     )
     for title, command in dict.fromkeys(COMMANDS.values()):
-        figures = groups.get((title, command))
+        figures = groups.get((title, command), [])
+        if title == "Methods":  # those with two figures first, each in one row
+            shown = collections.Counter(one.page for one in figures)
+            figures.sort(key=lambda one: -shown[one.page])
         if figures:
             drawn = f"Drawn by `{command}`."
             heading = f"## {title}\n\n" if f"## {title}\n" not in parts[-1] else ""

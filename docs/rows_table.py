@@ -20,12 +20,12 @@ ROOT = DOCS.parent
 PAGE = DOCS / "rows.md"
 COMMANDS = ("explode", "private", "tune")
 COUNTS = {"A1": 17, "A2": 12, "A3": 15, "A4": 36}
-BEGINNING = """# What shows each row at work
+BEGINNING = """# Feature list
 
-clipjax began with a list of what documents on gradient clipping describe: clips,
-thresholds, measurements and applications. This page names for each row of that list
-a test, a command or a page that shows it at work. `docs/rows_table.py` makes it, and
-a test fails where something that is named does not exist.
+clipjax began with a list of the clips, thresholds, measurements and applications that
+the literature on gradient clipping describes. For each row of that list, this page
+names a test, a command or a page that shows it at work. `docs/rows_table.py` writes the
+page, and a test fails if it names something that does not exist.
 """
 
 

@@ -51,12 +51,16 @@ def test_the_glossary_lists_parts_and_tags():
 SITUATIONS = {
     "RNN explodes": "clip_by_global_norm",
     "GPT-style": "clip_by_global_norm",
-    "spikes that still hurt": "zclip",
+    "loss spikes in a long run": "zclip",
     "one layer spikes": "adagc",
+    "which number `max_norm` should be": "thresholds.md#find-a-number",
     "no idea of the scale": "quantile_clip",
+    "norm is infinite in float16": "mixed_precision.md",
+    "`shard_map`": "distributed.md",
     "large batches": "adaptive_grad_clip",
-    "by PPO": "clip_by_global_norm",
-    "WGAN": "clip_by_global_norm",
+    "PPO": "clip_by_global_norm",
+    "AdamW": "placement.md",
+    "WGAN-GP": "clip_by_global_norm",
     "embeddings": "clippy",
     "loss scale": "unscale",
     "differential privacy": "privacy.md",
@@ -67,16 +71,52 @@ SITUATIONS = {
 }
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/start.md"])
 def test_the_page_on_choosing_is_one_click_away(page):
     assert re.search(r"\]\((docs/)?choosing\.md\)", (DOCS.parent / page).read_text())
 
 
-def test_every_situation_has_a_row_that_leads_to_its_method():
-    rows = [row for row in text_of("choosing.md").splitlines() if row.startswith("| ")]
-    for situation, method in SITUATIONS.items():
-        found = [row for row in rows if situation in row.split(" | ")[0]]
-        assert any(method in row and "](" in row for row in found), situation
+def rows_of(situation):
+    """The rows of choosing.md whose first cell names a situation, by their cells."""
+    rows = [row.split(" | ") for row in text_of("choosing.md").splitlines()]
+    return [row for row in rows if row[0][:2] == "| " and situation in row[0]]
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_every_situation_has_a_row_that_leads_to_its_method_and_to_code(situation):
+    (row,) = rows_of(situation)
+    assert any(SITUATIONS[situation] in cell and "](" in cell for cell in row)
+    pages = re.findall(r"\]\((\S+\.md)", row[1])
+    assert pages
+    assert all("```python\n" in text_of(page) for page in pages)
+
+
+# What a reader looks for in the README, one click from its method.
+IN_THE_README = {
+    "RNN, Transformer": "methods/clip_by_global_norm.md",
+    "`max_norm`": "thresholds.md#find-a-number",
+    "NaN": "spikes.md",
+    "loss spikes": "methods/zclip.md",
+    "one tensor spikes": "methods/adagc.md",
+    "large batches": "methods/adaptive_grad_clip.md",
+    "wrong labels": "per_example.md",
+    "privacy": "privacy.md",
+    "float16": "mixed_precision.md",
+    "several devices": "distributed.md",
+    "Muon": "placement.md",
+    "PPO": "choosing.md",
+    "WGAN-GP": "choosing.md",
+}
+
+
+def test_the_readme_leads_to_the_methods():
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    _, part = readme.split("## Which method?")
+    table, _, prose = part.partition("\n## ")[0].strip().partition("\n\n")
+    lines = [*table.splitlines(), *prose.replace("\n", " ").split(". ")]
+    for situation, page in IN_THE_README.items():
+        found = [line for line in lines if situation in line]
+        assert any(f"](docs/{page}" in line for line in found), situation
 
 
 @pytest.mark.parametrize("page", ["choosing.md", "thresholds.md", "placement.md"])

@@ -349,7 +349,7 @@ def test_what_has_no_sensitivity():
     assert make("ghost", normalize_by=4.0).sensitivity() == 0.25
     with pytest.raises(ValueError, match="the examples along the first axis"):
         make("ghost")(PARAMS, INPUTS, TARGETS[:2])
-    with pytest.raises(ValueError, match="must give a scalar loss"):
+    with pytest.raises(ValueError, match="must return a scalar loss"):
         clipjax.clipped_grad(lambda w, x: x @ w, l2_clip_norm=1.0)(
             jnp.ones((4, 2)), INPUTS
         )

@@ -87,4 +87,5 @@ def test_the_reads_of_a_report_and_the_number_of_methods():
     assert counts["entries, report"][2].endswith("+4.00, 0.00")
     assert "four more times" in README
     methods = [f for f in vars(recipes).values() if inspect.isfunction(f)]
-    assert f"[{len(methods)} published methods]" in README
+    assert f"[{len(methods)} methods]" in README
+    assert f"{len(methods)} ways to clip" in (ROOT / "docs/index.md").read_text("utf-8")

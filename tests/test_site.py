@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from test_links import DOCS, ROOT
 
 sys.path.insert(0, str(DOCS / "_ext"))
@@ -69,3 +70,19 @@ def test_links_that_are_right_on_github_become_right_on_the_site():
     assert links.relink(source, ROOT / "notebooks", notebook) == site
     outside = links.relink("[a](benchmarks/RESULTS.md)", ROOT, DOCS / "contributing.md")
     assert outside == f"[a]({links.repository()}benchmarks/RESULTS.md)"
+
+
+def test_tables_of_sentences_are_marked_and_tables_of_numbers_are_not():
+    nodes = pytest.importorskip("docutils.nodes")
+    tables = importlib.import_module("tables")
+
+    def row(*texts):
+        return [nodes.entry("", nodes.paragraph("", text)) for text in texts]
+
+    long = row("one layer spikes", "a clip of each leaf, at a threshold of its own", "")
+    assert tables.has_sentences([long])
+    assert not tables.has_sentences([row("0.1", "1.13", "1.14")])
+    tables.label(long, ["what you see", "use", "look at"])
+    texts = [cell.astext() for cell in long]
+    assert texts[1].startswith("use: a clip")
+    assert texts[0] == "one layer spikes" and texts[2] == ""

@@ -193,3 +193,23 @@ def test_adagc_does_not_freeze_what_was_zero_in_the_warm_up(minimum_of):
     grads = {"scale": sizes, "w": np.full((40, 3), 0.1, "f4")}
     updates, _ = compiled(f"adagc-{minimum_of}")(grads)
     assert np.all(np.abs(updates["scale"]) >= 0.95 * sizes)
+
+
+def test_the_band_below_the_average_sinks_without_a_least_factor():
+    norms = jnp.exp(0.2 * jax.random.normal(jax.random.key(0), (1000,)))
+
+    def last(clip):
+        def step(state, norm):
+            length, state = clip.update(norm, state)
+            return state, length
+
+        return jax.lax.scan(step, clip.init(norms[0]), norms)[1][-1]
+
+    clips = {
+        least: clipjax.aggc(alpha_high=0.7, max_down_scale=least)
+        for least in (None, 0.9)
+    }
+    lengths = jax.jit(
+        lambda: {str(least): last(clip) for least, clip in clips.items()}
+    )()
+    assert lengths["None"] < 0.01 < 0.4 < lengths["0.9"]

@@ -224,7 +224,7 @@ def clip_entries(
         nonfinite: ``propagate`` or ``drop``; see `clipjax.guards`. Wrap the optimizer
             in `clipjax.skip_nonfinite` to skip such steps.
         report: whether to measure the norm before and after the clip, and the fraction
-            of clipped entries. That takes about three further reads of the gradient.
+            of clipped entries. That takes about four further reads of the gradient.
             Without it the clip costs as much as ``optax.clip``, and the report in the
             state keeps its initial values.
         axis_name: mesh or pmap axes that leaves are split over; see `clipjax.clip_by`.

@@ -1,4 +1,4 @@
-"""From `name:arg:key=value` on the command line to a clip or an optimizer."""
+"""Parse `name:arg:key=value` on the command line to a clip or an optimizer."""
 
 import functools
 import inspect
@@ -13,7 +13,7 @@ from clipjax import recipes
 from .options import did_you_mean
 
 UNCLIPPED = "none"
-# Arguments that this command leaves alone.
+# Arguments that cannot be set on the command line.
 NOT_NUMBERS = ("axis_name", "name", "report", "watch")
 
 OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
@@ -35,7 +35,7 @@ OPTIMIZERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
 
 
 def clips_by_name() -> dict[str, Callable[..., Any]]:
-    """The public recipe functions of `clipjax.recipes` that numbers can describe."""
+    """Return the recipes of `clipjax.recipes` whose arguments can be numbers."""
     return {
         name: recipe
         for name, recipe in vars(recipes).items()
@@ -56,10 +56,10 @@ def _number(text: str) -> int | float:
 def parse_call(
     spec: str, catalogue: Mapping[str, Callable[..., Any]], kind: str
 ) -> functools.partial:
-    """Read `name[:arg...]`, each argument a number or `key=number`.
+    """Parse `name[:arg...]`, where each argument is a number or `key=number`.
 
     Raises:
-        ValueError: naming the spec, what is wrong and what is accepted.
+        ValueError: the message names the spec, the mistake and the accepted values.
     """
     name, *parts = spec.split(":")
     if name not in catalogue:
@@ -85,7 +85,7 @@ def parse_call(
 
 
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
-    """The arguments that can be numbers, bare of annotations."""
+    """Return the signature with the numeric arguments only, without annotations."""
     signature = inspect.signature(function)
     numbers = [
         parameter.replace(annotation=parameter.empty)
@@ -96,10 +96,10 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 
 
 def bind(call: functools.partial, spec: str, kind: str) -> inspect.BoundArguments:
-    """The arguments of a call that was read, with its defaults.
+    """Return the arguments of a parsed call, including defaults.
 
     Raises:
-        ValueError: naming the spec and what is accepted.
+        ValueError: the message names the spec and the accepted arguments.
     """
     signature = _signature(call.func)
     try:
@@ -121,7 +121,7 @@ def _build(call: functools.partial, spec: str, kind: str) -> Any:
 
 
 def is_unclipped(label: str) -> bool:
-    """Whether a label, `[place@]name[:arg...]`, means that nothing is clipped."""
+    """Return whether a label, `[place@]name[:arg...]`, means no clipping."""
     return label.rpartition("@")[2] == UNCLIPPED
 
 
@@ -130,7 +130,7 @@ class ClipCall(NamedTuple):
 
     Attributes:
         label: the text.
-        place: where it stands; "" where the text does not say.
+        place: the place of the clip; "" if the text names none.
         call: the recipe with its arguments.
         arguments: the arguments by name, with defaults.
     """
@@ -141,21 +141,21 @@ class ClipCall(NamedTuple):
     arguments: Mapping[str, Any]
 
     def build(self, name: str = "clip") -> optax.GradientTransformationExtraArgs:
-        """The clip, whose numbers have this name in `clipjax.metrics`."""
+        """Return the clip, under the name that `clipjax.metrics` reports it by."""
         return self.call(name=name)
 
 
 OptimizerOf = Callable[[float | jax.Array], optax.GradientTransformation]
 # From the loss, `(params, batch) -> scalar`, to a function of the same arguments that
-# returns the loss, the gradient, and what it knows about clipping of its own: values
-# of the log that take the place of those of the clip in the optimizer's state.
+# returns the loss, the gradient, and metrics of a clip inside the function: values of
+# the log that replace those of the clip in the optimizer's state.
 Gradient = Callable[
     [Callable[..., jax.Array]], Callable[..., tuple[jax.Array, Any, dict]]
 ]
 
 
 def of_batch(loss: Callable[..., jax.Array]) -> Callable[..., tuple]:
-    """The gradient of the loss of the whole batch."""
+    """Return the loss, the gradient of the whole batch, and no metrics."""
 
     def gradient(params: Any, batch: Any) -> tuple[jax.Array, Any, dict]:
         value, grads = jax.value_and_grad(loss)(params, batch)
@@ -168,8 +168,8 @@ class Arm(NamedTuple):
     """One arm of a comparison.
 
     Attributes:
-        chain: from the learning rate to the clip and the optimizer.
-        gradient: how the gradient is taken.
+        chain: maps the learning rate to the chain of clip and optimizer.
+        gradient: computes the gradient.
     """
 
     chain: Callable[..., optax.GradientTransformation]
@@ -180,7 +180,7 @@ Place = Callable[[ClipCall, OptimizerOf], Arm]
 
 
 def in_chain(clip: ClipCall, optimizer: OptimizerOf) -> Arm:
-    """The clip right before the optimizer."""
+    """Return the arm with the clip right before the optimizer."""
     return Arm(
         lambda learning_rate: optax.chain(clip.build(), optimizer(learning_rate))
     )
@@ -193,11 +193,11 @@ def _unclipped(name: str = "clip") -> optax.GradientTransformationExtraArgs:
 def read_clips(
     specs: Sequence[str], places: Mapping[str, str] | None = None
 ) -> list[ClipCall]:
-    """The clips of a comparison, `[place@]name[:arg...]`, in that order.
+    """Parse the clips of a comparison, `[place@]name[:arg...]`, in the given order.
 
     Args:
-        specs: what the user wrote.
-        places: the places that there are, besides the one before the optimizer.
+        specs: the texts of the command line.
+        places: the task's places, besides the one before the optimizer.
 
     Raises:
         ValueError: for an unknown clip or place, a wrong argument or a clip given
@@ -221,14 +221,14 @@ def read_clips(
             same = (other.place, other.call.func, other.arguments)
             if same == (place, call.func, arguments):
                 raise ValueError(
-                    f"clip {spec!r} is there twice; accepted: each clip once"
+                    f"clip {spec!r} is given twice; accepted: each clip once"
                 )
         found.append(ClipCall(spec, place, call, arguments))
     return found
 
 
 def read_optimizer(spec: str) -> OptimizerOf:
-    """What builds the optimizer that follows the clip from its learning rate.
+    """Return a function from the learning rate to the optimizer after the clip.
 
     Raises:
         ValueError: for an unknown optimizer or a wrong argument.
@@ -246,7 +246,7 @@ def read_optimizer(spec: str) -> OptimizerOf:
 
 
 def recipe(spec: str, learning_rate: float, threshold: float) -> str:
-    """The Python expression of a global clip and an optimizer, to paste.
+    """Return the Python expression of a global clip and an optimizer, to paste.
 
     Args:
         spec: the optimizer, as on the command line.
@@ -273,7 +273,7 @@ def recipe(spec: str, learning_rate: float, threshold: float) -> str:
 
 
 def usage(function: Callable[..., Any]) -> str:
-    """How a clip is written on the command line, with its defaults: `name:a:b=1`."""
+    """Return the form of a clip on the command line, with defaults: `name:a:b=1`."""
     parts = [function.__name__]
     for name, parameter in _signature(function).parameters.items():
         default = parameter.default

@@ -69,7 +69,7 @@ def _default_of(name: str, preset: presets.Settings | presets.Tuning) -> str:
 def read_settings(
     given: Given, per_task: Mapping[str, presets.Settings | presets.Tuning]
 ) -> Any:
-    """The preset of a task with what was given in its place; takes "task" out.
+    """Return the preset of a task, with the given options; removes "task" from them.
 
     Raises:
         ValueError: for an option that the task does not have, or a refused value.
@@ -207,7 +207,7 @@ def _task_option(per_task: Mapping[str, Any]) -> click.Option:
         type=Setting(Choice(tuple(per_task))),
         default=DEFAULT_TASK,
         metavar="TASK",
-        help="model and data, and what the other options start from; with --help, "
+        help="model and data, which set the other options' defaults; with --help, "
         f"whose options are shown (default: {DEFAULT_TASK})",
     )
 
@@ -231,7 +231,7 @@ def make_command(task: str = DEFAULT_TASK) -> click.Group:
             click.Option(
                 ["--resume"],
                 is_flag=True,
-                help="keep the finished arms in DIR, and train the others",
+                help="keep the finished arms in DIR and train the missing ones",
             ),
             *task_options(presets.Settings, presets.PRESETS, task),
         ],
@@ -282,12 +282,12 @@ def make_command(task: str = DEFAULT_TASK) -> click.Group:
             click.Option(
                 ["--resume"],
                 is_flag=True,
-                help="show what DIR has of the same probes, and run the others",
+                help="show the finished probes in DIR and run the missing ones",
             ),
         ],
         "measure one thing that clipping or an architecture does",
         "Run small measurements, each by its name or as name:key=number...; print "
-        "what they find and draw it. Numbers reported elsewhere stand beside.",
+        "what they find, compare it with numbers reported elsewhere, and draw it.",
         _probe_epilog(),
     )
     training = command_of(
@@ -300,14 +300,14 @@ def make_command(task: str = DEFAULT_TASK) -> click.Group:
             click.Option(
                 ["--resume"],
                 is_flag=True,
-                help="go on with the runs in DIR, with the noise they would have had",
+                help="continue the runs in DIR, with the same noise as without a stop",
             ),
             *options_of(Private),
         ],
         "train under differential privacy, with a stated ε and δ",
-        "Train a classifier of digits by DP-SGD for each ε, beside a plain run and one "
-        "with the clip alone, and write a report: what is promised, what it costs, and "
-        "what is not private. What is trained is kept in DIR/runs.",
+        "Train a digit classifier by DP-SGD for each ε, a plain one, and one with the "
+        "clip alone, and write a report: the guarantee, its cost in accuracy, time and "
+        "memory, and which results are not private. The runs are kept in DIR/runs.",
     )
     group = click.Group(
         "clipjax",

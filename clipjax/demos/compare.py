@@ -14,12 +14,12 @@ from .train import History, Loop
 
 
 class Moment(NamedTuple):
-    """Where a comparison stands.
+    """The progress of a comparison.
 
     Attributes:
-        arm: the clip that trains.
-        learning_rate: at which learning rate.
-        seed: from which seed.
+        arm: the clip of the current run.
+        learning_rate: the learning rate of the current run.
+        seed: the seed of the current run.
         step: steps done; 0 when the arm is about to be compiled.
         log: the last values of the log; empty at step 0.
     """
@@ -41,12 +41,12 @@ class Result:
     Attributes:
         label: the clip, as the user wrote it.
         learning_rate: the learning rate.
-        log: `(seeds, steps)` arrays: the loss and what the clip measured.
+        log: `(seeds, steps)` arrays: the loss and the metrics of the clip.
         held_out: `(seeds,)` arrays of scores on the held-out data.
         seconds_per_step: `(seeds,)`, without compilation.
-        score_steps: `(intervals,)`, the steps after which it was scored.
+        score_steps: `(intervals,)`, the steps after which the model was scored.
         scores: `(seeds, intervals)` arrays of the scores along training.
-        outcome: what the picture of the task shows; arrays of shape `(seeds, …)`.
+        outcome: the arrays for the task's picture, of shape `(seeds, …)`.
     """
 
     label: str
@@ -60,7 +60,7 @@ class Result:
 
 
 def build_arms(settings: presets.Settings, task: Task) -> dict[str, Arm]:
-    """The arms of a comparison by what the user called them.
+    """Return the arms of a comparison, by the name that the user gave them.
 
     Raises:
         ValueError: if a clip or the optimizer is unknown, refuses its arguments, or

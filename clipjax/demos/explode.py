@@ -1,4 +1,4 @@
-"""One exploding gradient taken apart: a clipped step, and one bad time step."""
+"""One exploding gradient in detail: a clipped step, and one bad time step."""
 
 from typing import Any, NamedTuple
 
@@ -20,9 +20,9 @@ class Step(NamedTuple):
     Attributes:
         loss: loss before the step.
         before: norm of the gradient.
-        threshold: what the clip allows.
-        factor: what it multiplied the gradient by.
-        after: norm of what it passed on.
+        threshold: the largest norm that the clip allows.
+        factor: the clip's factor on the gradient.
+        after: norm of the clipped gradient.
         update: length of the step in parameter space, learning rate times `after`.
         unclipped: length of the step without the clip.
     """
@@ -37,17 +37,18 @@ class Step(NamedTuple):
 
 
 class BadStep(NamedTuple):
-    """What one wrong output does to backpropagation through time.
+    """The effect of one wrong output on backpropagation through time.
 
     Attributes:
         hidden: norm of the derivative of the bad step's loss with respect to the
             hidden state k steps before it, at index k.
-        bound: the same as the largest singular value of the recurrent matrix allows.
+        bound: an upper bound of the growth of `hidden`, from the largest singular value
+            of the recurrent matrix.
         singular: that singular value.
         radius: spectral radius of the recurrent matrix.
         normal: norm of the whole gradient, all steps alike.
         bad: norm of the whole gradient with the bad step.
-        clipped: that after clipping.
+        clipped: `bad` after clipping.
     """
 
     hidden: np.ndarray
@@ -60,7 +61,7 @@ class BadStep(NamedTuple):
 
 
 class Network(NamedTuple):
-    """The network and the one batch that everything here looks at."""
+    """The network, and the one batch that all gradients here are computed from."""
 
     task: Task
     graph: Any
@@ -69,11 +70,11 @@ class Network(NamedTuple):
     recurrent: np.ndarray
 
     def loss(self, params: Any) -> jax.Array:
-        """Mean loss over all time steps."""
+        """Return the mean loss over all time steps."""
         return self.task.loss(nnx.merge(self.graph, params), self.batch)
 
     def time_losses(self, params: Any, nudges: jax.Array) -> jax.Array:
-        """Mean loss of each time step, with something added to each hidden state.
+        """Return the mean loss of each time step, with nudges added to hidden states.
 
         `nudges` have shape `(time, batch, hidden)`, the result `(time,)`. The
         derivative with respect to a nudge of zero is the derivative with respect
@@ -97,7 +98,7 @@ class Network(NamedTuple):
 
 
 def build(task: Task) -> Network:
-    """Initial weights and first batch of seed 0: where a training run begins."""
+    """Return the initial weights and the first batch of seed 0."""
     start = begin(task, seed=0)
     model = nnx.merge(start.static[0], start.params)
     return Network(
@@ -110,7 +111,7 @@ def build(task: Task) -> Network:
 
 
 def clipped_step(network: Network, *, max_norm: float, lr: float) -> Step:
-    """One step of clipped gradient descent, taken apart."""
+    """Return all quantities of one step of clipped gradient descent."""
     optimizer = optax.chain(clipjax.clip_by_global_norm(max_norm), optax.sgd(lr))
 
     @jax.jit

@@ -1,4 +1,4 @@
-"""Files written together: all of them complete, or none."""
+"""Write several files atomically: either all of them are complete, or none exists."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def check_destination(out: pathlib.Path, names: Iterable[str]) -> None:
-    """Prove, before anything is trained, that the files can be written.
+    """Check, before anything is trained, that the files can be written.
 
     Raises:
         ValueError: if `out` is not a directory, or nothing can be created in it or,
@@ -30,7 +30,7 @@ def check_destination(out: pathlib.Path, names: Iterable[str]) -> None:
     while not above.exists():
         above = above.parent
     try:
-        # The permission bits do not tell: try it.
+        # Permission bits are not enough (read-only mounts, access lists): try it.
         os.rmdir(tempfile.mkdtemp(prefix=".clipjax-", dir=above))
     except OSError as error:
         raise ValueError(
@@ -42,15 +42,15 @@ def check_destination(out: pathlib.Path, names: Iterable[str]) -> None:
 def write(
     out: pathlib.Path, files: Mapping[str, bytes], remove: Iterable[str] = ()
 ) -> None:
-    """Write the files beside `out`, and then move them there.
+    """Write the files to a temporary directory, and then move them to `out`.
 
-    An existing directory keeps its other files. What interrupts the writing leaves
-    nothing behind.
+    An existing directory keeps its other files. An interrupted call leaves no partial
+    files behind.
 
     Args:
         out: the directory.
-        files: what to write, by name.
-        remove: names of files of an earlier run, which go unless they are written.
+        files: the contents, by file name.
+        remove: names of files of an earlier run, deleted unless they are written.
     """
     out = out.absolute()
     # Within an existing directory, which may be a mount of its own: moving a file is
@@ -89,7 +89,7 @@ def make_directory(directory: pathlib.Path) -> list[pathlib.Path]:
 
 
 def plain(value: Any) -> Any:
-    """JSON has no infinity and no NaN: they become "inf", "-inf" and "nan"."""
+    """Replace infinities and NaN, which JSON lacks, by "inf", "-inf" and "nan"."""
     if isinstance(value, np.ndarray | list | tuple):
         return [plain(entry) for entry in value]
     if isinstance(value, dict):
@@ -102,18 +102,18 @@ def plain(value: Any) -> Any:
 
 
 def to_json(value: Any) -> bytes:
-    """One line of JSON, by `plain`."""
+    """Return one line of JSON, with non-finite numbers replaced by `plain`."""
     return (json.dumps(plain(value), allow_nan=False) + "\n").encode()
 
 
 def read_limited(path: pathlib.Path, limit: int) -> bytes:
-    """The bytes of a file that has no more than `limit` of them.
+    """Return the bytes of a file, at most `limit` of them.
 
-    The size that a file system tells is not that of a device or a pipe: read it.
+    The file is read to find its size, since devices and pipes report none.
 
     Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is larger.
+        OSError: if the file cannot be read.
+        ValueError: if the file is larger.
     """
     with path.open("rb") as file:
         content = file.read(limit + 1)

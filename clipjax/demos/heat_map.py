@@ -33,7 +33,7 @@ class Run:
         threshold: column of the heat map; infinite without a clip.
         seed: which run of the cell.
         loss: mean of the last losses.
-        diverged: as `summary.diverged` says.
+        diverged: whether the run diverged, by `summary.diverged`.
         clipped: fraction of the steps whose gradient was clipped.
         norms: norms of the gradients before the clip; only of runs without one.
     """
@@ -48,12 +48,12 @@ class Run:
 
     @property
     def key(self) -> Key:
-        """Where in the heat map the run belongs."""
+        """The learning rate, threshold and seed of the run."""
         return self.learning_rate, self.threshold, self.seed
 
 
 def keys_of(settings: Tuning) -> list[Key]:
-    """All runs of a heat map, in order: the first seed of every cell comes first."""
+    """Return the keys of all runs: first the first seed of every cell."""
     columns = (math.inf, *settings.thresholds)
     runs = itertools.product(range(settings.seeds), settings.lr, columns)
     return [(rate, threshold, seed) for seed, rate, threshold in runs]
@@ -68,13 +68,13 @@ def train(
     """Train the runs, by one compiled program: rate and threshold are its arguments.
 
     Args:
-        settings: what to train.
-        task: what `build_task(settings.model)` returned.
-        keys: the runs.
+        settings: the settings.
+        task: the result of `build_task(settings.model)`.
+        keys: the keys of the runs.
         watch: called with the run, its steps done and its last log after each interval.
 
     Raises:
-        ValueError: if the task does not fit into the memory.
+        ValueError: if the task does not fit into memory.
     """
     optimizer = read_optimizer(settings.optimizer)
 
@@ -123,12 +123,12 @@ class RunFile:
         settings: the settings that all its runs must share.
 
     Raises:
-        ValueError: if the file holds something else, or runs of other settings. More
-            learning rates, thresholds and seeds are no other settings.
+        ValueError: if the file has another format, or runs with other settings. More
+            learning rates, thresholds and seeds are allowed.
     """
 
     def __init__(self, path: pathlib.Path, settings: dict[str, Any]):
-        """Read the file, without the half line that a killed process may have left."""
+        """Read the file, skipping an incomplete last line of a killed process."""
         free = {"lr", "thresholds", "seeds", "log_every"}
         fixed = {name: settings[name] for name in settings.keys() - free}
         self.path = path
@@ -156,7 +156,7 @@ class RunFile:
         self.runs: dict[Key, Run] = {run.key: run for run in runs}
 
     def start(self) -> None:
-        """Create the file, or cut off the half line at its end."""
+        """Create the file, or remove an incomplete last line."""
         files.make_directory(self.path.parent)
         self.path.write_bytes(b"".join(self.good) or self.header)
 

@@ -14,9 +14,9 @@ MESSAGE = b"\nclipjax: stopping after these steps; Ctrl-C again leaves at once\n
 def deferred() -> Iterator[Callable[[], None]]:
     """Let Ctrl-C set a flag; the function that is yielded raises KeyboardInterrupt.
 
-    An exception raised by the signal itself can come up inside of XLA's callbacks, and
-    leaves XLA's threads at work while the interpreter goes away: of 14 such exits of
-    the first edition, 9 crashed. A second Ctrl-C ends the process at once.
+    An exception raised by the signal handler can occur inside XLA's callbacks, and
+    leaves XLA's threads running while the interpreter shuts down: 9 of 14 such exits
+    crashed. A second Ctrl-C ends the process at once.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: None  # Python hands signals to the main thread alone

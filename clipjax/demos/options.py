@@ -1,4 +1,4 @@
-"""What a setting accepts: one description checks it, parses it and documents it."""
+"""Kinds of options: each one checks, parses and documents the values it accepts."""
 
 import dataclasses
 import difflib
@@ -8,14 +8,14 @@ from typing import Any, Protocol
 
 
 class Kind(Protocol):
-    """A set of accepted values; `str(kind)` says which, for messages."""
+    """A set of accepted values, which `str(kind)` describes for messages."""
 
     def parse(self, text: str) -> Any:
-        """The value that a command line text stands for; ValueError if none."""
+        """Parse a text of the command line; ValueError if it is not accepted."""
         ...
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value is in the set."""
+        """Return whether a value is in the set."""
         ...
 
 
@@ -43,7 +43,7 @@ class OptionalWhole(Whole):
     """Whole numbers from 1, or None."""
 
     def accepts(self, value: Any) -> bool:
-        """True for None, too."""
+        """True for an int (not a bool) in the range, and for None."""
         return value is None or super().accepts(value)
 
 
@@ -80,7 +80,7 @@ class Probability:
 
 @dataclasses.dataclass(frozen=True)
 class Positive:
-    """Numbers above zero that float32 holds, and a few times their products."""
+    """Numbers above zero, in a range in which float32 products do not overflow."""
 
     def __str__(self) -> str:
         return "a finite number above 0 (1e-30 to 1e30)"
@@ -105,7 +105,7 @@ class NotNegative:
         return float(text)
 
     def accepts(self, value: Any) -> bool:
-        """True for zero and what `Positive` accepts."""
+        """True for zero and for the numbers that `Positive` accepts."""
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and (value == 0 or Positive().accepts(value))
 
@@ -121,7 +121,7 @@ class Numbers:
         return tuple(float(part) for part in text.split(","))
 
     def accepts(self, value: Any) -> bool:
-        """True for a tuple of at least one number, each of them there once."""
+        """True for a tuple of at least one number, without duplicates."""
         are_good = isinstance(value, tuple) and all(map(Positive().accepts, value))
         return are_good and 0 < len(value) == len(set(value))
 
@@ -146,7 +146,7 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Name:
-    """Any text that is not empty; what it must name is checked where it is used."""
+    """Any text that is not empty; its meaning is checked where it is used."""
 
     meaning: str
 
@@ -158,7 +158,7 @@ class Name:
         return text
 
     def accepts(self, value: Any) -> bool:
-        """True for text with something in it."""
+        """True for text that is not empty."""
         return isinstance(value, str) and bool(value.strip())
 
 
@@ -181,7 +181,7 @@ class Names:
 
 @dataclasses.dataclass(frozen=True)
 class OptionalPath:
-    """A path or None; what stands there is checked when it is read."""
+    """A path or None; the file or directory is checked when it is read."""
 
     meaning: str
 
@@ -189,7 +189,7 @@ class OptionalPath:
         return f"{self.meaning}, its name in UTF-8"
 
     def parse(self, text: str) -> pathlib.Path:
-        """The path; an empty text is not one, nor one that no report can show."""
+        """Return the path; refuse an empty text and names that are not UTF-8."""
         if not text:
             raise ValueError
         text.encode()  # UnicodeEncodeError is a ValueError
@@ -201,14 +201,14 @@ class OptionalPath:
 
 
 def option(default: Any, kind: Kind, meaning: str) -> Any:
-    """A dataclass field that knows what it accepts and what it means."""
+    """Return a dataclass field with the kind of its values and its help text."""
     return dataclasses.field(
         default=default, metadata={"kind": kind, "meaning": meaning}
     )
 
 
 def flag(name: str) -> str:
-    """How a field is called on the command line."""
+    """Return the name of a field on the command line."""
     return "--" + name.replace("_", "-")
 
 
@@ -222,10 +222,10 @@ def check(settings: Any) -> None:
 
 
 def read(kind: Kind, text: str) -> Any:
-    """The value that a text on the command line stands for.
+    """Parse the text of an option on the command line.
 
     Raises:
-        ValueError: naming the text, what is accepted and a near miss.
+        ValueError: the message names the text, the accepted values and a near miss.
     """
     try:
         value = kind.parse(text)
@@ -238,6 +238,6 @@ def read(kind: Kind, text: str) -> Any:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A question that suggests the name most like this one; empty without one."""
+    """Return "; did you mean …?" with the most similar name; empty if there is none."""
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""

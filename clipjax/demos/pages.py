@@ -1,4 +1,4 @@
-"""HTML that stands alone: figures and style are inside of the page."""
+"""Self-contained HTML pages, with figures and style embedded."""
 
 import base64
 import html
@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 import jax
 from matplotlib.figure import Figure
 
-# Dark figures: inverted lightness, with the hues turned back to what the legend of a
-# light one shows.
+# On dark pages, invert the lightness of a figure, and rotate the hues back, so that its
+# colors keep their names.
 STYLE = """
 :root { color-scheme: light dark; --text: #222; --soft: #555; --back: #fff;
         --box: #f3f5f7; --line: #d8d8d8; --accent: #0072b2; }
@@ -55,7 +55,7 @@ figcaption, .note { color: var(--soft); font-size: .9rem; }
 
 
 def page(title: str, body: str) -> bytes:
-    """A whole page; the body is HTML."""
+    """Return a complete HTML page around a body, which is HTML."""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -72,7 +72,7 @@ def page(title: str, body: str) -> bytes:
 
 
 def verdict(sentences: Sequence[str]) -> str:
-    """What happened, before everything else: one sentence, and a list of the others."""
+    """Return the findings for the top of a page: one sentence, then a list."""
     first, *others = map(html.escape, sentences)
     items = "".join(f"<li>{text}</li>\n" for text in others)
     more = f"<ul>\n{items}</ul>" if others else ""
@@ -80,7 +80,7 @@ def verdict(sentences: Sequence[str]) -> str:
 
 
 def table(header: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
-    """A table of texts that scrolls where it is too wide, and breaks long names."""
+    """Return a table of texts that scrolls if it is too wide, and breaks long names."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
     body = "\n".join(
         f"<tr><td>{_breakable(name)}</td>"
@@ -88,7 +88,7 @@ def table(header: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
         + "</tr>"
         for name, *row in cells
     )
-    # A box that scrolls can be reached by the keyboard.
+    # tabindex: a box that scrolls must be reachable by keyboard.
     return (
         '<div class="wide" tabindex="0" role="region" aria-label="Table"><table>\n'
         f"<tr>{head}</tr>\n{body}\n</table></div>"
@@ -96,19 +96,19 @@ def table(header: Iterable[str], cells: Iterable[Iterable[str]]) -> str:
 
 
 def _breakable(name: str) -> str:
-    """The name of a clip, whose long ones break after underscores and colons."""
+    """Return the name of a clip as HTML that may break after underscores and colons."""
     return re.sub("([_:@])", r"\1<wbr>", html.escape(name, quote=False))
 
 
 def figure(alt: str, png: bytes, caption: str, *, is_chart: bool = True) -> str:
-    """A figure with its caption; the image is part of the page.
+    """Return a figure with its caption; the image is embedded in the page.
 
     Args:
-        alt: what is seen in it, for those who do not see it.
+        alt: a description of the image, for screen readers.
         png: the image.
-        caption: HTML has it below.
-        is_chart: whether it is lines on white, which a dark page inverts; false where
-            light and dark mean something.
+        caption: the text below the image.
+        is_chart: whether it is a line chart on white, which a dark page inverts; False
+            if light and dark stand for values.
     """
     kind = ' class="chart"' if is_chart else ""
     width, height = struct.unpack(">II", png[16:24])  # the header of every PNG
@@ -121,19 +121,19 @@ def figure(alt: str, png: bytes, caption: str, *, is_chart: bool = True) -> str:
 
 
 def figures(drawn: Iterable[str]) -> str:
-    """Figures side by side where there is space, below each other on a phone."""
+    """Return figures side by side if there is space, below each other on a phone."""
     return '<div class="figures">\n' + "\n".join(drawn) + "\n</div>"
 
 
 def to_png(drawn: Figure) -> bytes:
-    """The image of a figure."""
+    """Return a figure as PNG bytes."""
     buffer = io.BytesIO()
     drawn.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
 def versions() -> dict[str, str]:
-    """What a report was made with."""
+    """Return the versions of the packages that a report depends on."""
     found = {}
     for name in ("clipjax", "jax", "optax", "flax"):
         try:

@@ -1,4 +1,4 @@
-"""Pieces of a command line: options that accept what their kind does, and help."""
+"""Parts of a command line: options that their kind checks, and lists in the help."""
 
 import dataclasses
 import textwrap
@@ -14,7 +14,7 @@ OUT = OptionalPath("a directory")
 
 
 class Setting(click.ParamType):
-    """The values of an option: those that its kind accepts."""
+    """The click type of an option, which accepts the values of a kind."""
 
     name = "value"
 
@@ -23,7 +23,7 @@ class Setting(click.ParamType):
         self.kind = kind
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        """Read the text of an option."""
+        """Parse the text of an option."""
         try:
             return read(self.kind, value) if isinstance(value, str) else value
         except ValueError as error:
@@ -31,19 +31,19 @@ class Setting(click.ParamType):
 
 
 def option(name: str, kind: Kind, meaning: str) -> click.Option:
-    """An option that is None where it is not given."""
+    """Return an option whose value is None if it is not given."""
     return click.Option(
         [flag(name), name], type=Setting(kind), help=meaning, metavar=name.upper()
     )
 
 
 def fields_of(settings: type) -> list[dataclasses.Field]:
-    """The fields of a class of settings that are options."""
+    """Return the fields of a settings class that are options."""
     return [field for field in dataclasses.fields(settings) if field.metadata]
 
 
 def options_of(settings: type) -> list[click.Parameter]:
-    """The options of settings that have one default for each."""
+    """Return the options of settings, each with its default."""
     options: list[click.Parameter] = []
     for field in fields_of(settings):
         default, meaning = field.default, field.metadata["meaning"]
@@ -56,7 +56,7 @@ def options_of(settings: type) -> list[click.Parameter]:
 
 
 def lines(title: str, entries: Iterable[str], then: str = "    ") -> str:
-    """A list in the help; what goes on in another line is indented by `then`."""
+    """Return a list for the help; continued lines are indented by `then`."""
     wrapped = [
         textwrap.fill(
             line,
@@ -71,7 +71,7 @@ def lines(title: str, entries: Iterable[str], then: str = "    ") -> str:
 
 
 def listed(title: str, names: Iterable[str]) -> str:
-    """A list of names in the help, one after the other."""
+    """Return a list of names for the help, separated by commas."""
     return lines(title, [", ".join(names)], then="  ")
 
 
@@ -83,7 +83,7 @@ def command_of(
     text: str,
     epilog: str | None = None,
 ) -> click.Command:
-    """A command that runs with what was given, and the whole command line."""
+    """Return a command that calls `run` with the options and the whole command line."""
 
     def callback(**values: Any) -> int:
         given = {key: value for key, value in values.items() if value is not None}
@@ -101,7 +101,7 @@ def command_of(
 
 
 def out_option(default: str, holds: str) -> click.Option:
-    """The directory that a command writes to."""
+    """Return the option for the directory that a command writes to."""
     return click.Option(
         ["--out"],
         type=Setting(OUT),

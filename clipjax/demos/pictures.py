@@ -1,4 +1,4 @@
-"""Figures of what was learned that several tasks have."""
+"""Figures of results that several tasks share."""
 
 from collections.abc import Mapping
 
@@ -15,12 +15,13 @@ def dots(
     title: str,
     is_log: bool = False,
 ) -> Figure:
-    """One row for each arm, with a mark for each seed.
+    """Draw one row for each arm, with a mark for each seed.
 
     Args:
-        values: by arm and name of the quantity, `(seeds,)`. Each quantity has a mark.
-        label: what the quantities are, with their unit.
-        title: of the figure.
+        values: arrays of shape `(seeds,)`, by arm and by name of the quantity. Each
+            quantity has its own mark.
+        label: the axis label, with the unit.
+        title: the figure's title.
         is_log: whether the axis is logarithmic.
     """
     canvas = open_canvas(1, None, 0.5 + 0.45 * len(values))

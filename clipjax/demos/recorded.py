@@ -1,4 +1,4 @@
-"""A threshold from the norms that a run has recorded."""
+"""Recommend a threshold from the norms that a run has recorded."""
 
 import functools
 import json
@@ -18,22 +18,22 @@ ACCEPTED = "accepted: a JSONL file with a norm, or an object of metrics, per lin
 
 
 def read_norms(path: pathlib.Path, key: str | None = None) -> np.ndarray:
-    """The norms in a JSONL file: one number, or one object of metrics, a line.
+    """Return the norms in a JSONL file: one number, or one object of metrics, a line.
 
-    Where the "step" of an object goes back, after a restart from a checkpoint, it
-    replaces those from that step on. Objects without the norm are left out, and so are
-    empty lines and a half last line.
+    If the "step" of an object is not above the one before, after a restart from a
+    checkpoint, the earlier entries from that step on are replaced. Objects without the
+    norm, empty lines and an incomplete last line are skipped.
 
     Args:
         path: the file.
-        key: where an object holds the norm; by default the only key that is
+        key: the key of the norm in an object; by default the only key that is
             `grad_norm_raw` or ends with `/grad_norm_raw`.
 
     Returns:
-        One float64 per step; what is null, or a text such as "NaN", is not finite.
+        One float64 per step; null, or a text such as "NaN", becomes non-finite.
 
     Raises:
-        ValueError: naming the file and the line, if it holds something else.
+        ValueError: the file contains anything else; the message names file and line.
     """
     named = repr(str(path))
     try:
@@ -68,7 +68,7 @@ def read_norms(path: pathlib.Path, key: str | None = None) -> np.ndarray:
 
 def _records(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
     with path.open("rb") as file:
-        # Bounded: what is no text may have no end of a line at all.
+        # Bounded, since a binary file may have no line breaks at all.
         read_line = functools.partial(file.readline, LONGEST_LINE)
         for number, line in enumerate(iter(read_line, b""), 1):
             if not line.strip():

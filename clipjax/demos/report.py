@@ -39,12 +39,12 @@ def write(
     content = _json(settings, results, rows, said, command, versions)
     written = {f"{name}.png": figure.png for name, figure in figures.items()}
     written |= {"results.json": content, "report.html": page}
-    # What an earlier run has drawn and this one has not would be taken for its own.
+    # Remove the figures of an earlier run: they would be mistaken for this run's.
     files.write(out, written, remove=FIGURES)
 
 
 def read_finished(out: pathlib.Path, settings: Settings) -> list[Result]:
-    """The arms that an earlier run of this comparison has finished.
+    """Return the arms that an earlier run of this comparison has finished.
 
     Raises:
         ValueError: if there is no such run, or its settings differ in more than the
@@ -89,7 +89,7 @@ def _read_arm(arm: dict[str, Any]) -> Result:
 
 
 def described(settings: Settings | Tuning) -> dict[str, Any]:
-    """The settings as a dictionary."""
+    """Return the settings as a dictionary."""
     return vars(settings) | {"model": vars(settings.model)}
 
 
@@ -124,7 +124,7 @@ def _json(
 
 
 def name_of(row: Row, settings: Settings) -> str:
-    """The clip, and where there are several learning rates, which one."""
+    """Return an arm's name: its clip and, if there are several, its learning rate."""
     return (
         row.label if len(settings.lr) == 1 else f"{row.label} @ {row.learning_rate:g}"
     )
@@ -180,7 +180,7 @@ def _html(
 
 
 def _meaning(settings: Settings, task: Task) -> str:
-    """What the columns of the table are."""
+    """Explain the columns of the table."""
     diverged = "its loss is not finite somewhere"
     if task.goal.must_fall:
         diverged += " or the mean of its last 5 % of losses is above its loss at step 0"
@@ -193,7 +193,7 @@ def _meaning(settings: Settings, task: Task) -> str:
 
 
 def _setup(settings: Settings, task: Task) -> str:
-    """What was trained on what."""
+    """Describe data, model, optimizer and places of the clip."""
     model = ", ".join(
         f"{key} {value}"
         for key, value in vars(settings.model).items()

@@ -1,4 +1,4 @@
-"""The figures of a comparison, each with what it shows in words."""
+"""The figures of a comparison, each with a description for screen readers."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,18 +13,18 @@ from .tasks.base import Task
 
 CAPTIONS = {
     "loss": "Median over seeds; the band reaches from the lowest to the highest seed. "
-    "A cross marks where a seed left the real numbers.",
+    "A cross marks a loss that is not finite.",
     "score": "The first score in the table, on data that training never sees.",
-    "norm": "The norm that the clip saw and the norm it passed on; where it saw single "
-    "examples, the means over these. A step is clipped if anything in it was.",
-    "ratio": "1 where the gradient passed unchanged.",
-    "threshold": "What each arm allowed.",
+    "norm": "Gradient norms before and after the clip; for clips per example, the "
+    "means over the examples. A step is clipped if any part of it was clipped.",
+    "ratio": "Norm after over norm before the clip: 1 if the gradient is unchanged.",
+    "threshold": "The threshold of each arm at each step.",
 }
 LEARNED = ("outcome", "loss", "score")
 
 
 class Drawn(NamedTuple):
-    """A figure of a report: its image, what is seen in it, and its caption."""
+    """A figure of a report: its image, its description, and its caption."""
 
     png: bytes
     alt: str
@@ -34,15 +34,15 @@ class Drawn(NamedTuple):
 def draw(
     results: Sequence[Result], rows: Sequence[Row], task: Task
 ) -> tuple[dict[str, Drawn], list[str]]:
-    """Draw what changes along training, and say what does not.
+    """Draw the quantities that change during training; put constants into sentences.
 
     Args:
         results: one per arm.
         rows: their rows of the table, in the same order.
-        task: what was trained.
+        task: the task.
 
     Returns:
-        The figures by name, and sentences about what has none.
+        The figures by name, and sentences about constant quantities.
     """
     figures = _learned(results, task)
     said = []
@@ -126,7 +126,7 @@ def _each(rows: Sequence[Row], text: Callable[[Row], str]) -> str:
 
 
 def _ends(curves: Mapping[str, np.ndarray], width: int) -> str:
-    """From where to where each curve goes."""
+    """Describe the first and last value of each curve."""
 
     def number(values: np.ndarray) -> str:
         mean = values.mean()
@@ -139,7 +139,7 @@ def _ends(curves: Mapping[str, np.ndarray], width: int) -> str:
 
 
 def _is_constant(values: np.ndarray) -> bool:
-    """Whether nothing but rounding changes along the steps; NaN counts as one value."""
+    """Return whether values are constant up to rounding; NaN counts as one value."""
     first = np.broadcast_to(values[:1, :1], values.shape)
     return np.allclose(values, first, rtol=1e-6, atol=0, equal_nan=True)
 
@@ -159,6 +159,6 @@ def _range(values: np.ndarray) -> str:
 
 
 def spans_decades(arrays: Iterable[np.ndarray]) -> bool:
-    """Whether a linear axis would hide the small ones of positive values."""
+    """Return whether a linear axis would hide the small ones of positive values."""
     values = np.concatenate([array[np.isfinite(array)] for array in arrays])
     return bool(values.size and values.min() > 0 and values.max() > 20 * values.min())

@@ -1,4 +1,4 @@
-"""What the commands do, from checked settings to files."""
+"""Run the commands, from checked settings to files."""
 
 import dataclasses
 import math
@@ -17,7 +17,7 @@ from .tasks.build import build_task
 
 
 def in_epochs(settings: Any) -> tuple[Any, Task]:
-    """The task, and the settings with the steps of their epochs."""
+    """Return the task, and the settings with `epochs` converted to `steps`."""
     task = build_task(settings.model)
     epochs = getattr(settings.model, "epochs", None)
     if epochs is not None and task.steps_per_epoch is not None:
@@ -29,7 +29,7 @@ def in_epochs(settings: Any) -> tuple[Any, Task]:
 def _train(
     settings: Settings, task: Task, finished: Sequence[training.Result] = ()
 ) -> tuple[list[training.Result], bool]:
-    """Train what is not finished; all results in order, and whether it ended early."""
+    """Train the missing arms; return all results in order, and whether interrupted."""
     results = list(finished)
     keys = [(one.label, one.learning_rate) for one in results]
     arms = training.build_arms(settings, task)
@@ -106,7 +106,7 @@ def explode(settings: Explosion) -> int:
 
 
 def tune(settings: Tuning, out: pathlib.Path, *, command: str) -> int:
-    """Train what is missing of a heat map, show it and write it; the exit code."""
+    """Train the missing runs of a heat map, write its files; return the exit code."""
     files.check_destination(out, (*tune_report.FILES, "cells.jsonl"))
     read_optimizer(settings.optimizer)
     settings, task = in_epochs(settings)

@@ -1,4 +1,4 @@
-"""What a comparison shows, in numbers and in words."""
+"""The summary of a comparison: the rows of its table, and notes."""
 
 import dataclasses
 import math
@@ -13,12 +13,12 @@ from .tasks.base import LOSS, Goal
 
 
 def window(steps: int) -> int:
-    """Length of the running mean of the loss: 5 % of the run, at least one step."""
+    """Return the length of the running mean of the loss: 5 % of the run, at least 1."""
     return max(1, steps // 20)
 
 
 def diverged(losses: np.ndarray, *, must_fall: bool = True) -> np.ndarray:
-    """Which seeds diverged.
+    """Return which seeds diverged.
 
     A seed has diverged if its loss is not finite somewhere, or, where a loss must fall,
     if the mean of its last 5 % of losses is above its loss at step 0.
@@ -42,13 +42,13 @@ class Row:
         best: lowest smoothed loss.
         held_out: scores on held-out data by name.
         diverged: which seeds diverged.
-        clipped: fraction of the steps in which the clip changed something.
-        share: mean over the steps of the fraction that it changed, of the blocks or of
-            the examples that it looks at one by one.
+        clipped: fraction of the steps in which the clip changed the gradient.
+        share: mean over the steps of the fraction of clipped blocks, or of clipped
+            examples for clips per example.
         ratio: mean of norm after over norm before.
         norm: median of the finite norms before clipping.
         seconds: time per step.
-        goal: what arms are ranked by.
+        goal: the criterion that arms are ranked by.
     """
 
     label: str
@@ -67,7 +67,7 @@ class Row:
 
     @property
     def rank(self) -> np.ndarray:
-        """What arms are ranked by, per seed; the lower the better."""
+        """The values that arms are ranked by, one per seed; lower is better."""
         name, is_lowest_best, _ = self.goal
         reached = self.final if name == "loss" else self.held_out[name]
         return reached if is_lowest_best else -reached
@@ -80,7 +80,7 @@ def _over_finite(reduce, values: np.ndarray) -> np.ndarray:
 
 
 def summarise(result: Result, goal: Goal = LOSS) -> Row:
-    """The figures of one arm; the goal is that of its task."""
+    """Return the numbers of one arm; `goal` is that of its task."""
     losses = result.log["loss"]
     width = window(losses.shape[-1])
     smoothed = running_mean(losses, width)[:, width - 1 :]
@@ -102,7 +102,7 @@ def summarise(result: Result, goal: Goal = LOSS) -> Row:
 
 
 def at_best_rate(rows: Sequence[Row]) -> list[Row]:
-    """One row per clip: of its learning rates, the one with the best mean rank.
+    """Return one row per clip: that of the learning rate with the best mean rank.
 
     A learning rate at which fewer seeds diverge comes first.
     """
@@ -120,9 +120,9 @@ def at_best_rate(rows: Sequence[Row]) -> list[Row]:
 
 
 def spread(values: np.ndarray, decimals: int | None = None, unit: str = "") -> str:
-    """Mean ± sample standard deviation over seeds, or how many are not finite.
+    """Format mean ± sample standard deviation over seeds, or the non-finite count.
 
-    Without `decimals`, as many as show three significant digits of the mean.
+    Without `decimals`, show three significant digits of the mean.
     """
     bad = int((~np.isfinite(values)).sum())
     if bad:
@@ -138,7 +138,7 @@ def spread(values: np.ndarray, decimals: int | None = None, unit: str = "") -> s
 
 
 def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table, as text."""
+    """Return header and cells of the table, as text."""
     scores = list(rows[0].held_out)
     rates = ["rate"] if len({row.learning_rate for row in rows}) > 1 else []
     header = ["clip", *rates, "final loss", "best loss", *scores]
@@ -161,7 +161,7 @@ def table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 
 
 def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
-    """What else is seen, sentence by sentence, and what must not be concluded.
+    """Return notes on the results and on the conclusions that they do not support.
 
     Args:
         rows: one row per clip.
@@ -181,7 +181,7 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
             )
         elif row.share.mean() > 0.99 and np.nanmean(row.ratio) < 0.5:
             said.append(
-                f"{row.label!r} shrank practically every gradient that it saw, to "
+                f"{row.label!r} clipped practically every gradient, to "
                 f"{100 * np.nanmean(row.ratio):.2g} % of its norm on average: it sets "
                 "the length of the steps rather than catching rare spikes."
             )
@@ -213,7 +213,7 @@ def findings(rows: Sequence[Row], rates: Sequence[float] = ()) -> list[str]:
 
 
 def _edges(rows: Sequence[Row], rates: Sequence[float]) -> list[str]:
-    """Each arm's own best rate, and whether a better one may lie beyond those tried."""
+    """Name each arm's best learning rate, and whether the range should be extended."""
     said = []
     for row in rows:
         beyond = {max(rates): "higher", min(rates): "lower"}.get(row.learning_rate)

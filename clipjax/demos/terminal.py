@@ -1,4 +1,4 @@
-"""What the commands show on the terminal."""
+"""Terminal output of the commands: progress bars, tables and findings."""
 
 import math
 import sys
@@ -29,10 +29,10 @@ SECONDS_BETWEEN_LINES = 10
 
 
 class LastColumn(ProgressColumn):
-    """The text at the end of a bar: the one that gives way where a line is too long."""
+    """The text at the end of a bar, the part that is cut if the line is too long."""
 
     def get_table_column(self) -> Column:
-        """A column that may shrink; those of other columns may not."""
+        """Return a column that may shrink; the other columns keep their width."""
         return Column(no_wrap=False)
 
     def render(self, task: Task) -> Text:
@@ -44,10 +44,10 @@ def bars(totals: Mapping[str, int]) -> Iterator[Callable[[str, int, str], None]]
     """Show progress on standard error: a bar each, or lines where it is no terminal.
 
     Args:
-        totals: names of the bars, with what they count to.
+        totals: the number of steps of each bar, by its name.
 
     Yields:
-        A function of the name of a bar, how far it is, and what is seen there.
+        A function of the name of a bar, the steps done, and the text at its end.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -79,7 +79,7 @@ def bars(totals: Mapping[str, int]) -> Iterator[Callable[[str, int, str], None]]
 
 
 def _lines(totals: Mapping[str, int]) -> Callable[[str, int, str], None]:
-    """Lines for a file or a pipe: what begins, what ends, and some in between."""
+    """Print progress as lines, for a file or a pipe, at some steps of each bar."""
     printed = -math.inf
     begun = set()
 
@@ -126,9 +126,9 @@ def live(settings: Settings, done: Sequence[Result] = ()) -> Iterator[Watch]:
 def show_table(
     title: str, header: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> None:
-    """Print a table. What is too wide goes on below, and no cell is ever cut.
+    """Print a table; columns that do not fit continue below, and no cell is cut.
 
-    The first column, the names, stands in front of each part.
+    Each part starts with the first column, the names.
     """
     console = Console()
     widths = [
@@ -155,7 +155,7 @@ def show_table(
 
 
 def show_comparison(settings: Settings, rows: Sequence[Row], unit: str) -> None:
-    """The table of a comparison, the first lines of its report, and what they mean."""
+    """Print the table of a comparison, the first lines of its report, and its notes."""
     name = settings.task.upper()
     rates = ", ".join(f"{rate:g}" for rate in settings.lr)
     title = f"{name}, {settings.optimizer}, learning rate {rates}, "
@@ -176,7 +176,7 @@ def say(text: str) -> None:
 
 
 def show_step(settings: Explosion, step: Step) -> None:
-    """One clipped step, worked through."""
+    """Print the quantities of one clipped step."""
     cells = [
         ("loss before the step", f"{step.loss:.4g}"),
         ("gradient norm before clipping", f"{step.before:.4g}"),
@@ -194,7 +194,7 @@ def show_step(settings: Explosion, step: Step) -> None:
 
 
 def show_bad_step(settings: Explosion, seen: BadStep) -> None:
-    """The way of one wrong output back through time."""
+    """Print the gradient norms of one wrong output, step by step back through time."""
     title = (
         f"The loss of time step t = {settings.bad_step} multiplied by "
         f"{settings.error:g}, seen from time step k"

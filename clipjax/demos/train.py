@@ -1,4 +1,4 @@
-"""The training loop: batches drawn, gradients clipped, metrics stacked on device."""
+"""The training loop: draws batches, clips gradients, stacks metrics on the device."""
 
 import dataclasses
 import math
@@ -29,10 +29,10 @@ METRICS = (
 
 
 class Start(NamedTuple):
-    """Where a run begins; the same for every arm with the same seed.
+    """The start of a run; the same for every arm with the same seed.
 
     Attributes:
-        static: structure of the model and what it holds besides parameters.
+        static: structure of the model and its values that are not parameters.
         params: the initial parameters.
         batches: key that the batch of each step is derived from.
     """
@@ -43,7 +43,7 @@ class Start(NamedTuple):
 
 
 def begin(task: Task, seed: int) -> Start:
-    """Initial parameters and batch order of one seed."""
+    """Return the initial parameters and the batch order of one seed."""
     weights, batches = jax.random.split(jax.random.key(seed))
     graph, params, rest = nnx.split(task.build(weights), nnx.Param, ...)
     return Start((graph, rest), params, batches)
@@ -57,10 +57,10 @@ def make_step(
     learning_rate: float | jax.Array,
     gradient: Gradient = of_batch,
 ) -> Callable[..., tuple[tuple[Any, Any], dict[str, jax.Array]]]:
-    """One optimization step, `carry, data, key, index -> carry, log`.
+    """Return one optimization step, `carry, data, key, index -> carry, log`.
 
-    The carry is the parameters and the optimizer's state; the index is that of the
-    step. The log holds the loss *before* the step and what the clip measured in it.
+    The carry contains the parameters and the optimizer's state; the index is that of
+    the step. The log contains the loss *before* the step and the clip's metrics.
     """
     optimizer = optax.with_extra_args_support(optimizer)
 
@@ -78,7 +78,7 @@ def make_step(
         measured = clipjax.metrics(state, blocks=False)
         log = {"loss": loss} | {name: measured[f"clip/{name}"] for name in METRICS}
         log |= seen
-        # Without a finite gradient there was no ratio to average.
+        # A gradient that is not finite has no ratio to average.
         is_finite = log["grad_norm_raw"] < jnp.inf
         log["clip_ratio"] = jnp.where(is_finite, log["clip_ratio"], jnp.nan)
         log = {name: value.astype(jnp.float32) for name, value in log.items()}
@@ -89,14 +89,14 @@ def make_step(
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """One run.
+    """The results of one run.
 
     Attributes:
         log: one array of length `steps` for the loss and for each of `METRICS`.
         held_out: scores of the last parameters on the held-out data.
-        score_steps: the steps after which it was scored.
-        scores: the scores then, an array for each.
-        outcome: what the picture of the task shows.
+        score_steps: the steps after which the model was scored.
+        scores: the scores at these steps, one array per score.
+        outcome: the arrays for the task's picture.
         seconds_per_step: median over the logging intervals, without compilation.
         params: the last parameters.
     """
@@ -114,18 +114,17 @@ class Loop:
     """A training loop: compiled once, run for any seed and any hyper-parameters.
 
     Args:
-        task: what to train on.
+        task: the task.
         build: returns the clip and all that follows it, given the hyper-parameters as
             keyword arguments; one of them is `learning_rate`, which is also handed to
             the clips that ask for it. They are traced, so that other values need no
             other program.
         names: names of the hyper-parameters.
-        gradient: how the gradient is taken.
+        gradient: computes the gradient.
         steps: number of optimization steps.
         interval: steps per call into the compiled loop; the host sees the log only
             in between.
-        is_scored: whether the scores are taken after every interval, not at the end
-            alone.
+        is_scored: whether to score the model after every interval, not only at the end.
 
     Raises:
         ValueError: if the loop needs more memory than there is.
@@ -178,7 +177,7 @@ class Loop:
 
         self.begin_state = jax.jit(lambda params, values: build(**values).init(params))
         values = dict.fromkeys(names, jnp.float32(1))
-        # Shapes alone: a state that is too large must not exist before it is refused.
+        # Compute shapes only, so that a state that is too large is never allocated.
         carry = (params, jax.eval_shape(self.begin_state, params, values))
         self.run_interval = (
             jax.jit(run_interval)

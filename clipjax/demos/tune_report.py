@@ -1,4 +1,4 @@
-"""What a heat map shows, in numbers, in words and as a figure."""
+"""The report of a heat map: a table, sentences and a figure."""
 
 import csv
 import html
@@ -19,12 +19,12 @@ FILES = ("report.html", "heat_map.json", "heat_map.csv", "heat_map.png")
 
 
 def label(threshold: float) -> str:
-    """The heading of a column."""
+    """Return the heading of a column."""
     return "no clip" if threshold == math.inf else f"{threshold:g}"
 
 
 def cells(heat: HeatMap) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of the table; a star marks the best cell."""
+    """Return header and cells of the table; a star marks the best cell."""
     best = heat.best()
     rows = []
     for row, rate in enumerate(heat.learning_rates):
@@ -40,7 +40,7 @@ def cells(heat: HeatMap) -> tuple[list[str], list[list[str]]]:
 
 
 def pasted(settings: Tuning, heat: HeatMap) -> str | None:
-    """The expression of the best cell; None if every cell diverged."""
+    """Return the Python expression of the best cell; None if every cell diverged."""
     best = heat.best()
     if best is None:
         return None
@@ -53,7 +53,7 @@ def pasted(settings: Tuning, heat: HeatMap) -> str | None:
 
 
 def findings(heat: HeatMap) -> list[str]:
-    """What is seen, sentence by sentence."""
+    """Return the findings, a list of sentences."""
     best, unclipped = heat.best(), heat.best(slice(-1, None))
     if best is None:
         return ["Every cell diverged: these learning rates are too high."]
@@ -100,10 +100,10 @@ def _range(heat: HeatMap, highest: float | None) -> str:
 
 
 def suggestion(heat: HeatMap) -> dict[str, Any] | None:
-    """What the norms alone recommend, beside the best columns of the heat map.
+    """Return the recommendation from the norms alone, and the heat map's best columns.
 
-    The norms are those of the runs without a clip at their best learning rate: what
-    somebody has recorded who has never clipped. None if all of them diverged, or if
+    The norms are those of the runs without a clip at their best learning rate, as
+    recorded before clipping was ever tried. None if all of these runs diverged, or if
     every cell with a clip did.
     """
     unclipped, best = heat.best(slice(-1, None)), heat.best(slice(0, -1))
@@ -138,7 +138,7 @@ def suggestion(heat: HeatMap) -> dict[str, Any] | None:
 
 
 def say_suggestion(suggested: dict[str, Any]) -> str:
-    """What the norms alone recommend, in two sentences for the terminal."""
+    """Return the recommendation from the norms alone, in two sentences."""
     apart = suggested["columns_apart"]
     recommended, near = suggested["recommended"], suggested["nearest_to_best"]
     where = {0: "that column", 1: "the column beside it"}.get(
@@ -162,7 +162,7 @@ def contents(
     paste: str | None,
     suggested: dict[str, Any] | None,
 ) -> dict[str, bytes]:
-    """The files of a heat map, by name."""
+    """Return the files of a heat map, by name."""
     best = heat.best()
     said = findings(heat)
     content = {

@@ -12,7 +12,7 @@ MOST_NAMES = 4  # arms that a sentence lists by name
 
 
 def verdict(rows: Sequence[Row], unit: str) -> list[str]:
-    """Return what happened: who diverged and who learned, who is best, what clipped.
+    """Return which arms diverged and learned, the best one, and how often clips acted.
 
     Args:
         rows: every arm at every learning rate.
@@ -49,7 +49,7 @@ def with_clips(rows: Iterable[Row]) -> str:
 
 
 def _outcome(best: Sequence[Row], at: str) -> str:
-    """Which arms diverged, which learned."""
+    """Return a sentence on the arms that diverged and those that learned."""
     diverged = [row for row in best if row.diverged.all()]
     mixed = [row for row in best if row.diverged.any() and not row.diverged.all()]
     steady = [row for row in best if not row.diverged.any()]
@@ -77,7 +77,7 @@ def _outcome(best: Sequence[Row], at: str) -> str:
 
 
 def _stable(rows: Sequence[Row]) -> str:
-    """The highest learning rate of each arm at which no seed diverged."""
+    """Return a sentence on each arm's highest learning rate without a diverged seed."""
     by_rate: dict[float, list[Row]] = {}
     for row in at_best_rate(rows):
         own = [other for other in rows if other.label == row.label]
@@ -91,7 +91,7 @@ def _stable(rows: Sequence[Row]) -> str:
 
 
 def _losses(best: Sequence[Row]) -> list[str]:
-    """From where to where a loss went: of what diverged, or of the only arm."""
+    """Return first and final loss of the diverged arms, or of the only arm."""
     told = best if len(best) == 1 else [row for row in best if row.diverged.any()]
     if not told or len(told) > MOST_NAMES:
         return []
@@ -107,7 +107,7 @@ def _mean(values: np.ndarray) -> str:
 
 
 def _best(steady: Sequence[Row], unit: str, has_rates: bool) -> list[str]:
-    """Which arm without a diverged seed ended best, and which ones cannot be told."""
+    """Return the best arm without a diverged seed, and the arms within its spread."""
     ranked = [row for row in steady if np.isfinite(row.rank).all()]
     if not ranked:
         return []
@@ -143,7 +143,7 @@ def _best(steady: Sequence[Row], unit: str, has_rates: bool) -> list[str]:
 
 
 def _clipped(best: Sequence[Row]) -> list[str]:
-    """How often each clip changed something."""
+    """Return the fraction of the steps in which each clip changed the gradient."""
     by_share: dict[str, list[Row]] = {}
     for row in best:
         if not is_unclipped(row.label):
@@ -167,7 +167,7 @@ def _share(row: Row) -> str:
 
 
 def percent(share: float) -> str:
-    """Round a percentage, but never to the 0 or 100 that it is not."""
+    """Format a fraction as a percentage; only exact 0 and 1 become 0 % and 100 %."""
     if 0 < share < 1 or 99 < share < 100:
         return "under 1 %" if share < 1 else "over 99 %"
     return f"{share:.0f} %"

@@ -44,9 +44,9 @@ def clipped_grad(
 
     .. math:: \sum_i g_i \min(1, C / \lVert g_i \rVert_2)
 
-    No model has to change. With the method ``ghost``, no example's gradient is computed
-    for parameters that are used in matrix products, convolutions and look-ups only; it
-    is for others, such as biases. ``plan`` lists which are which.
+    Models need no change. With the method ``ghost``, per-example gradients are not
+    computed for parameters that are used in matrix products, convolutions and look-ups
+    only, but for other parameters, such as biases. ``plan`` lists both kinds.
 
     An example is clipped by an upper bound of its norm that covers rounding, so that it
     adds at most C (1 + 1e-6) in float32; in ordinary models it is up to 1e-4 shorter.
@@ -64,18 +64,20 @@ def clipped_grad(
     | an integer parameter | zeros |
     | ``shard_map`` with checked types | ValueError: see the message |
 
-    The loss sees one example at a time of the arguments in batch_argnums, so that
-    nothing can mix those: batch statistics are those of one. All else is the same for
-    every example: labels that are left out there come whole, and void a guarantee.
+    The loss gets one example at a time of the arguments in batch_argnums, so that it
+    cannot mix examples: batch statistics are those of a single example. Every example
+    gets the same other arguments: labels that batch_argnums does not name are those of
+    the whole batch, and void a guarantee.
 
     Args:
         fun: the loss, a scalar, or with has_aux a pair of the loss and a tree.
         argnums: which arguments to differentiate.
         has_aux: whether fun returns an auxiliary output.
         l2_clip_norm: C, in the gradient's units: a number or scalar array, an array of
-            shape ``[B]``, a function of the batch arguments of one example, or a prefix
-            tree of those over the parameters, of which each entry is clipped by itself,
-            or the result of `clipjax.privacy.split_threshold`. None does not clip.
+            shape ``[B]``, a function of the batch arguments of one example, a prefix
+            tree of those over the parameters, each entry of which is clipped
+            separately, or the result of `clipjax.privacy.split_threshold`. None
+            disables clipping.
         rule: the rule, by default ``hard``.
         batch_argnums: which arguments have the examples along their first axis.
         keep_batch_dim: whether fun gets an example as a batch of one.
@@ -88,20 +90,21 @@ def clipped_grad(
             ``auto``.
         nan_safe: leave out examples with NaN, inf or overflow; otherwise the result is
             NaN.
-        dtype: of the result; by default each parameter's own.
+        dtype: the result's dtype; by default that of each parameter.
         prng_argnum: which argument is a PRNG key, to be split over the examples by
             position: for a guarantee a secret key, new at every step.
         rescale_to_unit_norm: divide each clipped gradient by C, so that the sensitivity
             is 1 whatever C is. C = 0 then normalizes, its limit; C = inf yields zeros.
         pre_clipping_transform: a function of the gradient of one example, a tree like
             the parameters, whose result is clipped and summed in its place. It needs
-            every example's gradient, as by ``vmap``. Reported norms are those before.
+            every example's gradient, as ``vmap`` does. Reported norms are those before
+            the transform.
         spmd_axis_name: see `jax.vmap`.
 
     Returns:
-        A `ClippedGrad`. It takes fun's arguments, and ``is_padding_example=``, and
-        returns the gradient, or if further results were requested, a pair of the
-        gradient and an `AuxiliaryOutput`.
+        A `ClippedGrad`, a function of fun's arguments and ``is_padding_example=``. It
+        returns the gradient or, if other outputs are requested, a pair of the gradient
+        and an `AuxiliaryOutput`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -187,8 +190,8 @@ def per_example_grad_norms(
 
     Returns:
         A function of fun's arguments that returns L2 norms of shape ``[B]``, float32.
-        Not private: each depends on a single example, without noise;
-        `clipjax.privacy.noisy_clip_fraction` is what may be released.
+        They are not private: each depends on a single example, without noise. Release
+        `clipjax.privacy.noisy_clip_fraction` in their place.
 
     Raises:
         TypeError: an argument is of the wrong kind.

@@ -1,4 +1,4 @@
-"""One copy of the numbers that a norm and a sum both read."""
+"""Optimization barriers, so that a norm and a sum read the same rounded numbers."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ import jax.numpy as jnp
 
 
 def read_once(tree: Any) -> Any:
-    """Return the arrays of a tree, computed once for all that read them.
+    """Return the arrays of a tree behind a barrier, so that all consumers share them.
 
-    XLA computes a cheap array again in every fusion that reads it, and not always to
-    the same numbers: ``a * b - c`` is one rounding where it becomes a fused
-    multiply-add and two where it does not, and a bfloat16 value keeps float32's
-    precision inside a fusion (``xla_allow_excess_precision``). A norm of one set of
-    numbers does not bound a sum of the other: an example added 215 C in float32 that
-    way, and 1.5 C in bfloat16.
+    XLA recomputes a cheap array in every fusion that reads it, with results that may
+    differ: ``a * b - c`` is rounded once as a fused multiply-add and twice otherwise,
+    and a bfloat16 value keeps float32's precision inside a fusion
+    (``xla_allow_excess_precision``). A norm of one set of numbers does not bound a sum
+    of the other: an example added 215 C in float32 that way, and 1.5 C in bfloat16.
 
     XLA's CPU backend removes barriers before its last fusions (in the pass
     ``cse_barrier_expander`` of JAX 0.10), so that it may still compute a factor twice.
-    An example built for that, of factors x·y - fl(x·y), adds 1.0007 C; see
+    An example constructed for that, with factors x·y - fl(x·y), adds 1.0007 C; see
     ``tests/test_ghost_bound.py``. Dividing by ones that XLA does not know to be ones
-    did not keep it from that, and doubled a perceptron's temporary buffers.
+    did not prevent it, and doubled a perceptron's temporary buffers.
 
-    An array that occurs several times stays one array. Axes of one are left out of the
-    barrier: XLA cannot move a reshape over it, and copied the gradients of a tied
-    embedding, a tenth of that transformer's temporary buffers.
+    An array that occurs several times stays one array. Axes of length 1 are dropped
+    before the barrier: XLA cannot move a reshape across it, and copied the gradients of
+    a tied embedding, a tenth of that transformer's temporary buffers.
     """
     leaves, structure = jax.tree.flatten(tree)
     distinct = {id(leaf): leaf for leaf in leaves}
@@ -43,15 +42,15 @@ def read_once(tree: Any) -> Any:
 
 
 def after(array: jax.Array, previous: jax.Array | None) -> jax.Array:
-    """Return the array, which XLA then computes after the previous one.
+    """Return the array unchanged, scheduled after the previous one.
 
-    The sum of each layer takes copies of its factors. On CPUs, XLA makes the copies of
-    all layers at once if nothing keeps it from that, and the temporary buffers of a
+    The sum of each layer needs copies of its factors. Without an order, XLA's CPU
+    backend copies the factors of all layers at once, and the temporary buffers of a
     perceptron grow by a third. XLA drops barriers whose results are not used; it does
     not know that no number is below minus infinity.
 
-    In a mesh of several devices the order would cost an all-reduce for each layer, in
-    place of one for all, so that there is no order there.
+    On a mesh of several devices the order would cost an all-reduce for each layer, in
+    place of one for all layers, so that the array is returned without an order.
     """
     if previous is None or not previous.size or not array.size:
         return array

@@ -48,7 +48,7 @@ def in_microbatches(
 
 
 def _plus(total: jax.Array, more: jax.Array) -> jax.Array:
-    """Add; keys and integers among the parameters stay as they are."""
+    """Add two leaves; keys and integers among the parameters stay unchanged."""
     return total + more if is_clippable(more) else more
 
 

@@ -1,7 +1,7 @@
-"""Bounds on what an example adds to the sum, whatever is rounded on the way.
+"""Bounds on the share of an example in the sum, including all rounding errors.
 
-Two things are rounded: the norm, from the parts of `clipjax.per_example.gram`, and the
-weighted sum, which is computed anew from the factors,
+Both the norm, from the parts of `clipjax.per_example.gram`, and the weighted sum, which
+is computed again from the factors, are rounded:
 
     ĉ = fl(Σ_t fl(w l_t) r_tᵀ),  ‖ĉ - w G‖ ≤ γ_k w R,  R = Σ_t ‖l_t‖‖r_t‖,         (3)
 
@@ -36,7 +36,7 @@ from .rounding import (
     tiny,
 )
 
-# A square of more than so many times its rounding error is reported as it is.
+# A square larger than its rounding error by this factor is reported unchanged.
 MARGIN = 16
 
 
@@ -44,7 +44,7 @@ class Bounded(NamedTuple):
     """The squared norm of a parameter's gradient, for each example.
 
     Attributes:
-        square: what is reported; see `PerExample`.
+        square: the squared norm to report; see `PerExample`.
         bound: no less than the squared norm of an example's share of the sum.
         underflow: what underflow can add to that share.
     """
@@ -67,13 +67,13 @@ def of_parameter(
 ) -> Bounded:
     """Bound the share of one parameter, whose gradient is a sum of products.
 
-    Products that do not meet are those of different entries, such as layers that are
+    Products without a common pair belong to different entries, such as layers that are
     slices of one parameter, and add up like the squares of different parameters.
 
     Args:
         products: those of the parameter, by position.
-        pairs: those whose entries meet, and whether the second is arranged as the
-            first, transposed.
+        pairs: pairs of products of the same entries, and whether the second is arranged
+            as the transpose of the first.
     """
     meeting = {i: {i} for i in products}
     for i, j in pairs:
@@ -129,7 +129,7 @@ def norm_error(parts: Sequence[Measured]) -> jax.Array:
 
 
 def sum_error(products: Sequence[Product]) -> jax.Array:
-    """Return γ_k R of (3): how far the sum of products is off, for weight 1."""
+    """Return γ_k R of (3), the error bound of the sum of products, for weight 1."""
     dtype = _reach(products[0]).dtype
     own = len(products) + 2
     return added(
@@ -142,9 +142,9 @@ def sum_error(products: Sequence[Product]) -> jax.Array:
 
 
 def _spread(product: Product) -> jax.Array:
-    """Return ‖Σ_t |l_t||r_t|ᵀ‖, what the rounding of the sum is relative to, or more.
+    """Return an upper bound of ‖Σ_t |l_t||r_t|ᵀ‖, which scales the sum's rounding.
 
-    It is at most R. Of look-ups, only those of the same row are added up.
+    It is at most R. For look-ups, only uses of the same row are added up.
     """
     uses = product.uses
     if not product.is_lookup:
@@ -157,7 +157,7 @@ def _spread(product: Product) -> jax.Array:
 
 
 def _reach(product: Product) -> jax.Array:
-    """Return a length that no gradient of the product is beyond."""
+    """Return an upper bound of the norm of the product's gradient."""
     if not product.gradient:
         return product.uses.reach
     square, error = squared_norm(product)
@@ -165,7 +165,7 @@ def _reach(product: Product) -> jax.Array:
 
 
 def _norm_underflow(product: Product) -> jax.Array:
-    """Return the root of what underflow takes from squares and inner products."""
+    """Return the root of the underflow error of squares and inner products."""
     if not product.gradient:
         return product.uses.norm_underflow
     # Of n m squares, and of up to n m T products with another's factors.

@@ -28,14 +28,14 @@ METHODS = {"auto": ghost, "ghost": ghost, "vmap": direct}
 class AuxiliaryOutput(NamedTuple):
     """Results for each example; None where the caller did not ask for them.
 
-    Not private: they depend on single examples, without noise.
-    `clipjax.privacy.noisy_clip_fraction` is what may be released.
+    They are not private: they depend on single examples, without noise. Release
+    `clipjax.privacy.noisy_clip_fraction` in their place.
 
     Attributes:
         values: losses, of shape ``[B]``.
         grad_norms: norms before the clip, of shape ``[B]``, float32.
-        aux: the loss's own auxiliary output, with the examples in front, and with
-            ``keep_batch_dim`` without the axis of one that each has for its batch.
+        aux: the loss's own auxiliary output, with the examples as first axis. With
+            ``keep_batch_dim``, the batch axis of length 1 is removed.
         nonfinite_count: int32 number of examples left out for NaN, inf or overflow.
     """
 
@@ -159,7 +159,7 @@ class ClippedGrad:
         weights = {}
         for names, limit in zip(groups.members, limits, strict=True):
             longest = root(added((found.bounds[name] for name in names), padding))
-            # Of the sum over parameters, the root, the rule and the quotient.
+            # Roundings of the sum over parameters, the root, the rule and the quotient.
             longest *= 1 + gamma(len(names) + 8, longest.dtype)
             lost = added((found.underflow[name] for name in names), padding)
             lost = jnp.where(jnp.isfinite(lost), lost, 0)
@@ -196,18 +196,18 @@ class ClippedGrad:
 
         The bound does not cover a rounding of the sum to a dtype narrower than float32:
         with such parameters, pass ``dtype=jnp.float32`` and cast after adding noise. It
-        is that of the gradient alone, not of an `AuxiliaryOutput`, and it holds for
-        thresholds and a ``normalize_by`` that were not computed from private data, such
-        as the size of a batch that was drawn at random. An example's loss must depend
-        on no other example: labels that ``batch_argnums`` does not name, or that come
-        by keyword or closure, are those of the whole batch for every example, and no
-        bound covers them.
+        covers the gradient alone, not an `AuxiliaryOutput`. Thresholds and
+        ``normalize_by`` must not be computed from private data, such as the size of a
+        batch that was drawn at random. An example's loss must not depend on other
+        examples: labels that ``batch_argnums`` does not name, or that are passed by
+        keyword or closure, are those of the whole batch for every example, and no bound
+        covers them.
 
         In float32, the rounding of a long sum is not covered either: without one
-        example the others are added in another order. With gradients along one axis
-        that moved a sum by up to 0.0007 C more at 10,000 examples, and in microbatches
-        of 64 by 0.06 C at 65,536 and 0.6 C at a million; in one piece by 0.003 C and
-        0.04 C.
+        example, the others are added in a different order. With gradients along one
+        axis, that changed a sum by up to 0.0007 C more at 10,000 examples; in
+        microbatches of 64 by 0.06 C at 65,536 and 0.6 C at a million; without
+        microbatches by 0.003 C and 0.04 C.
 
         Args:
             neighboring_relation: ``ADD_OR_REMOVE_ONE``, ``REPLACE_SPECIAL`` or
@@ -275,7 +275,7 @@ class ClippedGrad:
 def _rescaled(rule: Rule, norm: jax.Array, limit: jax.Array) -> jax.Array:
     """Return length / (norm · C), with its limit at C = 0, 1 / norm for most rules."""
     info = jnp.finfo(norm.dtype)
-    # Far below the norm, but no smaller: a fraction of it must not be flushed to zero.
+    # Far below the norm, but large enough that fractions are not flushed to zero.
     near_zero = jnp.maximum(norm * float(info.eps) ** 2, info.tiny)
     least = jnp.where(limit == 0, near_zero, limit)
     length = jnp.where(limit == jnp.inf, 0, _length(rule, norm, least) / least)

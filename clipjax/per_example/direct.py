@@ -69,8 +69,8 @@ def _finite(array: jax.Array) -> jax.Array:
 def without_unit_axes(array: jax.Array) -> jax.Array:
     """Drop axes of length 1, so that XLA recognizes equal arrays and copies fewer.
 
-    Layouts that differ in such axes alone cost a copy of the gradients of an LSTM, 40 %
-    of its temporary buffers.
+    Layouts that differed only in such axes cost a copy of the gradients of an LSTM,
+    40 % of its temporary buffers.
     """
     return array.reshape([n for i, n in enumerate(array.shape) if i == 0 or n != 1])
 

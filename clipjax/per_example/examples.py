@@ -77,7 +77,7 @@ class Examples:
             value, aux = result if self.has_aux else (result, ())
             if jnp.shape(value) != ():
                 raise ValueError(
-                    "fun must give a scalar loss for one example, got shape "
+                    "fun must return a scalar loss for one example, got shape "
                     f"{jnp.shape(value)}"
                 )
             if self.keep_batch_dim:
@@ -88,9 +88,9 @@ class Examples:
 
 
 def _array_or_none(leaf: Any) -> Any:
-    """Return a number as an array, and None for a leaf that holds no numbers.
+    """Return a number as an array, and None for a leaf that is not numeric.
 
-    Modules of Equinox hold their activation functions as leaves.
+    Modules of Equinox have activation functions as leaves.
     """
     if isinstance(leaf, float | complex):
         return jnp.asarray(leaf)
@@ -98,7 +98,7 @@ def _array_or_none(leaf: Any) -> Any:
 
 
 def _with_functions(tree: Any, arrays: Any) -> Any:
-    """Return a tree with other arrays, and its own leaves that hold no numbers."""
+    """Return a tree with other arrays, and its own leaves that are not numeric."""
     return jax.tree.map(
         lambda own, array: own if array is None else array, tree, arrays
     )

@@ -110,7 +110,7 @@ def backward(loss: Any, leaves: Leaves, batch: Any, spmd_axis_name: Any = None) 
 def _of_group(
     plan: Plan, group: Sequence[int], records: Any, cotangents: Any
 ) -> tuple[list[Site], list[Any], list[Any]]:
-    """Return the sites of a group, what went in there, and what came back."""
+    """Return the sites of a group, their recorded operands, and their cotangents."""
     sites = [plan.sites[i] for i in group]
     return (
         sites,
@@ -120,10 +120,10 @@ def _of_group(
 
 
 def _read_once(plan: Plan, gradients: Any, records: Any, cotangents: Any) -> Any:
-    """Fix the numbers of one example that both its norm and the sum read.
+    """Put a barrier behind the arrays of one example that norm and sum both read.
 
-    Those are kept until all norms are known. Factors that go into a gradient first are
-    left out, so that XLA can let them go: there it is the gradient that both read.
+    These arrays stay in memory until all norms are known. Factors from which a gradient
+    is formed are excluded, so that XLA can free them: norm and sum read the gradient.
     """
     kept_records, kept_cotangents = {}, {}
     for group in plan.groups:

@@ -44,8 +44,8 @@ class Measured(NamedTuple):
     """A computed number for each example, and a bound on its rounding error.
 
     Attributes:
-        value: the computed values, of shape ``[B]``.
-        error: no less than how far off that is, but for underflow; no derivative.
+        value: what was computed, of shape ``[B]``.
+        error: an upper bound of its error, except for underflow; no derivative.
     """
 
     value: jax.Array

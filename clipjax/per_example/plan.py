@@ -43,7 +43,8 @@ def make_plan(jaxpr: Any, names: tuple[str, ...], params: list[jax.Array]) -> Pl
     """Return the plan of a loss.
 
     The analysis is repeated until it finds no further dense parameter: a parameter that
-    turns out to be dense is not a view, and may make others dense that it meets.
+    turns out to be dense is no longer a view, which may make parameters dense that are
+    multiplied with it.
 
     Args:
         jaxpr: the loss of one example, parameters first.

@@ -100,7 +100,7 @@ def staged_sum(terms: jax.Array) -> jax.Array:
         else:
             stages = terms[..., :length].reshape(*terms.shape[:-1], -1, STAGE)
             sums = jnp.sum(stages, axis=-1)
-        # Without the barrier, XLA makes one sum of the stages again.
+        # Without the barrier, XLA merges the stages into one sum.
         rest, terms = terms[..., length:], jax.lax.optimization_barrier(sums)
         if not count:
             terms = jnp.concatenate([terms, rest], axis=-1)
@@ -156,8 +156,8 @@ class Uses(NamedTuple):
         lefts: ``‖l_t‖``, of shape ``[B, S, T]``; 1 for the row of a look-up.
         rights: ``‖r_t‖``, likewise.
         reach: ``R = Σ_t ‖l_t‖‖r_t‖``, of shape ``[B]``: no gradient is longer.
-        norm_underflow: the root of what underflow takes from ‖G‖² at most, ``[B]``.
-        sum_underflow: what underflow adds to the weighted sum at most, ``[B]``.
+        norm_underflow: the root of the largest underflow error of ‖G‖², ``[B]``.
+        sum_underflow: the largest underflow error of the weighted sum, ``[B]``.
     """
 
     lefts: jax.Array
@@ -207,7 +207,7 @@ def uses_of(left: Sequence[jax.Array] | None, right: jax.Array) -> Uses:
 
 
 def _lengths(pieces: Sequence[jax.Array]) -> jax.Array:
-    """Return no less than the lengths of rows, and zero for rows of zeros only."""
+    """Return upper bounds of the rows' norms, exactly zero for rows of zeros."""
     wide = [widened(piece) for piece in pieces]
     size, dtype = sum(piece.shape[-1] for piece in wide), wide[0].dtype
     squares = sum(jnp.sum(jnp.square(piece), -1) for piece in wide)

@@ -142,7 +142,7 @@ def _widest(norm: Any) -> jax.Array:
 
 
 def _require_of_one_example(entry: Any) -> None:
-    """Refuse what belongs to a clip of the whole batch's gradient."""
+    """Refuse schedules and parts that belong to a clip of the batch's gradient."""
     module = (getattr(entry, "__module__", None) or "") if callable(entry) else ""
     accepted = "l2_clip_norm must be a number or a function of one example"
     if module.split(".")[0] == "optax":

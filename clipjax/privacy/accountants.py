@@ -20,8 +20,8 @@ _LEAST_DELTA = 1e-12
 # The largest ε by RDP for which PLD is tried: beyond it, tables take gigabytes.
 _LARGEST_EPSILON = 1000.0
 _TOLERANCE = 1e-4
-# Less noise than this is none, and more is this much: both are bounds, and keep the
-# squares that dp_accounting takes within floating point.
+# A smaller noise multiplier counts as 0, a larger one as this number: both keep ε an
+# upper bound, and the squares in dp_accounting within the range of floating point.
 LEAST_NOISE = 1e-6
 _MOST_NOISE = 1e6
 
@@ -54,7 +54,7 @@ class Run(NamedTuple):
         return cls(float(rate), _steps(steps), accountant, relation)
 
     def event(self, noise_multiplier: float) -> Any:
-        """Describe the steps to dp_accounting."""
+        """Return the steps as an event of dp_accounting."""
         dp = _dp_accounting()
         event = dp.GaussianDpEvent(noise_multiplier)
         if self.rate < 1:
@@ -68,12 +68,12 @@ class Run(NamedTuple):
     def fresh(self) -> Any:
         """Make an accountant."""
         dp = _dp_accounting()
-        # Unsampled, all relations are a shift by Δ: that of ADD_OR_REMOVE_ONE, of which
-        # the accountants agree what it is. Of Poisson samples, for REPLACE_ONE, the
-        # worst pair is the opposite contributions ±Δ/2: for any set of results of
-        # probability p when the example is not drawn, the one makes it at most
-        # Φ(Φ⁻¹(p) + 1/2σ), the other at least Φ(Φ⁻¹(p) - 1/2σ), and half-spaces attain
-        # both.
+        # Without sampling, all relations shift the mean by Δ, as ADD_OR_REMOVE_ONE
+        # does, whose convention the accountants share. With Poisson samples, the worst
+        # pair for REPLACE_ONE has the opposite contributions ±Δ/2: a set of results
+        # with probability p when the example is not drawn has at most
+        # Φ(Φ⁻¹(p) + 1/2σ) under one of them, at least Φ(Φ⁻¹(p) - 1/2σ) under the
+        # other, and half-spaces attain both.
         name = self.relation if self.rate < 1 else "ADD_OR_REMOVE_ONE"
         kinds = {"pld": dp.pld.PLDAccountant, "rdp": dp.rdp.RdpAccountant}
         return kinds[self.accountant](neighboring_relation=dp.NeighboringRelation[name])
@@ -105,12 +105,12 @@ class Run(NamedTuple):
         return self._replace(accountant="rdp", relation="ADD_OR_REMOVE_ONE")
 
     def require_feasible(self, noise_multiplier: float, delta: float) -> None:
-        """Refuse what is beyond the accountant's precision, or the memory."""
+        """Refuse noise multipliers beyond the accountant's precision or the memory."""
         if self.accountant == "rdp":
             with _quiet():
                 divergences = self.composed(noise_multiplier).rdp
             if (divergences < 0).any():
-                # dp_accounting would take these orders for perfect privacy.
+                # dp_accounting would mistake these orders for perfect privacy.
                 raise ValueError(
                     f"sampling_rate={self.rate!r} with "
                     f"noise_multiplier={noise_multiplier!r} is beyond the precision of "
@@ -127,7 +127,7 @@ class Run(NamedTuple):
             )
 
     def noise_multiplier(self, epsilon: float, delta: float) -> float:
-        """Search the least noise for ε."""
+        """Search for the smallest noise multiplier for ε."""
         dp = _dp_accounting()
         upper = 1.0
         if self.accountant == "pld":
@@ -170,7 +170,7 @@ def _dp_accounting() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop the lines on Rényi orders that are left out: the bound holds without."""
+    """Drop log lines on skipped Rényi orders: the bound holds without them."""
 
     def keep(record: logging.LogRecord) -> bool:
         return "Excluding this order" not in str(record.msg)
@@ -184,7 +184,7 @@ def _quiet() -> Iterator[None]:
 
 
 def require_finite(name: str, value: Any) -> None:
-    """Check a finite number of at least 0 that Python knows."""
+    """Check for a finite Python or NumPy number of at least 0."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(
             f"{name} must be a Python or NumPy number, got {value!r}: accountants run "
@@ -195,14 +195,14 @@ def require_finite(name: str, value: Any) -> None:
 
 
 def require_positive(name: str, value: Any) -> None:
-    """Check a finite number above 0 that Python knows."""
+    """Check for a finite Python or NumPy number above 0."""
     require_finite(name, value)
     if not value:
         raise ValueError(f"{name} must be above 0, got {value!r}")
 
 
 def require_delta(delta: Any, accountant: str) -> None:
-    """Check a number between 0 and 1, within the accountant's precision."""
+    """Check for a number between 0 and 1, within the accountant's precision."""
     require_positive("delta", delta)
     if delta >= 1:
         raise ValueError(f"delta must be below 1, got {delta!r}")

@@ -24,7 +24,7 @@ _IN_WORDS = {
 
 
 class Guarantee(NamedTuple):
-    """What a run promises; its text is the sentence for a report.
+    """The privacy guarantee of a run; `str` returns the sentence for a report.
 
     `guarantee` computes it. In the text, ε is rounded up.
 
@@ -131,8 +131,8 @@ def epsilon(
     The noise multiplier σ is in units of the sensitivity Δ under the same relation:
     ``gaussian_noise(grad.sensitivity(relation), σ, key)`` has this ε for that relation.
     For REPLACE_ONE each example adds at most Δ/2 to the sum, as after a clip.
-    dp_accounting 0.6.0 counts in that contribution by PLD and in Δ by RDP; the
-    arguments that it gets here describe the same mechanism.
+    dp_accounting 0.6.0 takes the noise in units of Δ/2 by PLD and of Δ by RDP; this
+    function passes the number that describes the same mechanism to either.
 
     | accountant | q = 1 | q < 1 | one call |
     |---|---|---|---|
@@ -140,9 +140,9 @@ def epsilon(
     | ``"rdp"`` | all relations | all but REPLACE_ONE: ValueError | 0.1 s |
 
     ``"pld"`` computes the privacy loss distribution and is tight to about 1e-3 up to
-    100,000 steps; ``"rdp"`` composes Rényi divergences, and computes an ε that is
-    larger, by a tenth as a rule and by more for few steps. For ε so far along a run,
-    call this function with the number of steps taken, every few seconds at most.
+    100,000 steps; ``"rdp"`` composes Rényi divergences, and gives an ε that is larger,
+    by a tenth as a rule and by more for few steps. For the ε spent so far, call this
+    function with the number of steps taken, at most every few seconds.
 
     Several releases with Gaussian noise from the same batch, such as a sum and a count,
     are together one Gaussian mechanism: pass σ with
@@ -160,8 +160,8 @@ def epsilon(
             1 / (number of examples): to publish each example with probability δ is
             (0, δ)-differentially private. By PLD at least 1e-12.
         sampling_rate: q, the expected batch size / the number of examples.
-        steps: the number of updates; an array of a single integer, such as
-            ``state.noise_steps``, will do.
+        steps: the number of updates: an integer, or an array of a single integer, such
+            as ``state.noise_steps``.
         accountant: "pld" or "rdp".
         neighboring_relation: what counts as a change of one example:
             ``ADD_OR_REMOVE_ONE``, ``REPLACE_SPECIAL`` (by an example that adds
@@ -255,8 +255,8 @@ def noise_multiplier(
 ) -> float:
     """Return the smallest noise multiplier of an (ε, δ)-private run of DP-SGD.
 
-    `clipjax.privacy.epsilon` of the result is at most ε. The result is above the
-    smallest such number by 1e-4 at most. The search takes some ten calls of
+    `clipjax.privacy.epsilon` of the result is at most ε. The result exceeds the
+    smallest such number by at most 1e-4. The search takes about ten calls of
     `clipjax.privacy.epsilon`: by RDP 0.5 s, by PLD 2 s where the result is 2, and 13 s
     where it is 0.6.
 

@@ -17,7 +17,8 @@ from ..per_example.relations import CHANGES, relation_name
 from .checks import words_of
 from .metrics import clipped_excess, noisy_fraction, require_positive_scalar
 
-# Keeps this noise apart from the gradient's, and from that of a metric.
+# Folded into the key, so that this noise is independent of the gradient's noise, and of
+# a metric's, with the same key.
 _PURPOSE = 0x7175616E
 
 
@@ -25,16 +26,16 @@ class QuantileState(NamedTuple):
     """The state of `quantile_threshold`.
 
     The threshold and the noisy fraction may be published. The state as a whole may not:
-    whoever knows the key can take the noise off.
+    whoever knows the key can subtract the noise.
 
     Attributes:
         threshold: C, for the next step.
         noisy_clip_fraction: the noisy fraction of the last batch above its threshold.
         threshold_steps: int32 number of batches so far.
-        threshold_key: the words of the key, as `jax.random.key_data` returns them.
-        pending_excess: of a batch that is not complete, int32 number of examples above
-            the threshold less those below. It has no noise and is not private; between
-            batches it is 0.
+        threshold_key: the words of the key, from `jax.random.key_data`.
+        pending_excess: int32 number of examples above the threshold minus the number
+            below, in the parts so far of an incomplete batch. It has no noise and is
+            not private; between batches it is 0.
     """
 
     threshold: Float[Array, ""]
@@ -45,7 +46,7 @@ class QuantileState(NamedTuple):
 
 
 class PrivateThreshold(NamedTuple):
-    """A threshold that is updated from the norms of each batch, in Optax's form.
+    """A threshold updated from the norms of each batch: a pair of functions.
 
     Attributes:
         init: ``init()`` returns the first state, with the first threshold.
@@ -79,7 +80,7 @@ def quantile_threshold(
 
     with the target quantile γ, and the noisy fraction b̃ of examples whose norm is at
     most C, which is 1 less `clipjax.privacy.noisy_clip_fraction`. The thresholds of
-    `clipjax.thresholds` look at norms without noise, and void a guarantee.
+    `clipjax.thresholds` use norms without noise, and void a guarantee.
 
     **The guarantee.** Each step releases two things about one batch: the noisy sum of
     clipped gradients and the noisy count. With the gradient's noise multiplier from
@@ -112,12 +113,13 @@ def quantile_threshold(
         count_deviation: σ_b, the standard deviation of the noise on the number of
             examples, above 0. Andrew et al. take m/20.
         expected_size: m, the expected number of examples in a batch, fixed.
-        key: a key from `jax.random.key`. The noise of a step follows from the key and
-            the number of the step, and differs from that of
+        key: a key from `jax.random.key`. The key and the number of the step determine
+            the noise of the step, which differs from that of
             `clipjax.privacy.gaussian_noise` with the same key. Thresholds of several
-            groups need a key each, or their noise is the same.
-        floor: the lowest threshold; above 0 it is bounded adaptive clipping, which
-            keeps C from following the majority down at the expense of few.
+            groups need different keys, or their noise is the same.
+        floor: the lowest threshold. A floor above 0 is bounded adaptive clipping: C
+            does not follow small norms of the majority down, which would clip the few
+            examples with large norms ever more.
         cap: the highest threshold.
         steps: the number of batches that the guarantee was computed for; None does not
             count them.

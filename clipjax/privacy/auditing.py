@@ -1,4 +1,4 @@
-"""An empirical lower bound of ε from canaries, beside the accountant's upper bound."""
+"""Empirical lower bounds of ε from canaries, to compare with the accountant's ε."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DESIGNS = ("one_run", "many_runs")
 
 
 class AuditResult(NamedTuple):
-    """What an audit found; its text is the statement for a report.
+    """The result of an audit; `str` returns the statement for a report.
 
     Attributes:
         epsilon_lower: the mechanism is not (ε, delta)-private for any smaller ε, with
@@ -25,8 +25,8 @@ class AuditResult(NamedTuple):
         design: ``one_run`` or ``many_runs``.
         gaussian: whether the bound assumes the trade-off of a Gaussian mechanism.
         trials: how many canaries, or runs, were scored.
-        guesses: for how many of them the bound counts a guess.
-        correct: how many of those guesses were right.
+        guesses: the number of guesses that the bound counts.
+        correct: the number of these guesses that were right.
     """
 
     epsilon_lower: float
@@ -47,7 +47,7 @@ class AuditResult(NamedTuple):
         )
 
     def __str__(self) -> str:
-        """Return both bounds, how they relate, and what that means."""
+        """Return both bounds, and whether the lower one refutes the claim."""
         what = "canaries in one run" if self.design == "one_run" else "runs"
         found = (
             f"epsilon >= {self.epsilon_lower:.4g} at delta = {self.delta:g} for adding "
@@ -80,36 +80,36 @@ def audit(
 ) -> AuditResult:
     r"""Bound ε from below by guessing which canaries were in the data.
 
-    If a mechanism is (ε, δ)-private, its result does not tell well whether an example
+    The result of an (ε, δ)-private mechanism reveals little about whether an example
     was in the data. An attacker who knows every canary's direction guesses from the
-    scores, and every ε is refuted for which so many right guesses are too unlikely.
+    scores. The audit refutes every ε under which the observed number of right guesses
+    is too unlikely.
 
-    An audit can show that a claim is wrong. It never shows that one is right: the bound
-    is as good as the attack, and it cannot detect a fault that does not affect the
-    canaries. No guarantee follows from it, and ``epsilon_lower`` is not an estimate of
-    ε.
+    An audit can show that a claim is wrong, but never that it is right: the bound is as
+    good as the attack, and canaries do not detect every fault. It is no guarantee, and
+    ``epsilon_lower`` is no estimate of ε.
 
-    | design | what is scored | bound |
+    | design | scores | bound |
     |---|---|---|
     | ``one_run`` | many canaries in one run | Steinke, Nasr, Jagielski (2023) |
     | ``many_runs`` | one canary in each of many independent runs | Clopper-Pearson |
 
-    In both, each canary is in the data or not, by an independent fair coin, and nothing
-    takes its place: the relation is ADD_OR_REMOVE_ONE. The bound also holds for a claim
-    under REPLACE_SPECIAL, and under REPLACE_ONE if an example without a gradient takes
-    the place, though it then uses only half of the sensitivity, 2C/m.
+    In both, each canary is in the data or not, by an independent fair coin, and is not
+    replaced: the relation is ADD_OR_REMOVE_ONE. The bound also holds for a claim under
+    REPLACE_SPECIAL, and under REPLACE_ONE if an example without a gradient replaces the
+    canary, though it then uses only half of the sensitivity, 2C/m.
 
-    In one run, the canaries with the largest scores are guessed to be in, and as many
-    with the smallest scores, or none, to be out. The bound is the best over the numbers
-    of guesses: half of the canaries on each side, and three quarters of the number
-    before, down to 4. Each number has an equal share of the probability of failure.
-    Even for the best attack, the bound stays well below ε.
+    In one run, the canaries with the largest scores are guessed to be in, and the same
+    number with the smallest scores, or none, to be out. The bound is the best one over
+    several numbers of guesses: half of the canaries on each side, then three quarters
+    of the previous number, down to 4. These numbers share the probability of failure
+    equally. Even for the best attack, the bound stays well below ε.
 
-    With many runs, a fifth of them choose a threshold, and the others give the bound.
-    It is closest for a δ at which the claimed ε is small: an accountant's claim is one
-    for all δ, so audit δ = 0.1 as well. For a Gaussian mechanism without sampling,
-    ``gaussian=True`` is close for any δ: the errors of the guesses then bound the ratio
-    of sensitivity and noise.
+    With many runs, a fifth of them determine a threshold, and the others the bound. The
+    bound is closest for a δ at which the claimed ε is small: an accountant's claim
+    covers all δ, so audit δ = 0.1 as well. For a Gaussian mechanism without sampling,
+    ``gaussian=True`` is close for any δ: the error rates of the guesses then bound the
+    ratio of sensitivity and noise.
 
     Args:
         scores: of shape ``[trials]``: the larger, the more likely the canary is in;
@@ -117,13 +117,12 @@ def audit(
         inserted: bool of the same shape, whether the canary was in.
         delta: δ, the same as that of the claim. In one run, it must be far below one
             divided by the number of canaries for the bound to say much.
-        design: ``one_run`` or ``many_runs``. The former is also right for the latter's
-            scores, the latter is wrong for the former's.
+        design: ``one_run`` or ``many_runs``. ``one_run`` is also valid for scores of
+            many runs; ``many_runs`` is not valid for scores of one run.
         confidence: the probability that the bound holds.
         gaussian: with many runs, assume that the trade-off is that of a Gaussian
             mechanism, as it is without sampling. Wrong with Poisson sampling.
-        epsilon_upper: the claimed upper bound, such as the result of
-            `clipjax.privacy.epsilon`.
+        epsilon_upper: the claim, such as the result of `clipjax.privacy.epsilon`.
 
     Returns:
         An `AuditResult`.
@@ -183,7 +182,7 @@ def audit(
 
 
 def _checked(scores: Any, inserted: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return scores and memberships in an order that says nothing about either."""
+    """Return scores and memberships in random order."""
     scores, inserted = np.asarray(scores, np.float64), np.asarray(inserted)
     if inserted.dtype != bool:
         raise TypeError(f"inserted must be of dtype bool, got {inserted.dtype}")
@@ -194,7 +193,7 @@ def _checked(scores: Any, inserted: Any) -> tuple[np.ndarray, np.ndarray]:
         )
     if np.isnan(scores).any():
         raise ValueError(f"scores must be numbers, got {np.isnan(scores).sum()} NaN")
-    # Equal scores are told apart by their order, and a caller may have sorted them.
+    # Equal scores are ranked by position, and a caller may have sorted by membership.
     order = np.random.default_rng(0).permutation(len(scores))
     return scores[order], inserted[order]
 
@@ -202,7 +201,7 @@ def _checked(scores: Any, inserted: Any) -> tuple[np.ndarray, np.ndarray]:
 def _one_run(
     scores: np.ndarray, inserted: np.ndarray, delta: float, significance: float
 ) -> tuple[float, int, int]:
-    """Return the largest bound over the numbers of guesses, guesses and right ones."""
+    """Return the largest bound over the numbers of guesses, and its counts."""
     ranked = inserted[np.argsort(-scores, kind="stable")]
     sides = [*_guesses(len(ranked))]
     best = 0.0, 0, 0
@@ -219,7 +218,7 @@ def _one_run(
 
 
 def _guesses(trials: int) -> Iterator[tuple[int, int]]:
-    """Yield how many of the largest and of the smallest scores to guess."""
+    """Yield pairs: how many of the largest and of the smallest scores to guess."""
     number = trials // 2
     while number >= 4 or number == trials // 2 > 0:
         yield number, number
@@ -230,7 +229,7 @@ def _guesses(trials: int) -> Iterator[tuple[int, int]]:
 def _chance(
     correct: int, guesses: int, epsilon: float, *, trials: int, delta: float
 ) -> float:
-    """Bound the probability of so many right guesses under (ε, δ)-privacy.
+    """Bound the probability of at least v right guesses under (ε, δ)-privacy.
 
     With W binomial of guesses and e^ε / (1 + e^ε), and f(v) = P(W ≥ v), it is
     f(v) + 2 m δ max_i (f(v - i) - f(v)) / i for m trials (Steinke, Nasr, Jagielski,
@@ -248,7 +247,7 @@ def _chance(
 def _first_above(
     chance: Callable[[float], float], significance: float, start: float
 ) -> float:
-    """Return the least ε from start on whose chance reaches the significance."""
+    """Return the least ε ≥ start under which the guesses are not too unlikely."""
     if chance(start) >= significance:
         return start
     low, high = start, start + 1

@@ -1,4 +1,4 @@
-"""Canaries: examples whose gradients have a direction of their own, for an audit."""
+"""Canaries: examples whose gradients are orthogonal to each other, for an audit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float32, Int32
 from ..core.checks import require_integer, require_number
 from ..core.trees import Leaves
 
-# Keeps these draws apart from other uses of the same key, such as that of the noise.
+# Folded into the key, so that these draws are independent of other draws from it, such
+# as the noise.
 _PURPOSE = 0x63616E61
 
 
@@ -22,7 +23,7 @@ class Canaries(NamedTuple):
     """Directions in parameter space, and which of them are in the data.
 
     Attributes:
-        inserted: whether a canary is in the data, by a fair coin for each.
+        inserted: whether each canary is in the data, decided by a fair coin.
         leaf: the leaf, counted in tree order, in which a canary's direction lies.
         entry: the entry of that leaf, in row-major order.
         sign: 1 or -1. The direction is the unit vector of the entry times the sign.
@@ -38,12 +39,13 @@ def canaries(params: Any, count: int, key: jax.Array) -> Canaries:
     """Draw canaries: entries of the parameters, all different, and whether each is in.
 
     The directions are orthogonal ("Dirac canaries"), so that the score of one does not
-    depend on the others. Each lies in one leaf: where leaves have thresholds of their
-    own, a canary attains that of its leaf alone, and the bound of ε is lower.
+    depend on the others. Each lies in one leaf: if leaves have separate thresholds, a
+    canary attains that of its leaf alone, and the bound of ε is lower.
 
-    For an audit in one run, append a row for each inserted canary to the data, with the
-    numbers ``jnp.flatnonzero(known.inserted)``, and use the number -1 for all other
-    rows. Leave out the others, or mark them as padding, and train with `with_canaries`.
+    For an audit in one run, append a row for each inserted canary to the data, numbered
+    by ``jnp.flatnonzero(known.inserted)``; all other rows have the number -1. Leave out
+    the canaries that are not inserted, or mark their rows as padding, and train with
+    `with_canaries`.
 
     Args:
         params: the parameters, arrays or ``ShapeDtypeStruct``.
@@ -51,8 +53,8 @@ def canaries(params: Any, count: int, key: jax.Array) -> Canaries:
         key: a key from `jax.random.key`. It cannot be traced.
 
     Returns:
-        The `Canaries`. `with_canaries` makes examples of those that are inserted, and
-        `canary_scores` finds out which ones were.
+        The `Canaries`. `with_canaries` returns a loss that treats their rows as
+        examples, and `canary_scores` returns the scores to guess from.
 
     Raises:
         TypeError: count is not an integer.
@@ -84,18 +86,18 @@ def with_canaries(
     norm: float,
     has_aux: bool = False,
 ) -> Callable[..., Any]:
-    """Return a loss that takes a canary's number, and gives it its own gradient.
+    """Return a loss with a canary number as argument, and with the canaries' gradients.
 
-    The number is one more batch argument, the last: -1 for an ordinary example, whose
-    loss is fun's. The loss of a canary is linear in the parameters, so that its
-    gradient is ``norm`` times its direction at every step, and all that follows, from
-    the clip to the noise, treats it as any other example.
+    The number is an additional batch argument, the last: -1 for an ordinary example,
+    whose loss is that of ``fun``. The loss of a canary is linear in the parameters, so
+    that its gradient is ``norm`` times its direction at every step; clip and noise
+    treat it like any other example.
 
     Args:
         fun: the loss of one example, with the parameters as its first argument.
         canaries: the directions.
-        norm: the length of a canary's gradient before the clip. Choose several times
-            the threshold, since that is the worst case that the clip is for.
+        norm: the norm of a canary's gradient before the clip. Choose several times the
+            threshold, so that the audit tests the clip.
         has_aux: whether fun returns a pair of the loss and auxiliary output.
 
     Returns:
@@ -144,15 +146,15 @@ def with_canaries(
 def canary_scores(tree: Any, canaries: Canaries) -> Float32[Array, " canaries"]:
     """Return the inner product of a tree with every canary's direction.
 
-    Anything that a training run releases has scores: the noisy gradient of each step,
-    as `clipjax.privacy.gaussian_noise` returns it, or the initial parameters minus the
-    final ones. Scores of inserted canaries tend to be larger: mind the sign of what
-    ``dp_sgd`` returns.
+    The tree is a value that the training run releases: the noisy gradient of a step,
+    from `clipjax.privacy.gaussian_noise`, or the initial parameters minus the final
+    ones. Scores of inserted canaries tend to be larger: mind the sign of the updates
+    that ``dp_sgd`` returns.
 
-    Over several steps, any function of the scores that is chosen beforehand is an
-    attack of its own. The sum over steps is the strongest against noise that is right;
-    the range (largest minus smallest) shows noise that is the same at each step, if a
-    canary is not in every batch.
+    Over several steps, any function of the scores that is chosen beforehand is a valid
+    attack. The sum over steps is the strongest one against correct noise; the range
+    (largest minus smallest) detects noise that is the same at each step, if a canary is
+    not in every batch.
 
     Args:
         tree: a tree like the parameters.

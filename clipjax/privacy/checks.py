@@ -1,4 +1,4 @@
-"""Checks of keys and of sums, for all that draws or takes private noise."""
+"""Checks of keys and of sums, for the functions that draw or add private noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core.trees import Leaves
 
 
 def words_of(key: Any) -> tuple[Any, Any]:
-    """Return the words of a key, and the generator that they are for."""
+    """Return the words of a key, and the name of its generator."""
     if not isinstance(key, jax.Array):
         raise TypeError(
             f"key must be a key such as jax.random.key(0), got {key!r}: a seed alone "
@@ -19,7 +19,7 @@ def words_of(key: Any) -> tuple[Any, Any]:
         )
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         try:
-            key = jax.random.wrap_key_data(key)  # as jax.random.PRNGKey makes it
+            key = jax.random.wrap_key_data(key)  # a raw key, from jax.random.PRNGKey
         except TypeError as error:
             raise TypeError(
                 "key must be a key such as jax.random.key(0), or the words of one, got "

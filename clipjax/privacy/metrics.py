@@ -1,4 +1,4 @@
-"""Metrics of single examples that are private because they are released with noise."""
+"""Metrics of single examples, released with noise and therefore private."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from ..core.checks import Scalar, require_number
 from ..core.meshes import varying_axes
 from .checks import words_of
 
-# Keeps this noise apart from the gradient's, and from that of a private threshold.
+# Folded into the key, so that this noise is independent of the gradient's noise, and of
+# a private threshold's, with the same key.
 _PURPOSE = 0x66726163
 
 
@@ -100,7 +101,7 @@ def noisy_clip_fraction(
 def clipped_excess(
     example_norms: jax.Array, threshold: Scalar, is_padding_example: Any = None
 ) -> Int[Array, ""]:
-    """Return how many examples are above the threshold, less how many are not.
+    """Return the number of examples above the threshold minus the number not above.
 
     It is twice the sum of the bits that are shifted by 1/2, and an integer, so that
     sums over parts of a batch are exact.
@@ -140,7 +141,7 @@ def clipped_excess(
 def noisy_fraction(
     excess: Int[Array, ""], deviation: Scalar, size: Scalar, key: jax.Array
 ) -> Float[Array, ""]:
-    """Return the fraction that `clipped_excess` stands for, with noise on the count."""
+    """Convert `clipped_excess` to a fraction, with noise on the count."""
     deviation = jnp.asarray(deviation, jnp.float32)
     noisy = excess.astype(jnp.float32) / 2
     noisy += deviation * jax.random.normal(key, (), jnp.float32)
@@ -148,7 +149,7 @@ def noisy_fraction(
 
 
 def require_positive_scalar(name: str, value: Any) -> None:
-    """Check a number above 0 that float32 can hold; of an array, dtype and shape."""
+    """Check for a number in float32's positive range; for arrays, dtype and shape."""
     require_number(name, value, infinite=False)
     if jnp.shape(value):
         raise ValueError(

@@ -20,18 +20,19 @@ from ..core.state import checked_state
 from ..core.trees import Leaves
 from .checks import require_wide, words_of
 
-# Keeps this noise apart from other uses of the same key, such as that of a sampler.
+# Folded into the key, so that this noise is independent of other draws from the same
+# key, such as those of a sampler.
 _PURPOSE = 0x6E6F6973
 _LAST_STEP = 2**31 - 1
 
 
 class NoiseState(NamedTuple):
-    """The state of `gaussian_noise`: with the parameters, all that a restart needs.
+    """The state of `gaussian_noise`: a restart needs it and the parameters only.
 
     Attributes:
-        noise_steps: int32 number of updates so far. Each takes noise of its own.
-        noise_key: the words of the key, as `jax.random.key_data` gives them, so that
-            any tool for checkpoints can store them.
+        noise_steps: int32 number of updates so far. Each update draws new noise.
+        noise_key: the words of the key, from `jax.random.key_data`, so that any
+            checkpointing library can store them.
     """
 
     noise_steps: Int[Array, ""]
@@ -50,22 +51,22 @@ def gaussian_noise(
 
     .. math:: u = s + \sigma \Delta\, z, \qquad z \sim \mathcal{N}(0, I)
 
-    with the sensitivity Δ and the noise multiplier σ. It takes the result of
-    `clipjax.clipped_grad`, and comes first in the chain: what follows, such as momentum
-    and Adam, sees noisy values only, and takes nothing from the guarantee; a loss that
-    is passed to update, as for a line search, does.
+    with the sensitivity Δ and the noise multiplier σ. Its input is the result of
+    `clipjax.clipped_grad`, so that it is the first member of the chain: later members,
+    such as momentum and Adam, get noisy values only and do not weaken the guarantee. A
+    loss that is passed to update, as for a line search, voids it.
 
-    The noise of a step follows from the key and the number of the step, both of which
-    are in the state: a run that is restored from a checkpoint goes on with the noise
-    that it would have had, and no noise is used twice. A run that starts again with the
-    same key, from other parameters or other data, does use it twice, which reveals the
-    difference of the two: use a new key for each run. So does a run that goes back to
-    an earlier checkpoint and goes on with other batches, or updates twice from one
-    state.
+    The key and the number of the step, both in the state, determine the noise of a
+    step: a run that is restored from a checkpoint continues with the same noise as
+    without the stop, and no noise is used twice. A run that starts again with the same
+    key, but other parameters or data, uses the noise twice, which reveals the
+    difference of the two sums: use a new key for each run. The same holds for a run
+    that returns to an earlier checkpoint and continues with other batches, or that
+    updates twice from one state.
 
-    What is wrapped around it sees the sum before the noise. `clipjax.skip_on_spike`
-    would decide by a private norm and, after a step that it skips, draw the same noise
-    again: ``optax.chain(gaussian_noise(...), skip_on_spike(...))`` is private.
+    A wrapper around it gets the sum before the noise. `clipjax.skip_on_spike` as a
+    wrapper would decide by a private norm and, after a skipped step, draw the same
+    noise again. ``optax.chain(gaussian_noise(...), skip_on_spike(...))`` is private.
 
     | input | result |
     |---|---|
@@ -75,7 +76,7 @@ def gaussian_noise(
     | a leaf narrower than float32 | TypeError |
     | a part of a tree, by ``optax.masked`` or ``optax.partition`` | ValueError |
     | integer, float0, PRNG-key, None leaves | unchanged |
-    | halves of a tree with one key, None in place of the rest | each its own noise |
+    | halves of a tree with one key, None in place of the rest | different noise |
     | ``jax.vmap`` over models with one key | the same noise for all: no privacy |
     | complex leaves | real and imaginary parts each get noise of that deviation |
     | leaves sharded under ``jit``, on any mesh | the noise of one device |
@@ -83,10 +84,10 @@ def gaussian_noise(
     | one worker's gradient; inside `clipjax.per_worker` | ValueError |
     | another state, or that of another generator | ValueError |
 
-    Noise and sum are rounded to float32, in which JAX's normal numbers end at 5.42
-    standard deviations; one in 17 million should be beyond. Guarantees are those of
-    real numbers: they do not cover this, nor attacks on the last digits of what is
-    released (Mironov, 2012).
+    Noise and sum are rounded to float32, in which JAX's normal numbers do not exceed
+    5.42 standard deviations; one in 17 million should. Guarantees are proved for real
+    numbers: they cover neither this nor attacks on the last digits of the released
+    values (Mironov, 2012).
 
     Args:
         sensitivity: Δ, the most that one example changes the sum, in the L2 norm:
@@ -94,16 +95,17 @@ def gaussian_noise(
             C and the fixed divisor m, it is C/m for adding or removing one example, and
             2C/m for replacing one.
         noise_multiplier: σ, the standard deviation of each entry in units of Δ; see
-            `clipjax.privacy.noise_multiplier`. It is not a schedule, since
+            `clipjax.privacy.noise_multiplier`. Schedules are not accepted, since
             accountants take one number for all steps; ``optax.inject_hyperparams``
-            makes it one, with ``static_args=("key", "steps")``, and for parameters
+            accepts one, with ``static_args=("key", "steps")``, and for parameters
             narrower than float32 with ``hyperparam_dtype=jnp.float32``.
         key: a key from `jax.random.key`, used for nothing else. With the generator
-            ``rbg``, the numbers are those of one kind of machine.
+            ``rbg``, the numbers differ between kinds of hardware.
         steps: the number of updates that the guarantee was computed for; None does not
             count them.
         axis_name: the mesh axes that leaves are split over, inside ``shard_map`` with
-            unchecked types or ``pmap``; elsewhere types tell. () if there are none.
+            unchecked types or ``pmap``; () if there are none. Elsewhere the axes are
+            known from the types.
 
     Returns:
         An ``optax.GradientTransformationExtraArgs`` with a `NoiseState`. With
@@ -138,12 +140,12 @@ def gaussian_noise(
     if steps is not None:
         require_steps("steps", steps)
     require_axis_name(axis_name)
-    # Beyond int32 the count would stop, and the same noise would be drawn again.
+    # Beyond int32 the count would saturate, and the same noise would be used again.
     limit = _LAST_STEP if steps is None else min(steps, _LAST_STEP)
 
     def init(params: Any) -> NoiseState:
         del params
-        # A copy, since a state that is donated must own its arrays.
+        # A copy, since a donated state must not share its arrays with the caller's key.
         return NoiseState(jnp.zeros((), jnp.int32), jnp.array(words, copy=True))
 
     def update(
@@ -175,7 +177,7 @@ def gaussian_noise(
 
 
 def laplace_noise(*arguments: Any, **options: Any) -> NoReturn:
-    """Refuse: Laplace noise needs a sensitivity that this clip does not bound.
+    """Raise an error: Laplace noise needs a sensitivity that this clip does not bound.
 
     Raises:
         ValueError: always.
@@ -190,7 +192,7 @@ def laplace_noise(*arguments: Any, **options: Any) -> NoReturn:
 
 
 def _require_scale(sensitivity: Any, noise_multiplier: Any) -> None:
-    """Check both factors of the standard deviation, and that float32 can hold it."""
+    """Check both factors of the standard deviation, and that float32 contains it."""
     known = []
     for name, value in (
         ("sensitivity", sensitivity),
@@ -230,7 +232,7 @@ def _deviation(sensitivity: Any, noise_multiplier: Any, dtype: Any) -> jax.Array
 
 
 def _require_whole(updates: Any) -> None:
-    """Refuse the part of a gradient that a mask leaves over."""
+    """Refuse a masked gradient."""
 
     def is_masked(leaf: Any) -> bool:
         return isinstance(leaf, optax.MaskedNode)
@@ -262,7 +264,7 @@ def _require_reduced(leaves: Leaves, splits: Sequence[MeshAxes]) -> None:
             )
 
 
-# Compiled, since outside of jit every conditional would be compiled anew.
+# Under jit: outside of it, every call would compile the conditional again.
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
 def _released(
     arrays: list[jax.Array],
@@ -273,7 +275,7 @@ def _released(
     splits: tuple[MeshAxes, ...],
     names: tuple[int, ...],
 ) -> list[jax.Array]:
-    """Return leaves with the noise of a step, or zeros from the limit on."""
+    """Return leaves with the noise of a step, or zeros after the planned steps."""
     key = jax.random.fold_in(jax.random.fold_in(key, _PURPOSE), step)
 
     def add_noise(arrays: list[jax.Array]) -> list[jax.Array]:
@@ -291,25 +293,25 @@ def _released(
     def zeros(arrays: list[jax.Array]) -> list[jax.Array]:
         return [full_like(leaf, 0) for leaf in arrays]
 
-    # Not a selection: XLA then draws the noise when what the gradient needed is free
-    # again, and not before.
+    # A conditional and not a selection: XLA then draws the noise after the buffers of
+    # the gradient's computation are freed.
     return jax.lax.cond(step < limit, add_noise, zeros, arrays)
 
 
 def _on_shard(key: jax.Array, axes: MeshAxes) -> jax.Array:
-    """Return a key of each shard's own, the same on all replicas of the shard."""
+    """Return a different key for each shard, the same on all replicas of a shard."""
     for axis in axes:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis))
     return key
 
 
 def _noisy(leaf: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
-    """Add noise to a leaf, made where the leaf lies."""
+    """Add noise to a leaf, drawn on the leaf's own devices."""
     sharding = jax.typeof(leaf).sharding
     is_explicit = bool(sharding.mesh.explicit_axes)
     noise = jax.random.normal(
         key, leaf.shape, leaf.dtype, out_sharding=sharding if is_explicit else None
     )
     if jnp.iscomplexobj(leaf):
-        noise *= 2**0.5  # JAX's complex normal numbers have a variance of 1 in all
+        noise *= 2**0.5  # JAX's complex normal numbers have a total variance of 1
     return leaf + noise * deviation.astype(leaf.dtype)

@@ -27,11 +27,11 @@ def dp_sgd(
         \qquad z_t \sim \mathcal{N}(0, I)
 
     It is ``optax.chain(gaussian_noise(...), optax.sgd(...))``: see
-    `clipjax.privacy.gaussian_noise` for the noise, its edge cases and what it promises.
-    Nothing about privacy follows from the optimizer alone: the sum must come from
-    `clipjax.clipped_grad`, the batches from Poisson sampling, and the noise multiplier
-    from an accountant. The optimizer cannot tell a clipped sum from the gradient of
-    ``jax.grad``, for which there is no guarantee.
+    `clipjax.privacy.gaussian_noise` for the noise, its edge cases and its guarantee.
+    The optimizer alone is not private: the sum must come from `clipjax.clipped_grad`,
+    the batches from Poisson sampling, and the noise multiplier from an accountant. The
+    optimizer cannot distinguish a clipped sum from the gradient of ``jax.grad``, for
+    which there is no guarantee.
 
     Args:
         learning_rate: a number or a schedule. ``optax.inject_hyperparams`` needs
@@ -97,10 +97,10 @@ def dp_adam(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Take steps of Adam from noisy sums of gradients clipped per example.
 
-    It is ``optax.chain(gaussian_noise(...), optax.adamw(...))``, with all that
-    `dp_sgd` says. Both moments are those of noisy gradients: the second contains the
-    noise's variance, (σΔ)², which is the larger part of it where an entry of the sum is
-    smaller than the noise. Steps are then about those of momentum.
+    It is ``optax.chain(gaussian_noise(...), optax.adamw(...))``; see `dp_sgd` for the
+    conditions of privacy. Both moments are those of noisy gradients: the second
+    contains the noise's variance, (σΔ)², which dominates for entries of the sum that
+    are smaller than the noise. Steps are then approximately those of momentum.
 
     Args:
         learning_rate: a number or a schedule.

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Int32
 from ..core.checks import require_integer, require_number
 from .checks import words_of
 
-# Keeps these numbers apart from others that are drawn from the same key.
+# Folded into the key, so that these numbers are independent of other draws from it.
 _PURPOSE = 0x73616D70
-# How many examples are drawn for at a time: 8 MiB of random numbers.
+# Examples per block of random numbers, which takes 8 MiB.
 _CHUNK = 2**20
 
 Indices = Int32[np.ndarray, " batch_size"]
@@ -31,13 +31,13 @@ class PoissonSampler:
     with the sampling rate q. It is the sampling that `clipjax.privacy.epsilon` assumes.
     Shuffled epochs of fixed batches are not: their ε may be much larger.
 
-    The sample of a step follows from the key and the number of the step alone: a run
-    that is restored goes on with the batches that it would have had, and steps may be
-    asked for in any order. A sample's size varies, as
-    :math:`nq \pm \sqrt{nq(1 - q)}`, and no example is ever dropped, which would break
-    the accounting: the sample comes in as many batches of the fixed size as it needs,
-    padded with -1, for `clipjax.privacy.virtual_batches` to add up. Give
-    ``is_padding_example=indices < 0`` to `clipjax.clipped_grad`.
+    The key and the number of the step alone determine the sample of a step: a restored
+    run continues with the same batches as without the stop, and steps may be requested
+    in any order. A sample's size varies, as :math:`nq \pm \sqrt{nq(1 - q)}`. No example
+    is ever dropped, which would break the accounting: the sample is split into as many
+    batches of the fixed size as it needs, padded with -1, whose clipped sums
+    `clipjax.privacy.virtual_batches` adds up. Pass ``is_padding_example=indices < 0``
+    to `clipjax.clipped_grad`.
 
     | input | result |
     |---|---|
@@ -47,32 +47,32 @@ class PoissonSampler:
     | sampling_rate = 1 | all examples, in every step |
     | several processes | each computes the same sample, and takes its share of rows |
 
-    What it reveals about the data: shapes depend on batch_size alone. The number of
-    batches of a step follows from the size of the sample, and so under
-    ADD_OR_REMOVE_ONE from the data. The optimizer does not release it, but the time
-    that a step takes may show it: the guarantee is for those who see the parameters,
-    not the clock. Indices themselves are private; do not log them. The sampling rate is
-    a constant as well: chosen as ``256 / len(data)``, it changes with the data, unless
-    the number of examples is public.
+    Shapes depend on batch_size alone, and reveal nothing about the data. The number of
+    batches of a step depends on the size of the sample, and so under ADD_OR_REMOVE_ONE
+    on the data. The optimizer does not release it, but the duration of a step may: the
+    guarantee is for observers of the parameters, not of the clock. Indices are private;
+    do not log them. The sampling rate must be a constant as well: chosen as
+    ``256 / len(data)``, it depends on the data, unless the number of examples is
+    public.
 
     With several processes, take rows ``indices[process_index::process_count]`` of every
     batch in each, and sum the clipped gradients over processes. For a compiled loop,
-    make the batches of several steps beforehand, and stack: ``lax.scan`` runs over the
-    arrays of indices and ``is_last``, since all have one shape.
+    draw the batches of several steps beforehand and stack them: ``lax.scan`` runs over
+    the arrays of indices and ``is_last``, since all have the same shape.
 
     Random numbers are those of Philox 4x64 with ten rounds, with the words of the key
     as its key and the step as part of its counter, so that no two steps share any. An
-    example is drawn if its 64 bits are below :math:`2^{64} q`, rounded down. It is no
-    cryptographic generator. Keep the key as secret as the data: who knows it knows the
-    samples, and amplification by sampling is lost. ``jax.random.key(seed)`` takes 32
-    bits of the seed, so that a guess by trying them all is possible.
+    example is drawn if its 64 bits are below :math:`2^{64} q`, rounded down. Philox is
+    not a cryptographic generator. Keep the key as secret as the data: whoever knows the
+    key knows the samples, and amplification by sampling is lost.
+    ``jax.random.key(seed)`` uses 32 bits of the seed, few enough to try them all.
 
     Args:
         examples: n, the number of examples, below 2^31.
         sampling_rate: q, above 0 and at most 1.
         key: a key from `jax.random.key`. It may be that of the noise, which draws other
             numbers from it.
-        batch_size: the number of rows of a batch: what fits into memory.
+        batch_size: the number of rows of a batch, as many as fit into memory.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -139,7 +139,7 @@ class PoissonSampler:
         key = sum(word << 32 * place for place, word in enumerate(self.key_words))
         counter = _PURPOSE << 192 | step << 128  # the lower half counts the numbers
         numbers = np.random.Philox(key=key, counter=counter)
-        # As 64 random bits against a bound, since NumPy promises the bits for all
+        # Compare 64 random bits with a bound, since NumPy guarantees these bits across
         # versions, and since 32-bit floats would round small rates.
         bound = np.uint64(int(float(self.sampling_rate) * 2**64) - 1)
         parts = [

@@ -1,4 +1,4 @@
-"""SlaClip: a gradient and the slack of its clip, released by one mechanism."""
+"""SlaClip: release a gradient and the slack of its clip by one Gaussian mechanism."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def with_slack(threshold: Scalar, slots: int) -> Callable[[Any], WithSlack]:
         s_k = \sqrt K \operatorname{clip}\bigl(C - n - k C / K,\, 0,\, C / K\bigr),
         \quad k = 0, \dots, K - 1
 
-    with the norm n. The slack C - n fills slots of C/K one after another: a norm near C
-    fills the first, and a norm near 0 all of them. Summed over the batch, slot k holds
-    C/√K times the number of examples whose norm is below its range C - kC/K, those in
-    the range by their share. Its noisy sum is an estimate of the norms' distribution
-    function.
+    with the norm n. The slack C - n fills slots of size C/K one after another: a norm
+    just below C fills a part of the first slot, and a norm near 0 fills all of them.
+    Summed over the batch, slot k is C/√K times the number of examples with norms below
+    C - (k + 1) C/K, plus fractions for norms between that and C - kC/K. The noisy sum
+    is an estimate of the norms' distribution function.
 
     **The guarantee.** The pair is no longer than C, so that both parts are released as
     one Gaussian mechanism with the sensitivity of the gradient alone, under every
@@ -53,10 +53,11 @@ def with_slack(threshold: Scalar, slots: int) -> Callable[[Any], WithSlack]:
 
     The bound is attained at n = 0 and at n ≥ C. `clipjax.clipped_grad` does not rely on
     the proof: it measures the pair and clips it by C again, with its bounds on
-    rounding, so that the sensitivity it reports holds for whatever is passed here, and
-    with any rule; the slack means what is said here with the default rule. It computes
-    every example's gradient for that. Slack is not computed from reported norms, which
-    are no bounds: where terms cancel, those of ``method="ghost"`` can be too short.
+    rounding, so that the sensitivity it reports holds for any threshold that is passed
+    here, and with any rule; the formula of the slack holds with the default rule. The
+    transform needs every example's gradient. Slack is not computed from reported norms,
+    which are no bounds: where terms cancel, those of ``method="ghost"`` can be too
+    small.
 
     Args:
         threshold: C, above 0 and finite, the ``l2_clip_norm`` of `clipped_grad`: a
@@ -135,12 +136,13 @@ def slack_threshold(
         C_{\min}, C_{\max}\bigr)
 
     with the estimated fractions ŝ₁ of norms below C, and ŝ_K of norms near 0: the noisy
-    slack times √K. At least half of the examples shall be below C; more, if many norms
-    are near 0. It looks at released values only, so that it costs no privacy, under any
-    neighboring relation; without noise on the slack, there is no guarantee.
+    slack times √K. The target is that at least half of the norms are below C; more, if
+    many are near 0. The function uses released values only, so that it costs no
+    privacy, under any neighboring relation; without noise on the slack, there is no
+    guarantee.
 
-    The formulas are those of the published code. ŝ_K is a pure number and is divided by
-    C all the same, so that the fixed point depends on the unit of the gradient.
+    The formulas are those of the published code. It divides ŝ_K by C although ŝ_K is a
+    pure number, so that the fixed point depends on the unit of the gradient.
 
     Args:
         threshold: C of this batch, above 0.

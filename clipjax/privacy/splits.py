@@ -1,4 +1,4 @@
-"""One threshold shared out over the layers of a model, for clips per layer."""
+"""Split one threshold into thresholds per layer, for per-example clips per layer."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ def split_threshold(
     by: str = "uniform",
     groups: Labels | None = None,
 ) -> GroupThresholds:
-    r"""Share a threshold out over layers, which `clipjax.clipped_grad` clips each.
+    r"""Split a threshold over layers, each of which `clipjax.clipped_grad` clips.
 
     .. math:: C_l = \frac{C}{\sqrt{K}} \quad \text{or} \quad
         C_l = C \sqrt{\frac{d_l}{D}}, \qquad \sum_l C_l^2 = C^2
 
-    for K layers, of d_l out of D numbers. All of them together bound an example's
-    gradient by C, so that the sensitivity is the one of a clip of the whole gradient by
-    C: C/m for adding or removing one example with the fixed divisor m, and 2C/m for
-    replacing one. With ``rescale_to_unit_norm``, each layer's share becomes 1, and the
-    sensitivity √K/m or 2√K/m. `ClippedGrad.sensitivity` returns it in each case.
+    for K layers, where layer l has d_l of the D parameters. Together the thresholds
+    bound an example's gradient by C, so that the sensitivity is that of a clip of the
+    whole gradient to C: C/m for adding or removing one example with the fixed divisor
+    m, and 2C/m for replacing one. With ``rescale_to_unit_norm``, each layer's bound
+    becomes 1, and the sensitivity √K/m or 2√K/m. `ClippedGrad.sensitivity` returns it
+    in each case.
 
     | input | result |
     |---|---|

@@ -1,4 +1,4 @@
-"""Batches larger than memory: sums of clipped gradients, with noise once."""
+"""Batches larger than memory: add up clipped gradients, and add noise once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class VirtualState(NamedTuple):
         pending_sum: the sum of the clipped gradients of the step so far, a tree like
             the parameters, in float32 or wider. It has no noise: it is private, and so
             is a checkpoint that contains it.
-        pending_batches: int32 number of batches in that sum: after a restart, how many
-            of the step to leave out.
+        pending_batches: int32 number of batches in that sum: after a restart, skip this
+            many batches of the step.
         inner_state: the state of the wrapped optimizer.
     """
 
@@ -41,16 +41,16 @@ def virtual_batches(
 
     .. math:: u = \mathrm{optimizer}\Big(\sum_b s_b\Big)
 
-    A step's sample may be larger than what fits into memory. Its clipped sums
-    :math:`s_b` over physical batches add up to that of the whole sample, so that the
-    sensitivity is the same, C/m under ADD_OR_REMOVE_ONE and 2C/m under REPLACE_ONE; and
-    the optimizer, with its noise, runs once, on the last batch. Call ``update(clipped,
-    state, params, is_last=...)`` for each.
+    A step's sample may not fit into memory. The clipped sums :math:`s_b` over its
+    physical batches add up to that of the whole sample, so that the sensitivity is the
+    same, C/m under ADD_OR_REMOVE_ONE and 2C/m under REPLACE_ONE. The optimizer, with
+    its noise, runs once, on the last batch. Call ``update(clipped, state, params,
+    is_last=...)`` for each batch.
 
     | input | result |
     |---|---|
     | a batch that is not the last | -0.0 in every leaf; ``optimizer`` is not run |
-    | the last batch of a step | that of ``optimizer`` for the sum |
+    | the last batch of a step | the update by ``optimizer`` for the sum |
     | is_last left out | TypeError: each batch would get noise as a step of its own |
     | is_last traced | the same, by ``lax.cond``: one program, and ``lax.scan`` |
     | a batch of padding alone | counts as zeros |
@@ -61,14 +61,14 @@ def virtual_batches(
     The sum is in float32, or in float64 where parameters are, and is not divided: the
     divisor m is a constant, the ``normalize_by`` of `clipjax.clipped_grad`.
 
-    ``optax.MultiSteps`` does not do this. It takes a mean over micro-steps, so that the
+    ``optax.MultiSteps`` is no replacement. It averages over micro-steps, so that the
     noise, which is calibrated to the sum, would be too large by their number; and it
-    steps after a number of them that is fixed, while that of a Poisson sample varies.
-    With ``use_grad_mean=False`` and a fixed number of batches for every step, it
-    returns the same updates.
+    steps after a fixed number of them, while a Poisson sample has a varying number of
+    batches. With ``use_grad_mean=False`` and a fixed number of batches for every step,
+    its updates are the same.
 
     Args:
-        optimizer: what runs once for a step, with the noise inside:
+        optimizer: the optimizer to run once per step, with the noise inside:
             ``privacy.dp_sgd(...)``, or a chain that starts with
             ``privacy.gaussian_noise(...)`` or with a privatizer of jax_privacy, such as
             ``jax_privacy.noise_addition.matrix_factorization_privatizer``.
@@ -81,7 +81,7 @@ def virtual_batches(
     Raises:
         TypeError: optimizer is not a gradient transformation, is_last is missing or no
             bool, or, when traced, a leaf is narrower than float32.
-        ValueError: a leaf has not the shape of its parameter.
+        ValueError: the shape of a leaf differs from that of its parameter.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -158,7 +158,7 @@ def virtual_batches(
 
 
 def _as_flag(is_last: Any) -> Any:
-    """Return a Python bool where the value is known, else the traced array."""
+    """Return a Python bool if the value is known, else the traced array."""
     if is_last is None:
         raise TypeError(
             "is_last must be a bool: pass update(..., is_last=...), as "
@@ -189,7 +189,7 @@ def _plus(leaf: jax.Array, pending: jax.Array, name: str) -> jax.Array:
 
 
 def _in_dtype_of(old: Any, new: Any) -> Any:
-    """Cast a part of a state to the dtype it had, which some optimizers change."""
+    """Cast a part of a state to its earlier dtype, which some optimizers change."""
     if not is_clippable(old):
         return new
     return narrow(jnp.asarray(new), jnp.asarray(old))

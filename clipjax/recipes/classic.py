@@ -29,8 +29,9 @@ def clip_by_value(
     Coordinates: ``entry × hard × constant``
 
     A drop-in replacement for ``optax.clip``. Unlike a clip by norm it may change the
-    direction of the update. Complex entries keep their phase. The report takes three
-    further reads of the gradient; ``report=False`` costs as much as ``optax.clip``.
+    direction of the update. Complex entries keep their phase. The report takes four
+    further reads of a float32 gradient; ``report=False`` costs as much as
+    ``optax.clip``.
 
     | input | result |
     |---|---|

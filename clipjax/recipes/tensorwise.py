@@ -120,9 +120,10 @@ def aggc(
 
     A group holds the tensors of one function in all layers, such as all query
     projections. With ``raises``, norms below the band are lengthened, too. Where α_high
-    is below 1 the band lies below the average, so that nearly every step is clipped:
-    in effect, a lower learning rate. In the reference S starts at zero, which makes its
-    second step very short; here S starts at the first norm.
+    is below 1 the band lies below the average, so that nearly every step is clipped,
+    and S falls to zero unless ``max_down_scale`` stops it, as in the authors' runs; it
+    then acts as a lower learning rate. In the reference S starts at zero, which makes
+    its second step very short; here S starts at the first norm.
 
     | input | result |
     |---|---|

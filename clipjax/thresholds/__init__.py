@@ -16,6 +16,7 @@ from .extremes import warmup_statistic as warmup_statistic
 from .given import constant as constant
 from .given import schedule as schedule
 from .history import Learnt as Learnt
+from .history import Memory as Memory
 from .loss import from_loss as from_loss
 from .loss import polyak_cap as polyak_cap
 from .outliers import log_mean_plus_std as log_mean_plus_std

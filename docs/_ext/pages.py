@@ -18,11 +18,12 @@ INCLUDED = re.compile(r"```\{include\} \.\./(\w+\.md)\n```\n")
 
 
 def copy_notebooks() -> None:
-    """Copy the notebooks below the folder where Sphinx looks, and list them."""
+    """Copy the notebooks to where Sphinx looks, and list them by what they show."""
     folder = DOCS / "notebooks"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    said = []
     for path in notebooks:
         notebook = json.loads(path.read_text(encoding="utf-8"))
         for cell in notebook["cells"]:
@@ -30,11 +31,14 @@ def copy_notebooks() -> None:
                 cell["source"] = relink(
                     "".join(cell["source"]), path.parent, folder / path.name
                 )
+        title, paragraph = "".join(notebook["cells"][0]["source"]).split("\n\n")[:2]
+        said.append(f"## [{title.lstrip('# ')}]({path.name})\n\n{paragraph}")
         target = folder / path.name
         text = json.dumps(notebook, ensure_ascii=False, indent=1)
         target.write_text(text, encoding="utf-8")
     entries = "\n".join(notebook.stem for notebook in notebooks)
-    page = f"# Notebooks\n\n```{{toctree}}\n{entries}\n```\n"
+    contents = f"```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
+    page = "\n\n".join(["# Notebooks", *said, contents])
     (folder / "index.md").write_text(page, encoding="utf-8")
 
 

@@ -54,6 +54,7 @@ class Recipe:
             names = authors.split(", ")
             more = " et al." if len(names) > 1 else ""
             title = f"{names[0]}{more}"
+        title = title.split(":")[0]
         return f"[{title}{f' {year[0]}' if year else ''}]({address})"
 
 

@@ -40,6 +40,8 @@ def page_of(recipe: Recipe, notes: Notes) -> str:
         as_markdown(f"Returns {lower_first(recipe.returns)}"),
         "## Example",
         f"```python\n{recipe.example}\n\n```",
+        "[Start](../start.md#clip-in-a-chain) puts a clip into a training step, and"
+        " [Placement](../placement.md) says where in the chain it stands.",
         "## Edge cases",
         as_markdown(recipe.table),
         "## Pitfalls",
@@ -146,7 +148,8 @@ def costs(recipe: Recipe, cost: Cost) -> str:
     ]
     call = f"`clipjax.{SCENES[recipe.name].plain}`"
     intro = (
-        f"Counted from the state and the traced program of {call}. Reductions are "
+        f"Counted from the state and the traced program of {call}; XLA may join "
+        "several all-reduces into one. Reductions are "
         "those of arrays of a leaf's size, parameters and moments included; the scaled "
         "update is one more read and one write. The branch for extreme magnitudes, "
         "which seldom runs, does not count."

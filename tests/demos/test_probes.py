@@ -82,7 +82,7 @@ def test_the_command_prints_and_writes(measured, tmp_path, capsys, monkeypatch):
         (["atention-scaling"], "did you mean 'attention-scaling'?"),
         (["attention-scaling:seed=1"], "accepted: attention-scaling(*, seeds=3"),
         (["attention-scaling:seeds=x"], "'seeds=x' is not a number"),
-        ([SMALL, "attention-scaling"], "is there twice"),
+        ([SMALL, "attention-scaling"], "is given twice"),
         ([], "Missing argument 'NAME...'"),
     ],
 )

@@ -85,9 +85,7 @@ def test_findings_say_what_happened_and_no_more():
         result("b", near, clipped=0.2),
     )
     assert "'a' never acted" in said
-    assert (
-        "'b' shrank practically every gradient that it saw, to 20 % of its norm" in said
-    )
+    assert "'b' clipped practically every gradient, to 20 % of its norm" in said
     assert "without help" not in said and "not settled by 2 seeds" in said
     assert "stable without help from a clip" in said_of(free, result("a", good))
     assert "whether one was needed is not seen" in said_of(result("a", good))

@@ -64,9 +64,9 @@ class DeepMLP(nnx.Module):
             it is also the number of inputs.
         init: a key of `mlp.INITIALISATIONS`; biases are 0.
         normalisation: a key of `mlp.NORMALISATIONS`.
-        is_pre_norm: whether it comes before the linear layer, not before the ReLU.
+        is_pre_norm: whether to normalize before the linear layer, not before the ReLU.
         shortcut: factor on a layer's input.
-        branch: factor on what the layer adds to it.
+        branch: factor on the layer's output f(x).
         rngs: where the initial weights come from.
     """
 

@@ -11,8 +11,8 @@ FLAT = 4 * 4  # places that are left after both convolutions
 class DigitNet(nnx.Module):
     """Two convolutions with tanh and a maximum over neighbors, then two linear layers.
 
-    Tanh keeps activations, and with them single gradients, shorter than ReLU does: less
-    is lost to a clip of each example.
+    Activations, and with them per-example gradients, have smaller norms with tanh than
+    with ReLU, so that clipping each example changes them less.
 
     Args:
         classes: number of classes.
@@ -42,9 +42,9 @@ class DigitNet(nnx.Module):
 
 
 def _pooled(features: jax.Array) -> jax.Array:
-    """The maximum of each 2 x 2 neighbors, as `nnx.max_pool` with strides of 1.
+    """Return the maximum of each 2 x 2 window, as `nnx.max_pool` with strides of 1.
 
-    The derivative of slices takes a fraction of the time of that of a pool on CPUs.
+    On CPUs, the derivative of slices takes a fraction of the time of a pool's.
     """
     rows = jnp.maximum(features[:, :-1], features[:, 1:])
     return jnp.maximum(rows[:, :, :-1], rows[:, :, 1:])

@@ -26,7 +26,7 @@ class AdditiveCoupling(nnx.Module):
         )
 
     def shift(self, point: jax.Array) -> jax.Array:
-        """Return what is added to the point, zero but for one coordinate."""
+        """Return the shift of the point, which is zero but for one coordinate."""
         other = point[1 - self.shifted, None]
         amount = self.readout(jnp.tanh(self.hidden(other)))[0]
         return jnp.zeros(2).at[self.shifted].set(amount)
@@ -36,7 +36,7 @@ class AdditiveCoupling(nnx.Module):
         return point + self.shift(point)
 
     def inverse(self, point: jax.Array) -> jax.Array:
-        """Undo `__call__`: the coordinate that the shift depends on is still there."""
+        """Invert `__call__`, which keeps the coordinate that the shift depends on."""
         return point - self.shift(point)
 
 
@@ -76,8 +76,8 @@ class Flow(nnx.Module):
         return point
 
     def log_density(self, point: jax.Array) -> jax.Array:
-        """Log density of a data point where latent points are normal.
+        """Return the log density of a data point, for normal latent points.
 
-        The logarithm of the determinant, which is 0, needs not be added.
+        The logarithm of the determinant is 0 and need not be added.
         """
         return jax.scipy.stats.norm.logpdf(self(point)).sum()

@@ -18,8 +18,8 @@ INITIALISATIONS = {
 class BatchNorm(nnx.Module):
     """Normalizes each feature over the batch, then scales and shifts it.
 
-    It always takes the statistics of the batch. `nnx.BatchNorm` keeps their running
-    averages as well, a state that nothing here would read.
+    It always uses the statistics of the batch. `nnx.BatchNorm` also updates running
+    averages, a state that is not needed here.
     """
 
     def __init__(self, width: int, *, rngs: nnx.Rngs):

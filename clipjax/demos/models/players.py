@@ -9,11 +9,11 @@ from .mlp import MLP
 class Players(nnx.Module):
     """A generator of points and a discriminator that scores them.
 
-    Both are ReLU networks with two inner layers. The discriminator is called critic
-    where its score is no logit.
+    Both are ReLU networks with two inner layers. The discriminator is called a critic
+    if its score is not a logit.
 
     Args:
-        noise: numbers that the generator makes a point from.
+        noise: dimension of the generator's input noise.
         width: width of the inner layers.
         rngs: where the initial weights come from.
     """
@@ -32,6 +32,6 @@ class Players(nnx.Module):
         return self.discriminator(points)[:, 0]
 
     def frozen_score(self, points: jax.Array) -> jax.Array:
-        """The score, whose gradient with respect to the discriminator is 0."""
+        """Return the score, with gradient 0 with respect to the discriminator."""
         graph, params = nnx.split(self.discriminator)
         return nnx.merge(graph, jax.lax.stop_gradient(params))(points)[:, 0]

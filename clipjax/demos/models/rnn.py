@@ -12,7 +12,7 @@ CELLS = {
 
 
 def orthogonal_blocks(gain: float) -> nnx.Initializer:
-    """Square orthogonal blocks side by side, times `gain`.
+    """Return square orthogonal blocks side by side, times `gain`.
 
     Gated cells hold the matrices of all gates in one `(hidden, gates * hidden)`
     kernel; a single orthogonal matrix of that shape would shrink each gate's part.

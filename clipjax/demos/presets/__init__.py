@@ -25,8 +25,8 @@ class Model(Protocol):
     """The options of one task: a frozen dataclass whose fields are options.
 
     Attributes:
-        places: where a clip can stand besides right before the optimizer, as
-            `PLACE@clip` on the command line, each with what it means.
+        places: the places of a clip besides the one right before the optimizer,
+            `PLACE@clip` on the command line, each with its meaning.
     """
 
     places: ClassVar[Mapping[str, str]]
@@ -34,9 +34,9 @@ class Model(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Everything that defines a comparison.
+    """All settings of a comparison.
 
-    All arms share all of it but the clip: initial parameters, order of the batches,
+    Arms differ in the clip alone: they share initial parameters, order of the batches,
     optimizer and learning rates.
     """
 
@@ -63,7 +63,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """Everything that defines a heat map of learning rate and threshold."""
+    """All settings of a heat map of learning rate and threshold."""
 
     task: str
     model: Any  # a Model
@@ -93,7 +93,7 @@ class Tuning:
 
 @dataclasses.dataclass(frozen=True)
 class Explosion:
-    """A tanh network whose initial recurrent matrix stretches."""
+    """A tanh network with an initial recurrent matrix of gain above 1."""
 
     hidden: int = option(96, WIDTH, "width of the recurrent layer")
     gain: float = option(1.5, Positive(), "factor on the orthogonal recurrent weights")
@@ -116,7 +116,7 @@ class Explosion:
 
     @property
     def training(self) -> Settings:
-        """The run with and without the clip that begins with the step looked at."""
+        """Settings of the runs with and without the clip that start with this step."""
         return Settings(
             "rnn",
             RNN(
@@ -318,14 +318,14 @@ RATES = {
 
 
 def default_rate(task: str, optimizer: str) -> float:
-    """The learning rate of an optimizer, `name[:arg...]`, where none is given."""
+    """Return the default learning rate of an optimizer, `name[:arg...]`."""
     preset = PRESETS[task]
     name, own = (spec.partition(":")[0] for spec in (optimizer, preset.optimizer))
     return preset.lr[0] if name == own else RATES.get(name, preset.lr[0])
 
 
 def rates_around(rate: float) -> tuple[float, ...]:
-    """The numbers 1 and 3 times powers of ten, a twentieth to four times the rate."""
+    """Return 1 and 3 times powers of ten, from a twentieth to four times the rate."""
     powers = range(math.floor(math.log10(rate)) - 2, math.floor(math.log10(rate)) + 2)
     rounded = [float(f"{digit}e{power}") for power in powers for digit in (1, 3)]
     return tuple(number for number in rounded if rate / 20 < number < 4 * rate)

@@ -19,7 +19,7 @@ class Ring:
         "tells the norms of the generator's",
     }
 
-    noise: int = option(2, WIDTH, "numbers that the generator makes a point from")
+    noise: int = option(2, WIDTH, "dimension of the generator's input noise")
     width: int = option(64, WIDTH, "width of the inner layers")
     batch: int = option(256, WIDTH, "real points, and generated ones, per step")
     radius: float = option(1.0, Positive(), "radius of the ring of modes")
@@ -41,7 +41,7 @@ class Critic(Ring):
     }
 
     critic_steps: int = option(
-        5, Whole(), "steps of the critic for one of the generator"
+        5, Whole(), "steps of the critic per step of the generator"
     )
     penalty: float = option(
         0.1, NotNegative(), "factor on the mean of (slope of the critic - 1)²; 0: none"

@@ -16,7 +16,7 @@ from ..options import (
 )
 
 TEXT = OptionalPath("a UTF-8 text file")
-# What is larger is a mistake: it would only be found when the memory does not suffice.
+# Larger numbers are mistakes that would only be detected when memory runs out.
 WIDTH, LAYERS = Whole(100_000), Whole(1000)
 
 
@@ -90,7 +90,7 @@ class Transformer:
 
     layers: int = option(2, LAYERS, "number of layers")
     width: int = option(64, WIDTH, "width of the inner layers")
-    heads: int = option(4, LAYERS, "attention heads; they divide the width")
+    heads: int = option(4, LAYERS, "attention heads, a divisor of the width")
     length: int = option(64, WIDTH, "characters per sequence")
     batch: int = option(16, WIDTH, "sequences per step")
     text: pathlib.Path | None = option(

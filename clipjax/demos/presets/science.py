@@ -7,7 +7,7 @@ from typing import ClassVar
 from ..options import Choice, Positive, check, option
 from .models import LAYERS, WIDTH
 
-EXAMPLES = "each example's gradient to C, and the mean then"
+EXAMPLES = "each example's gradient to C, then the mean"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Diffusion:
     """Denoiser of two moons, with a weight v(t) for each noise level."""
 
     places: ClassVar[Mapping[str, str]] = {
-        "per_example": f"{EXAMPLES}; the gradient has its weight v(t)",
-        "time": "each example's gradient before its weight, to C/v(t); v(t) follows",
-        "time_weighted": "each example's gradient with its weight, to C/v(t)",
+        "per_example": f"{EXAMPLES}; gradients include the weight v(t)",
+        "time": "each example's unweighted gradient to C/v(t), then times v(t)",
+        "time_weighted": "each example's weighted gradient to C/v(t)",
     }
 
     weighting: str = option(
@@ -60,7 +60,9 @@ class Flow:
     layers: int = option(4, LAYERS, "number of layers")
     width: int = option(64, WIDTH, "width of the inner layers")
     stretch: float = option(
-        5.0, Positive(), "largest singular value of the diagonal behind the data"
+        5.0,
+        Positive(),
+        "largest singular value of the data's diagonal map",
     )
     bend: float = option(2.0, Positive(), "how far the data bend along a parabola")
     batch: int = option(128, WIDTH, "points per step")

@@ -1,7 +1,7 @@
-"""Runs on disk: whatever a run needs to go on, in one file of arrays for each.
+"""Checkpoints of runs: the complete state of each run in one file of arrays.
 
-A file has what is private as well, such as losses and norms: it is kept with the data,
-and the guarantee does not cover it.
+A file also contains private values, such as losses and norms: store it with the data.
+The guarantee does not cover it.
 """
 
 import io
@@ -25,14 +25,14 @@ def save(
     tree: Any,
     curves: dict[str, list],
 ) -> None:
-    """Write a run in place of what it was before: the one or the other is there.
+    """Replace the file of a run atomically.
 
     Args:
         out: the directory of the command.
-        name: of the run.
-        settings: what must be the same for the run to go on.
-        tree: parameters and states; keys are words, which any file can hold.
-        curves: what was measured so far.
+        name: the run's name.
+        settings: the settings that must not change when the run continues.
+        tree: parameters and states; PRNG keys as their words, plain integer arrays.
+        curves: the measurements so far.
     """
     arrays = {f"tree/{at}": leaf for at, leaf in enumerate(jax.tree.leaves(tree))}
     arrays |= {f"curve/{name}": np.asarray(row) for name, row in curves.items()}
@@ -44,7 +44,7 @@ def save(
 def load(
     out: pathlib.Path, name: str, settings: dict[str, Any], like: Any
 ) -> tuple[Any, dict[str, list]] | None:
-    """A saved tree and its curves; None if the run has not begun.
+    """Return the saved tree and curves of a run; None if the run has not begun.
 
     Raises:
         ValueError: the file is damaged, or belongs to a run with other settings.

@@ -50,8 +50,8 @@ def run(settings: Private, out: pathlib.Path, *, command: str, resume: bool) -> 
             raise
         again = command if resume else f"{command} --resume"
         print(
-            f"clipjax: interrupted; what was trained is kept in "
-            f"{out / checkpoint.DIRECTORY}; to go on with the same noise: {again}",
+            f"clipjax: interrupted; the runs so far are kept in "
+            f"{out / checkpoint.DIRECTORY}; to continue with the same noise: {again}",
             file=sys.stderr,
         )
         return interrupts.EXIT_CODE
@@ -67,7 +67,7 @@ def run(settings: Private, out: pathlib.Path, *, command: str, resume: bool) -> 
 
 
 def seen(run: Run, settings: Private) -> str:
-    """What the progress shows of a run."""
+    """Return the text of a run for the progress bar."""
     if not run.step:
         return "waiting"
     text = f"seed {run.seed} " if settings.seeds > 1 else ""

@@ -1,4 +1,4 @@
-"""One private step and the plain step beside it, compiled once for all runs."""
+"""One private step and one plain step, each compiled once for all runs."""
 
 import time
 import zlib
@@ -25,22 +25,22 @@ ROUNDS = 11  # of the comparison of times
 
 
 class Cost(NamedTuple):
-    """What a step costs: seconds, and bytes of temporary memory (NaN if unknown)."""
+    """The cost of a step: seconds, and bytes of temporary memory (NaN if unknown)."""
 
     seconds: float
     memory: float
 
 
 class Mechanism:
-    """The compiled steps of both kinds, and what they are made of.
+    """The compiled private and plain steps, and the model and data that they use.
 
-    A step is `params, state, data, indices, is_last, noise_multiplier, key` to params,
-    state, and losses and norms of the examples, both of which are private.
+    A step maps `params, state, data, indices, is_last, noise_multiplier, key` to
+    params, state, and the losses and norms of the examples, which are private.
 
     Args:
-        settings: what to train.
+        settings: the settings.
         train: the private data.
-        held_out: what accuracy is measured on; here it is public.
+        held_out: the data that accuracy is measured on; here they are public.
 
     Raises:
         ValueError: a batch is larger than the data, or there is no sensitivity, or too
@@ -48,7 +48,7 @@ class Mechanism:
     """
 
     def __init__(self, settings: Private, train: Digits, held_out: Digits):
-        """Build the model, and compile."""
+        """Build the model, and compile the steps."""
         self.examples = len(train.labels)
         if settings.batch > self.examples:
             raise ValueError(
@@ -93,13 +93,13 @@ class Mechanism:
         return DigitNet(CLASSES, width=width, rngs=rngs)
 
     def initial(self, key: jax.Array) -> Any:
-        """Parameters to begin with."""
+        """Return the initial parameters."""
         return nnx.split(self._model(key), nnx.Param, ...)[1]
 
     def private(
         self, noise_multiplier: float | jax.Array, key: jax.Array
     ) -> optax.GradientTransformationExtraArgs:
-        """What takes the clipped sum; without noise it is the arm of the clip alone."""
+        """Return the private optimizer; noise_multiplier=0 is the clip alone."""
         dp = {"dp-sgd": privacy.dp_sgd, "dp-adam": privacy.dp_adam}
         return privacy.virtual_batches(
             dp[self.settings.optimizer](
@@ -114,7 +114,7 @@ class Mechanism:
     def plain(
         self, noise_multiplier: float | jax.Array, key: jax.Array
     ) -> optax.GradientTransformationExtraArgs:
-        """The same optimizer for the plain run, which has no use for the arguments."""
+        """Return the optimizer of the plain run, which ignores the arguments."""
         del noise_multiplier, key
         plain = {"dp-sgd": optax.sgd, "dp-adam": optax.adam}
         return privacy.virtual_batches(
@@ -152,7 +152,7 @@ class Mechanism:
         return np.arange(self.batch_in_memory, dtype=np.int32), np.bool_(True)
 
     def costs(self) -> dict[bool, Cost]:
-        """Time of the private (True) and the plain (False) step, taking turns."""
+        """Time the private (True) and the plain (False) step, interleaved."""
         key = jax.random.key(0)
         params = self.initial(key)
         states = {
@@ -175,7 +175,7 @@ class Mechanism:
 def _plain_gradient(
     losses_of: Callable[..., jax.Array], divisor: float
 ) -> Callable[..., tuple[Any, jax.Array, jax.Array]]:
-    """The gradient of the sum over the divisor; it has no norms of examples."""
+    """Return the gradient of the summed loss, divided by the divisor, without norms."""
 
     def total(params: Any, images: Any, labels: Any, padding: Any) -> tuple[Any, Any]:
         losses = losses_of(params, images, labels)
@@ -194,7 +194,7 @@ def _memory(compiled: Any) -> float:
 
 
 def _scores(model: Any, data: Digits) -> tuple[jax.Array, jax.Array]:
-    """Accuracy and mean loss on the held-out data."""
+    """Return accuracy and mean loss on the held-out data."""
     images = to_pixels(data.images)
     logits = model(images)
     hits = (logits.argmax(axis=-1) == data.labels).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""What `clipjax private` found, as a table, sentences, figures and a page."""
+"""The results of `clipjax private`, as a table, sentences, figures and a page."""
 
 import dataclasses
 import html
@@ -20,9 +20,9 @@ from .train import ABOVE, CLIPPED, NOT_PRIVATE, PLAIN, SCORES, Arm, Run, Trainer
 
 FIGURES = {
     "epsilon": "Accuracy on the held-out images against the ε spent so far, at the δ "
-    "above. The grey line is the plain run at its end.",
+    "above. The gray line is the final accuracy of the plain run.",
     "accuracy": "The same along training, with both runs that promise nothing.",
-    "norms": "Quantiles over the images of each step, and the threshold as a grey "
+    "norms": "Quantiles over the images of each step, and the threshold as a gray "
     "line. They come from single images without noise: they are not private, and the "
     "guarantee does not cover them.",
 }
@@ -33,18 +33,18 @@ MEANING = (
     "2981 at 8, apart from an exception of probability δ."
 )
 LIMITS = (
-    "The promise is for the parameters, those of every step together. Losses, norms, "
-    "fractions of images, the samples of steps and the files in runs/ come from single "
-    "images without noise: they are not private.",
-    "It is for one of these models alone, with batches and noise that nobody else "
-    "knows. Here both follow from the seed, so that runs can be repeated: whoever "
-    "knows the seed can take the noise away. With private data, take a key from "
+    "The guarantee covers the parameters, of all steps together. Losses, norms, "
+    "fractions of images, the samples of steps and the files in runs/ are computed "
+    "from single images without noise: they are not private.",
+    "The guarantee covers the release of one of these models, whose batches and noise "
+    "are secret. Here both follow from the seed, so that runs can be repeated: whoever "
+    "knows the seed can subtract the noise. With private data, draw the key from "
     "secret random bits, and never use it for another run.",
     "The settings were fixed beforehand, on public data. Choosing them by results on "
-    "private data costs privacy as well, which comes on top of ε.",
+    "private data costs privacy as well, in addition to ε.",
     "The held-out images are public here. Accuracy on private images is private.",
-    "It is about one image. It protects a person with many images less, and does not "
-    "hide what the images have in common.",
+    "The guarantee is for one image. It is weaker for a person with many images, and "
+    "does not hide facts that many of the images show.",
     "It is proved for real numbers: attacks on the rounding of the noise are not "
     "covered.",
 )
@@ -52,16 +52,16 @@ LIMITS = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One arm at its end; arrays have an entry for each seed.
+    """The results of a finished arm; arrays have an entry for each seed.
 
     Attributes:
-        arm: which arm.
-        guarantee: what is promised, if anything.
-        accuracy: on the held-out images.
-        loss: likewise.
+        arm: the arm.
+        guarantee: the privacy guarantee; None for arms without one.
+        accuracy: accuracy on the held-out images.
+        loss: mean loss on the held-out images.
         above: the mean fraction of images above the threshold, which is not private.
-        curves: those of the runs, `(seeds, points)`.
-        cost: of a step.
+        curves: the curves of the runs, each of shape `(seeds, points)`.
+        cost: the time and memory of a step.
     """
 
     arm: Arm
@@ -75,7 +75,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """All rows, with what they have in common."""
+    """The rows of all arms, and the settings that they share."""
 
     settings: Private
     rows: Sequence[Row]
@@ -97,17 +97,17 @@ class Results:
         )
 
     def row(self, label: str) -> Row:
-        """The row of an arm."""
+        """Return the row of an arm."""
         return next(row for row in self.rows if row.arm.label == label)
 
     @property
     def private(self) -> list[Row]:
-        """The rows with a promise."""
+        """The rows with a privacy guarantee."""
         return [row for row in self.rows if row.guarantee]
 
 
 def gather(trainer: Trainer, runs: Sequence[Run], costs: dict[bool, Cost]) -> Results:
-    """The rows of finished runs."""
+    """Return one row per arm from finished runs."""
     rows = []
     for arm in trainer.arms:
         own = [run.curves for run in runs if run.arm == arm]
@@ -136,7 +136,7 @@ def gather(trainer: Trainer, runs: Sequence[Run], costs: dict[bool, Cost]) -> Re
 
 
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Header and cells, as text."""
+    """Return header and cells of the table, as text."""
     header = ["run", "ε", "noise multiplier", "accuracy", "held-out loss"]
     header += ["above threshold (not private)", "time per step", "temporary memory"]
     cells = [
@@ -156,7 +156,7 @@ def table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def promises(results: Results) -> list[str]:
-    """What is promised for each ε, in full."""
+    """Return the full statement of the guarantee for each ε, with the accuracy."""
     return [
         f"Promised: {row.guarantee}. Accuracy: {spread(row.accuracy, 3)}."
         for row in results.private
@@ -164,12 +164,12 @@ def promises(results: Results) -> list[str]:
 
 
 def findings(results: Results) -> list[str]:
-    """What the promises cost."""
+    """Return sentences on the cost of privacy: accuracy, time and memory."""
     settings = results.settings
     plain, clipped = results.row(PLAIN), results.row(CLIPPED)
     said = [headline(results)]
     said.append(
-        f"Without any promise: {spread(plain.accuracy, 3)} by the plain run, "
+        f"Accuracy without a guarantee: {spread(plain.accuracy, 3)} of the plain run, "
         f"{spread(clipped.accuracy, 3)} with the clip and without noise."
     )
     cost = clipped.cost
@@ -181,14 +181,14 @@ def findings(results: Results) -> list[str]:
     if settings.delta >= 1 / results.examples:
         said.append(
             f"δ = {settings.delta:g} is not below 1/{results.examples}: a mechanism "
-            "that publishes one image at random would keep this promise. Take a "
-            "smaller --delta."
+            "that publishes one image at random would satisfy this guarantee. Choose "
+            "a smaller --delta."
         )
     return said
 
 
 def headline(results: Results) -> str:
-    """What the promises cost in accuracy, in one sentence."""
+    """Return the accuracy at each ε against that of the plain run, in one sentence."""
     arms = ", ".join(
         f"{row.accuracy.mean():.3f} at ε = {row.guarantee.epsilon:.2f}"
         for row in results.private
@@ -200,7 +200,7 @@ def headline(results: Results) -> str:
 
 
 def _alts(results: Results) -> dict[str, str]:
-    """What is seen in each figure."""
+    """Return a description of each figure, for screen readers."""
     ends = ", ".join(
         f"{row.arm.label} {row.accuracy.mean():.3f}" for row in results.rows
     )
@@ -225,7 +225,7 @@ def _figures(results: Results) -> dict[str, bytes]:
             {label: curves["epsilon"][0] for label, curves in private.items()},
             x_label=f"ε so far, at δ = {results.settings.delta:g}",
             y_label="accuracy",
-            title="Accuracy against ε (grey: the plain run)",
+            title="Accuracy against ε (gray: the plain run)",
             level=float(results.row(PLAIN).accuracy.mean()),
         ),
         "accuracy": plotting.plot_lines(
@@ -257,7 +257,7 @@ def _figures(results: Results) -> dict[str, bytes]:
 
 
 def described(results: Results, command: str, versions: dict[str, str]) -> bytes:
-    """All numbers as JSON."""
+    """Return all numbers as JSON."""
 
     def of(row: Row) -> dict[str, Any]:
         return {
@@ -308,13 +308,13 @@ def write(out: pathlib.Path, results: Results, source: str, command: str) -> Non
 {promised}<p>{MEANING}</p>
 {pages.table(*table(results))}
 <p class="note">Mean ± sample standard deviation over seeds. Time per step is the median
-of steps of either kind that took turns, without compilation and for
-{results.batch_in_memory} images at a time; temporary memory is what the compiled step
-plans beside its arguments and results.</p>
+of interleaved private and plain steps, without compilation and for
+{results.batch_in_memory} images at a time; temporary memory is the compiled step's
+memory besides its arguments and results.</p>
 <h2>What is not promised</h2>
 <ul>
 {limits}</ul>
-<p>More in clipjax's own pages: <code>docs/privacy.md</code>.</p>
+<p>More in clipjax's documentation: <code>docs/privacy.md</code>.</p>
 <h2>How</h2>
 <p>{html.escape(source)}. {html.escape(results.title)}. Every image is in a step
 with probability {results.sampling_rate:g}, independently; its gradient is clipped at

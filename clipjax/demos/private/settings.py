@@ -1,4 +1,4 @@
-"""What `clipjax private` trains, and under which promise."""
+"""The settings of `clipjax private`: model, training and privacy guarantee."""
 
 import dataclasses
 import inspect
@@ -33,9 +33,9 @@ EPOCHS = 20
 
 @dataclasses.dataclass(frozen=True)
 class Private:
-    """Everything that defines the runs: one for each ε and seed, and two beside them.
+    """All settings of the runs: one run for each ε and seed, and two without noise.
 
-    All of one seed share initial parameters and batches.
+    Runs with the same seed share initial parameters and batches.
     """
 
     epsilon: tuple[float, ...] = option(
@@ -45,14 +45,18 @@ class Private:
         1e-5, Probability(), "δ of the guarantee, below 1 over the number of images"
     )
     relation: str = option(
-        RELATIONS[0], Choice(RELATIONS), "which two data sets are neighbors"
+        RELATIONS[0],
+        Choice(RELATIONS),
+        "neighboring relation of data sets",
     )
     accountant: str = option(
-        "pld", Choice(("pld", "rdp")), "how ε is computed; pld is the tighter one"
+        "pld",
+        Choice(("pld", "rdp")),
+        "computes ε; pld is the tighter one",
     )
     clip: float = option(1.0, Positive(), "threshold of each image's gradient norm")
     rule: str = option("hard", Name("a rule of clipjax.rules"), "rule of the clip")
-    batch: int = option(500, WIDTH, "expected images per step, the fixed divisor")
+    batch: int = option(500, WIDTH, "expected images per step, the divisor")
     physical: int | None = option(
         None,
         OptionalWhole(100_000),
@@ -87,18 +91,18 @@ class Private:
         read_rule(self.rule)
 
     def planned_steps(self, examples: int) -> int:
-        """The number of steps, which the guarantee is computed for."""
+        """The number of steps that the guarantee is computed for."""
         epochs = EPOCHS if self.epochs is None else self.epochs
         return self.steps or math.ceil(epochs * examples / self.batch)
 
     def batch_in_memory(self, examples: int) -> int:
-        """How many images a step takes at a time: four deviations above the mean."""
+        """Images in memory at a time: the mean sample plus 4 standard deviations."""
         deviation = math.sqrt(self.batch * (1 - self.batch / examples))
         return self.physical or min(examples, math.ceil(self.batch + 4 * deviation))
 
 
 def read(given: dict[str, Any]) -> Private:
-    """The settings with what was given; each optimizer has a learning rate of its own.
+    """Return the settings with the given options and the optimizer's learning rate.
 
     Raises:
         ValueError: a value is refused.
@@ -112,7 +116,7 @@ def read(given: dict[str, Any]) -> Private:
 
 
 def read_rule(spec: str) -> rules.Rule:
-    """A rule from `name[:arg...]`.
+    """Return the rule that `name[:arg...]` describes.
 
     Raises:
         ValueError: it is unknown, refuses its arguments, or does not bound a gradient.
@@ -124,15 +128,15 @@ def read_rule(spec: str) -> rules.Rule:
         raise ValueError(f"rule {spec!r}: {error}") from error
     if not rule.bounded:
         raise ValueError(
-            f"--rule {spec!r} does not bound an example's gradient, so that nothing "
-            "can be promised; accepted: a rule that never exceeds the threshold, such "
+            f"--rule {spec!r} does not bound an example's gradient, so that there is "
+            "no guarantee; accepted: a rule that never exceeds the threshold, such "
             "as hard"
         )
     return rule
 
 
 def rules_by_name() -> dict[str, Callable[..., rules.Rule]]:
-    """The public rules of `clipjax.rules`, and the functions that make one."""
+    """Return the public rules of `clipjax.rules`, and the functions that return one."""
     found: dict[str, Callable[..., Any]] = {}
     for name, value in vars(rules).items():
         if isinstance(value, rules.Rule):

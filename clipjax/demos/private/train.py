@@ -1,4 +1,4 @@
-"""Train the runs of `clipjax private`, from where each was left."""
+"""Train the runs of `clipjax private`, each from its last checkpoint."""
 
 import dataclasses
 import functools
@@ -34,11 +34,11 @@ CHANGEABLE = {"seeds", "epochs", "physical"}
 
 
 class Arm(NamedTuple):
-    """One way to train.
+    """One way to train: with some ε, with the clip alone, or plain.
 
     Attributes:
-        label: what it is called.
-        epsilon: the ε that it may spend; None promises nothing.
+        label: the arm's name.
+        epsilon: the ε that the arm may spend; None for arms without a guarantee.
         is_clipped: whether examples are clipped.
         noise_multiplier: the noise in units of the sensitivity.
     """
@@ -51,15 +51,15 @@ class Arm(NamedTuple):
 
 @dataclasses.dataclass
 class Run:
-    """One arm from one seed, finished or not.
+    """The training run of one arm and seed, finished or not.
 
     Attributes:
-        arm: which arm.
-        seed: which seed.
+        arm: the arm.
+        seed: the seed.
         step: steps done.
-        curves: `NOT_PRIVATE` and `SCORES`.
+        curves: the curves named in `NOT_PRIVATE` and `SCORES`.
         params: the parameters.
-        state: that of the optimizer, with the words of the noise's key.
+        state: the optimizer's state, with the words of the noise's key.
     """
 
     arm: Arm
@@ -71,22 +71,22 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The name of its file."""
+        """The name of the run's file."""
         return f"{self.arm.label.replace(' ', '-')}-seed-{self.seed}"
 
 
 Watch = Callable[[Run], None]
-# Seeds share what takes a third of a second for each.
+# Seeds share the noise multiplier, which takes a third of a second to compute.
 _guarantee = functools.cache(privacy.guarantee)
 
 
 def label(epsilon: float) -> str:
-    """The name of the arm that may spend ε."""
+    """Return the name of the arm that may spend ε."""
     return f"epsilon {epsilon:g}"
 
 
 def labels(settings: Private) -> list[str]:
-    """The names of all arms."""
+    """Return the names of all arms."""
     return [*UNPROMISED, *map(label, settings.epsilon)]
 
 
@@ -94,11 +94,11 @@ class Trainer:
     """All runs of the command, of one mechanism.
 
     Args:
-        settings: what to train.
+        settings: the settings.
         mechanism: the compiled steps.
-        out: where runs are kept.
-        resume: whether to go on with the runs there.
-        watch: called with how many noise multipliers are known, and which is next.
+        out: the directory of the checkpoints.
+        resume: whether to continue the runs in that directory.
+        watch: called with the number of noise multipliers computed, and the next ε.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Trainer:
         resume: bool,
         watch: Callable[[int, str], None] = lambda done, text: None,
     ):
-        """Compute the noise of every arm; nothing is trained yet."""
+        """Compute the noise multiplier of every arm, without training yet."""
         self.settings, self.mechanism, self.out = settings, mechanism, out
         self.resume = resume
         self.steps = settings.planned_steps(mechanism.examples)
@@ -131,7 +131,7 @@ class Trainer:
         watch(len(settings.epsilon), "")
 
     def guarantee(self, arm: Arm, steps: int) -> privacy.Guarantee:
-        """What an arm promises after some steps."""
+        """Return the guarantee of an arm after some steps."""
         return _guarantee(
             arm.noise_multiplier,
             self.settings.delta,
@@ -144,7 +144,7 @@ class Trainer:
     def train(self, watch: Watch) -> Iterator[Run]:
         """Train every arm from every seed, and yield the runs as they are finished.
 
-        What ends it early leaves files to go on from.
+        An interrupted call leaves checkpoints to continue from.
 
         Raises:
             ValueError: a file in the directory is of other settings.
@@ -160,7 +160,7 @@ class Trainer:
             yield run
 
     def begin(self, arm: Arm, seed: int) -> Run:
-        """A run at its first step, or where its file has it."""
+        """Return a run at its first step, or at that of its checkpoint."""
         weights, _, noise = self.keys(arm, seed)
         params = self.mechanism.initial(weights)
         build = self.mechanism.private if arm.is_clipped else self.mechanism.plain
@@ -180,17 +180,17 @@ class Trainer:
 
     @staticmethod
     def keys(arm: Arm, seed: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Keys of initial weights, batches and noise.
+        """Return the keys of initial weights, batches and noise.
 
-        Arms share the first two. Each has noise of its own: the same noise in two
-        models, from other parameters, would reveal the difference of what it hides.
+        Arms share the first two, but not the noise: the difference of two models with
+        the same noise would be free of noise, and reveal the difference of their sums.
         """
         weights, batches, noise = jax.random.split(jax.random.key(seed), 3)
         own = zlib.crc32(arm.label.encode())
         return weights, batches, jax.random.fold_in(noise, own)
 
     def finish(self, run: Run, watch: Watch) -> None:
-        """Take the steps that a run still has to take."""
+        """Train a run for its remaining steps."""
         _, batches, noise = self.keys(run.arm, run.seed)
         sampler = privacy.PoissonSampler(
             self.mechanism.examples,
@@ -226,7 +226,7 @@ class Trainer:
             try:
                 watch(run)
             except KeyboardInterrupt:
-                self.save(run)  # between two steps, where nothing is half done
+                self.save(run)  # between two steps, where the state is complete
                 raise
 
     def _measure(self, run: Run, losses: np.ndarray, norms: np.ndarray) -> None:
@@ -246,12 +246,12 @@ class Trainer:
             run.curves[name].append(value)
 
     def save(self, run: Run) -> None:
-        """Write the file of a run."""
+        """Write the checkpoint of a run."""
         tree = (run.params, run.state)
         checkpoint.save(self.out, run.name, self.described(run), tree, run.curves)
 
     def described(self, run: Run) -> dict[str, Any]:
-        """What must stay the same for a run to go on, its promise above all."""
+        """Return the settings that must not change when a run continues."""
         described = vars(self.settings) | {
             "epsilon": run.arm.epsilon,
             "noise multiplier": run.arm.noise_multiplier,
@@ -266,7 +266,7 @@ class Trainer:
 
 
 def _rounded_up(value: float) -> float:
-    """The next number that float32 holds, in which the noise is made."""
+    """Round up to a float32 number, since the noise is computed in float32."""
     narrow = np.float32(value)
     return float(
         narrow if narrow >= value else np.nextafter(narrow, np.float32(np.inf))

@@ -2,6 +2,6 @@
 
 Each probe is a module with two functions. `measure(...)` takes numbers as keyword
 arguments, all with defaults, and returns a NamedTuple or a dataclass of arrays.
-`report(measured)` returns its tables, what is found in words, and a figure.
+`report(measured)` returns its tables, findings in words, and a figure.
 `clipjax probe NAME` runs both; `catalogue` lists the names.
 """

@@ -68,7 +68,7 @@ def measure(
 
 
 def report(measured: Measured) -> Report:
-    """The updates after the spike beside those reported, and how long it lasts."""
+    """The updates after the spike next to reported ones, and how long it lasts."""
     at = measured.spike_at
     arms = (
         ("no clip", measured.update, ("2.5", ".027", ".048", ".36")),

@@ -59,7 +59,7 @@ def measure(
         steps: of each run.
         learning_rate: Adam's.
         standardize: 1 for pixels of mean 0 and variance 1, 0 for pixels from 0 to 1.
-        watch: called with what is trained, every few steps.
+        watch: called with a text on the current run, every few steps.
     """
     require(Whole(1000), seeds=seeds)
     require(Whole(1_000_000), steps=steps)
@@ -92,7 +92,7 @@ def measure(
 
 
 def report(measured: Measured) -> Report:
-    """Losses and accuracies beside those reported."""
+    """Losses and accuracies next to reported ones."""
     is_reported = (measured.steps, measured.learning_rate) == (400, 1e-3)
     losses = (".037", ".037", ".020", ".013", ".013", ".015", ".096")
     accuracies = (".921", ".921", ".931", ".932", ".936", ".925", ".913")

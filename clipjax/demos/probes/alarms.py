@@ -79,7 +79,7 @@ def _cell(pair: np.ndarray) -> tuple[list[tuple[float, ...]], float]:
 
 
 def report(measured: Measured) -> Report:
-    """Fractions of clipped steps beside those reported."""
+    """Fractions of clipped steps next to reported ones."""
     spreads, strategies, clipped, low, ratio, alarm, soft = measured
     percent = ("100", "67", "17", "5")
     half = list(strategies).index("g99 / 2")

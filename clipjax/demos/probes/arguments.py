@@ -1,4 +1,4 @@
-"""Checks of the numbers that a probe is given."""
+"""Checks of a probe's arguments."""
 
 from typing import Any
 

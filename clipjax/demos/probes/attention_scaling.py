@@ -100,7 +100,7 @@ def measure(*, seeds: int = 3, pairs: int = 20_000, queries: int = 1000) -> Meas
 
 
 def report(measured: Measured) -> Report:
-    """The variances and norms beside those reported, and their growth with d."""
+    """The variances and norms next to reported ones, and their growth with d."""
     reported = (("3.99", "64.0", "1013"), ("0.998", "1.00", "0.989"))
     norms = ("1.88", "7.97", "32.0")
     rows = [

@@ -1,4 +1,4 @@
-"""What a probe reports, and how measured numbers stand beside reported ones."""
+"""The report of a probe, and tables that compare measured with reported numbers."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -17,12 +17,12 @@ class Table(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What a probe found.
+    """The report of a probe.
 
     Attributes:
         tables: the numbers.
-        findings: what they show, one sentence each.
-        figure: the picture of them.
+        findings: the conclusions, one sentence each.
+        figure: the figure of the numbers.
     """
 
     tables: Sequence[Table]
@@ -36,7 +36,7 @@ def number(value: float) -> str:
 
 
 def over_seeds(values: ArrayLike) -> str:
-    """The mean, and with several seeds the lowest and the highest value."""
+    """Format the mean and, for several seeds, the lowest and the highest value."""
     values = np.ravel(np.asarray(values, np.float64))
     mean = number(values.mean())
     if len(values) == 1 or values.min() == values.max():
@@ -45,10 +45,10 @@ def over_seeds(values: ArrayLike) -> str:
 
 
 def is_apart(reported: str, values: ArrayLike) -> bool:
-    """Whether a reported number lies outside of what the seeds gave.
+    """Return whether a reported number lies outside the range over seeds.
 
     The reported number stands for all numbers that round to it: "0.35" for those from
-    0.345 to 0.355. A value that is not finite is apart from every number.
+    0.345 to 0.355. A measured value that is not finite differs from every number.
     """
     values = np.ravel(np.asarray(values, np.float64))
     if not np.isfinite(values).all():
@@ -62,13 +62,12 @@ def is_apart(reported: str, values: ArrayLike) -> bool:
 
 
 def beside(title: str, rows: Iterable[tuple[str, str | None, ArrayLike]]) -> Table:
-    """A table of measured numbers beside reported ones.
+    """Return a table of measured and reported numbers.
 
     Args:
-        title: what the table is about.
-        rows: a name; the reported number as it is written there, which tells its
-            rounding, or None where none was reported; and the measured numbers, one
-            per seed.
+        title: the title of the table.
+        rows: a name; the reported number as text with its own rounding, or None if
+            there is none; and the measured numbers, one per seed.
     """
     cells = []
     for name, reported, measured in rows:

@@ -124,7 +124,7 @@ def _two_point() -> np.ndarray:
 
 
 def report(measured: Measured) -> Report:
-    """The limits beside those reported, and how far each is from the minimizer."""
+    """The limits next to reported ones, and how far each is from the minimizer."""
     thresholds, sizes, limits, exact, means, (plain, clipped) = measured
     reported = dict(zip(THRESHOLDS, ("0.949", "0.842", "0.735", "0.695"), strict=True))
     names = [f"means of {size} clipped" for size in sizes]

@@ -11,9 +11,9 @@ class Entry(NamedTuple):
     """One probe.
 
     Attributes:
-        summary: what it measures, for the list on the command line.
-        is_experiment: whether its numbers stand beside those reported elsewhere, so
-            that `clipjax probe experiments` runs it.
+        summary: what the probe measures, for the list on the command line.
+        is_experiment: whether its numbers are compared with numbers reported elsewhere,
+            so that `clipjax probe experiments` runs it.
     """
 
     summary: str
@@ -31,11 +31,11 @@ PROBES = {
         "variance and gradient of attention logits with and without 1/sqrt(d)", True
     ),
     "outliers": Entry("a regression with wrong examples, each clipped by itself", True),
-    "influence": Entry("what one example adds to a step, and does to the result"),
+    "influence": Entry("share of one example in a step, and its effect on the result"),
     "quartic": Entry("clipped descent on a fourth power: tuned, and by theory", True),
     "cosh": Entry("thresholds from known L0 and L1: L0/L1 against 1/L1", True),
     "descent": Entry("when the loss falls at each clipped step, and 2-cycles", True),
-    "rates": Entry("what a clip does to the learning rates that converge", True),
+    "rates": Entry("learning rates that converge, with and without a clip", True),
     "newton": Entry("a soft clip against Newton's method on a quadratic", True),
     "general-smoothness": Entry("a step 1/l(|g|) as a rule of one's own"),
     "smoothness-fit": Entry("smoothness against gradient norm of an MLP", True),
@@ -54,8 +54,8 @@ PROBES = {
     "heat-map": Entry("loss of that net by learning rate and threshold", True),
     "loss-weights": Entry("where a threshold by diffusion time step has to act", True),
     "low-precision": Entry("loss scale, overflow and underflow in 16 bits", True),
-    "recurrent-rates": Entry("learning rates that recurrent nets bear", True),
-    "sensitivity": Entry("what one example changes, and noise that hides it", True),
+    "recurrent-rates": Entry("highest stable learning rates of recurrent nets", True),
+    "sensitivity": Entry("sensitivity to one example, and noise that hides it", True),
     "game": Entry("distance from the equilibrium of a game on xy, with a clip", True),
     "ring": Entry("modes that a GAN covers, by the generator's threshold", True),
     "concatenation": Entry("Jacobian norms of summed and concatenated branches", True),
@@ -81,7 +81,7 @@ GROUPS = {
 
 
 def load(name: str) -> ModuleType:
-    """The module of a probe, with its functions `measure` and `report`.
+    """Return the module of a probe, with its functions `measure` and `report`.
 
     Raises:
         ValueError: for an unknown name.

@@ -90,7 +90,7 @@ def measure(*, seeds: int = 3, width: int = 32) -> Measured:
 
 
 def report(measured: Measured) -> Report:
-    """The norms beside those reported."""
+    """The norms next to reported ones."""
     concat = ("1.41", "2", "2.83", "4", "5.66")
     rows: list = [
         (

@@ -62,7 +62,7 @@ def measure(*, start: float = 6.0, steps: int = 2000) -> Measured:
 
 
 def report(measured: Measured) -> Report:
-    """Steps until |L1·x| < 1e-3 with each threshold, beside those reported."""
+    """Steps until |L1·x| < 1e-3 with each threshold, next to reported ones."""
     floor = 1e-6  # of the figure
     kinds = {
         "soft, γ = 1/L1": measured.inverse,

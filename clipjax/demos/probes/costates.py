@@ -88,7 +88,7 @@ def measure(
 
 
 def report(measured: Measured) -> Report:
-    """The difference beside the one reported, and the norms over time."""
+    """The difference next to the reported one, and the norms over time."""
     rows = [("largest relative difference", "2e-16", measured.difference)]
     figure = plot_lines(
         {

@@ -52,7 +52,7 @@ def measure(
         torch_seeds: with PyTorch's default.
         torch_steps: with it; 2,350 were reported.
         standardize: 1 for pixels of mean 0 and variance 1, 0 for pixels from 0 to 1.
-        watch: called with what is trained, every few steps.
+        watch: called with a text on the current run, every few steps.
     """
     require(Whole(1000), seeds=seeds, torch_seeds=torch_seeds)
     require(Whole(1_000_000, lowest=2), steps=steps, torch_steps=torch_steps)
@@ -75,7 +75,7 @@ def measure(
 
 
 def report(measured: Measured) -> Report:
-    """Steps, jumps and accuracies beside those reported."""
+    """Steps, jumps and accuracies next to reported ones."""
     he, torch = measured.he, measured.torch
     # Of three reported seeds, the middle one; by arm and learning rate.
     texts = {

@@ -73,7 +73,7 @@ def measure(
         seeds: independent weights, inputs and losses.
         width: of all layers, and number of inputs and outputs.
         batch: number of inputs.
-        watch: is told which network comes next.
+        watch: called with the name of the next network.
     """
     require(Whole(), seeds=seeds, width=width, batch=batch)
 
@@ -132,7 +132,7 @@ REPORTED = [
 
 
 def report(measured: Measured) -> Report:
-    """The norms beside those reported, and each layer's at the larger depth."""
+    """The norms next to reported ones, and each layer's at the larger depth."""
     rows = []
     for arm, depth, which, said in REPORTED:
         place = measured.arms.index(arm), list(measured.depths).index(depth)

@@ -89,7 +89,7 @@ def measure(*, seeds: int = 3, size: int = 16) -> Measured:
 
 
 def report(measured: Measured) -> Report:
-    """Both ratios beside those reported."""
+    """Both ratios next to reported ones."""
     ratio = measured.separable / measured.standard
     rms = measured.separable_rms / measured.standard_rms
     rows = []

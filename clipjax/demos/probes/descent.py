@@ -140,7 +140,7 @@ def _lemma(name: str, count: int, dimension: int, key: jax.Array) -> Lemma:
 
 
 def report(measured: Measured) -> Report:
-    """The losses beside those reported, counts, and the phase portrait."""
+    """The losses next to reported ones, counts, and the phase portrait."""
     rows = [
         (f"η = C = {rate:g}: step {step}", said, losses[step])
         for rate, losses in zip(measured.rates, measured.losses, strict=True)

@@ -79,7 +79,7 @@ def measure(*, steps: int = 100) -> Measured:
 
 
 def report(measured: Measured) -> Report:
-    """Radii beside those reported, and the largest stable steps."""
+    """Radii next to reported ones, and the largest stable steps."""
     sizes = list(measured.sizes)
     stiff = "diag(-1, -100)"
     rows = [

@@ -1,6 +1,6 @@
-"""The step 1/ℓ(|g|) for a smoothness ℓ of the user's, as a rule of one's own.
+"""The step 1/ℓ(|g|) for a user-defined smoothness ℓ, as a user-defined rule.
 
-`EllStep` is all that such a rule takes; copy it, and pass it to `clipjax.clip_by`.
+`EllStep` is a complete rule; copy it, and pass it to `clipjax.clip_by`.
 """
 
 import dataclasses

@@ -53,7 +53,7 @@ def measure(
         seeds: runs per cell.
         steps: of each run.
         standardize: 1 for pixels of mean 0 and variance 1, 0 for pixels from 0 to 1.
-        watch: called with what is trained, every few steps.
+        watch: called with a text on the current run, every few steps.
     """
     require(Whole(1000), seeds=seeds)
     require(Whole(1_000_000), steps=steps)
@@ -81,7 +81,7 @@ def measure(
 
 
 def report(measured: Measured) -> Report:
-    """The cells beside those reported, the best one, and what small thresholds cost."""
+    """The cells next to reported ones, the best one, and what small thresholds cost."""
     rates, thresholds = measured.learning_rates, measured.thresholds
     is_reported = measured.steps == 300
     rows = [

@@ -82,7 +82,7 @@ def measure(
 
 
 def report(measured: Measured) -> Report:
-    """Medians beside those reported, and the spread over single runs."""
+    """Medians next to reported ones, and the spread over single runs."""
     thresholds, tail, early, path = measured
     names = ["no clip" if np.isinf(c) else f"C = {c:g}" for c in thresholds]
     medians = np.median(tail, axis=2)

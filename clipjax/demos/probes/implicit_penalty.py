@@ -80,7 +80,7 @@ def measure(
 
 
 def report(measured: Measured) -> Report:
-    """Norms and angles at powers of ten beside those reported."""
+    """Norms and angles at powers of ten next to reported ones."""
     arms, steps, norm, angle, bound = measured
     norms = {10: "0.50", 100: "2.40", 1000: "3.52", 10_000: "4.67", 100_000: "5.93"}
     angles = {10: "23", 100: "20", 1000: "17.5", 10_000: "15.6", 200_000: "13.7"}

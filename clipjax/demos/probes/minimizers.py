@@ -110,7 +110,7 @@ def _alone(names: list[str], values: np.ndarray) -> list[tuple[str, None, np.nda
 
 
 def report(measured: Measured) -> Report:
-    """Distances from the minimizer of least norm, beside those reported."""
+    """Distances from the minimizer of least norm, next to reported ones."""
     clips, steps, distance, residual, length = measured
     names = [str(name) for name in clips]
     ends = dict(zip(names, distance[:, :, -1], strict=True))

@@ -84,7 +84,7 @@ def _until_arrived(
 
 
 def report(measured: Measured) -> Report:
-    """Steps at the largest condition number, beside those reported."""
+    """Steps at the largest condition number, next to reported ones."""
     largest = measured.conditions[-1]
     is_reported = largest == 1e4
     reported = ("138149" if is_reported else None, None, "1" if is_reported else None)

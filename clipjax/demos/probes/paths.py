@@ -58,7 +58,8 @@ class Tuned(NamedTuple):
     """The best common settings for several starts.
 
     Attributes:
-        steps: until the worst start is below the limit; inf if it never is.
+        steps: the number of steps until the path from the slowest start is below the
+            limit; inf if it never is.
         rate: the learning rate.
         threshold: the threshold, inf without a clip.
     """

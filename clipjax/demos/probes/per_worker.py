@@ -92,7 +92,7 @@ def _own_parts(seeds: int, draws: int, workers: int, width: int) -> jax.Array:
 
 
 def report(measured: Measured) -> Report:
-    """Cosines and norms of both orders beside those reported."""
+    """Cosines and norms of both orders next to reported ones."""
     values, cosine, norm, opposed = measured
     orders = ("clipped by worker", "clip of the mean")
     said = {

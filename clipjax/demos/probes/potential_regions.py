@@ -133,7 +133,7 @@ def _at(errors: np.ndarray, rates: np.ndarray) -> np.ndarray:
 
 
 def report(measured: Measured) -> Report:
-    """Norms and errors beside those reported, and what each region costs the other."""
+    """Norms and errors next to reported ones, and what each region costs the other."""
     names = ("median", "90 %", "99 %", "largest")
     norms = zip(names, REPORTED_NORMS, measured.norms.T, strict=True)
     for_main, for_wall = best_rates(measured.main), best_rates(measured.wall)

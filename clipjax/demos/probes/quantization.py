@@ -19,7 +19,7 @@ SHARES = (0.0, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 
 
 class Measured(NamedTuple):
-    """What int8 keeps of a gradient, compared with the gradient before the clip.
+    """Similarity of an int8 gradient to the gradient before the clip.
 
     Attributes:
         shares: `(shares,)`, the share of entries that a clip by value shortens.
@@ -74,7 +74,7 @@ def _table(gradient: jax.Array) -> list[jax.Array]:
 
 
 def report(measured: Measured) -> Report:
-    """Both measures beside those reported."""
+    """Both measures next to reported ones."""
     shares, cosine, nonzero = measured
     clips = ["no clip", *(f"{share:.3%} clipped" for share in shares[1:])]
     clips.append("quantization_clip")

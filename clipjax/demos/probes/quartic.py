@@ -139,7 +139,7 @@ def log_log_slope(theta: np.ndarray) -> tuple[float, float]:
 
 
 def report(measured: Measured) -> Report:
-    """Steps until |θ| < 0.1 beside those reported, and the shape of the tail."""
+    """Steps until |θ| < 0.1 next to reported ones, and the shape of the tail."""
     fixed, slow, hard, soft = measured.paths.values()
     rows = []
     for name, path, arrived, middle, end in (

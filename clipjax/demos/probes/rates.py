@@ -77,7 +77,7 @@ def measure(*, steps: int = 2000, starts: int = 12, grid: int = 31) -> Measured:
 
 
 def report(measured: Measured) -> Report:
-    """Final losses beside those reported, and steps with the best settings."""
+    """Final losses next to reported ones, and steps with the best settings."""
     rates, thresholds = measured.rates.tolist(), measured.thresholds.tolist()
     rows = [
         (

@@ -106,7 +106,7 @@ def measure(
 
 
 def report(measured: Measured) -> Report:
-    """Distances and products beside those reported for the GRU."""
+    """Distances and products next to reported ones for the GRU."""
     said = {-6: ("2.6", "120"), 2: (None, "3.2"), 6: (".027", "1.4")}
     place = {bias: list(measured.biases).index(bias) for bias in said}
     rows = [

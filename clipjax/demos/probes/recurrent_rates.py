@@ -72,7 +72,7 @@ def measure(
         seeds: initial weights and orders of the batches.
         steps: of each run of a tanh network.
         lstm_steps: of each run of the LSTM.
-        watch: called with what is trained, every few steps.
+        watch: called with a text on the current run, every few steps.
     """
     require(Whole(1000), seeds=seeds)
     require(Whole(1_000_000), steps=steps, lstm_steps=lstm_steps)
@@ -98,7 +98,7 @@ def measure(
 
 
 def report(measured: Measured) -> Report:
-    """Final losses beside those reported, and the highest rates that can be used."""
+    """Final losses next to reported ones, and the highest rates that can be used."""
     networks = {
         "tanh, gain 1": (measured.gain, ARMS, RATES, 250),
         "tanh, gain 1.5": (measured.large_gain, ARMS, RATES, 250),

@@ -88,7 +88,7 @@ def measure(*, seeds: int = 3, layers: int = 1000, width: int = 32) -> Measured:
 
 
 def report(measured: Measured) -> Report:
-    """Norms after 200 and after all layers, beside those reported."""
+    """Norms after 200 and after all layers, next to reported ones."""
     said = {"α = β = 1/2": "2e-50", "α = 1/L, β = 0": "1.05"}
     rows = [
         (f"{name}, L = {SHORT}", said.get(name), np.exp(values))

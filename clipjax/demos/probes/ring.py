@@ -130,7 +130,7 @@ def _named(threshold: float) -> str:
 
 
 def report(measured: Measured) -> Report:
-    """Modes covered beside those reported, quality, and what the clip changed."""
+    """Modes covered next to reported ones, quality, and what the clip changed."""
     names = [_named(threshold) for threshold in measured.thresholds]
     rows = []
     for of, optimizer in enumerate(OPTIMIZERS):

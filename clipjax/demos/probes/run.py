@@ -1,4 +1,4 @@
-"""Run probes, show what they report, and write it."""
+"""Run probes, print their reports, and write them to files."""
 
 import html
 import io
@@ -29,14 +29,14 @@ class Call(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What an earlier run reported; its figure is in its file."""
+    """The report of an earlier run, whose figure is in a file."""
 
     tables: Sequence[Table]
     findings: Sequence[str]
 
 
 def read_calls(specs: Sequence[str]) -> list[Call]:
-    """The probes that the command line names, `name[:key=number...]` or a group.
+    """Parse the probes on the command line, `name[:key=number...]` or a group.
 
     Raises:
         ValueError: for an unknown name or argument, or a probe named twice.
@@ -52,12 +52,12 @@ def read_calls(specs: Sequence[str]) -> list[Call]:
     names = [call.name for call in calls]
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"probe {name!r} is there twice; accepted: each once")
+            raise ValueError(f"probe {name!r} is given twice; accepted: each once")
     return calls
 
 
 def run(specs: Sequence[str], out: pathlib.Path, *, command: str, resume: bool) -> int:
-    """Run the probes one by one, and write each when it is finished."""
+    """Run the probes one by one, and write the report of each when it is finished."""
     calls = read_calls(specs)
     files.check_destination(
         out,
@@ -105,7 +105,7 @@ def _run_one(
         more = {"watch": watch} if takes_watch else {}
         measured = measure(**call.arguments, **more)
     except (ValueError, MemoryError, jax.errors.JaxRuntimeError) as error:
-        # Too large a number is found out where the memory does not suffice.
+        # A number that is too large for the memory is only detected here.
         raise ValueError(f"probe {call.name!r}: {error}") from error
     report = call.module.report(measured)
     seconds = time.monotonic() - began
@@ -133,7 +133,7 @@ def _run_one(
 
 
 def _kept(call: Call, out: pathlib.Path) -> Kept | None:
-    """What an earlier run of the same probe with the same arguments reported."""
+    """Return the report of an earlier run of the probe with the same arguments."""
     try:
         content = json.loads((out / f"{call.name}.json").read_bytes())
         now = (clipjax.__version__, files.plain(call.arguments))
@@ -160,7 +160,7 @@ def _show(
 def _page(
     done: Sequence[tuple[Call, Report | Kept]], out: pathlib.Path, command: str
 ) -> bytes:
-    """What each probe found, then its figure and its numbers."""
+    """Return the page: the findings of each probe, its figure and its numbers."""
     parts = []
     for call, report in done:
         alt = f"Figure of the probe {call.name}. {report.findings[0]}"

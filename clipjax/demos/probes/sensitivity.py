@@ -138,7 +138,7 @@ def measure(
 
 
 def report(measured: Measured) -> Report:
-    """The distances beside those reported, and δ where the classical noise fails."""
+    """The distances next to reported ones, and δ where the classical noise fails."""
     setting = (measured.threshold, measured.examples, measured.dimension)
     is_reported = setting == (1.0, 8, 20) and measured.target == 1e-5
 

@@ -49,7 +49,7 @@ def measure(
         seeds: independent weights, images and losses.
         depth: layers of the encoder, and of the decoder; even, since the convolutional
             network halves its resolution once.
-        watch: is told which network comes next.
+        watch: called with the name of the next network.
     """
     require(Whole(), seeds=seeds, depth=depth)
     if depth % 2:
@@ -93,7 +93,7 @@ def measure(
 
 
 def report(measured: Measured) -> Report:
-    """The norms beside those reported for fully connected layers."""
+    """The norms next to reported ones for fully connected layers."""
     kinds = {
         "dense, no skip": (measured.dense, ("2.8e-5", ".080", "232")),
         "dense, skips": (measured.dense_skips, (".048", ".096", "6.6")),

@@ -147,7 +147,7 @@ def _runner(arm: Arm, probes: int, every: int) -> Callable[[jax.Array], Any]:
 
 
 def report(measured: Measured) -> Report:
-    """The lines beside those reported, and how far apart the methods are."""
+    """The lines next to reported ones, and how far apart the methods are."""
     tables = []
     for name, fits in measured.fits.items():
         reported = RELU if name.startswith("ReLU") else TANH

@@ -79,7 +79,7 @@ def measure(*, steps: int = 100) -> Measured:
 
 
 def report(measured: Measured) -> Report:
-    """Powers of the non-normal matrix beside those reported, and all growths."""
+    """Powers of the non-normal matrix next to reported ones, and all growths."""
     said = {1: "10.0", 3: "7.5", 10: ".195", 50: "9e-13"}
     powers = np.exp(measured.log_norms[NON_NORMAL])
     rows = [

@@ -112,7 +112,7 @@ def _plain(norms: np.ndarray, multiplier: float) -> np.ndarray:
 
 
 def report(measured: Measured) -> Report:
-    """Averages beside those reported, and thresholds before and after a spike."""
+    """Averages next to reported ones, and thresholds before and after a spike."""
     multipliers, collapse, plain, floored, means, spiked, sources = measured
     said = ("3e-7", ".046", ".60", "1.07")
     names = [f"k = {k:g}" for k in multipliers]

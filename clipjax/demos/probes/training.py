@@ -34,7 +34,7 @@ UNCLIPPED = Arm("no clip", math.inf)
 
 
 def standardized(task: Task) -> Task:
-    """The same task of MNIST with pixels of mean 0 and variance 1 over the set."""
+    """Standardize the pixels of an MNIST task to mean 0 and variance 1."""
 
     def scaled(pixels):
         return (pixels - 0.1307) / 0.3081
@@ -50,7 +50,7 @@ def standardized(task: Task) -> Task:
 
 
 def digits(model: presets.MLP, standardize: int) -> Task:
-    """MNIST with pixels between 0 and 1, or standardized if the number is 1."""
+    """Return MNIST with pixels between 0 and 1, or standardized if the number is 1."""
     if standardize not in (0, 1):
         raise ValueError(f"standardize must be 0 or 1, got {standardize!r}")
     task = build_task(model)
@@ -121,9 +121,9 @@ def train(
         rates: the learning rates.
         steps: of each run.
         seeds: initial weights and order of the batches, the same for all arms.
-        watch: called with what is trained, every few steps.
-        optimizer: from the learning rate to what follows the clip.
-        label: of these runs, for `watch`.
+        watch: called with a text on the current run, every few steps.
+        optimizer: maps the learning rate to the optimizer after the clip.
+        label: the label of these runs, for `watch`.
     """
 
     def loop(is_soft: bool) -> Loop:
@@ -175,7 +175,7 @@ def train(
 
 
 def highest_rate(is_bad: np.ndarray, rates: Sequence[float]) -> float | None:
-    """The highest rate up to which no seed diverged.
+    """Return the highest rate up to which no seed diverged.
 
     Args:
         is_bad: `(rates, seeds)`.
@@ -187,7 +187,7 @@ def highest_rate(is_bad: np.ndarray, rates: Sequence[float]) -> float | None:
 
 
 def usable(arms: Sequence[Arm], rates: Sequence[float], is_bad: np.ndarray) -> str:
-    """A sentence on the highest usable learning rate of each arm.
+    """Return a sentence on the highest usable learning rate of each arm.
 
     Args:
         arms: the clips.

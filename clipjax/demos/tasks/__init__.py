@@ -1,1 +1,1 @@
-"""What the demonstrations train on: real text and real digits."""
+"""The tasks of the demonstrations: real text, real digits and synthetic data."""

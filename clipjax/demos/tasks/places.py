@@ -1,4 +1,4 @@
-"""Places of a clip that several tasks have."""
+"""Places of a clip that several tasks share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from clipjax import recipes, rules
 
 from ..arms import Arm, ClipCall, OptimizerOf, is_unclipped
 
-# What can clip single examples: the recipes of a fixed global norm, by their rules.
+# Clips that can be applied per example, recipes with a fixed global norm: their rules.
 RULES = {
     recipes.clip_by_global_norm: rules.hard,
     recipes.soft_clip_by_global_norm: rules.soft,
@@ -27,19 +27,19 @@ def on_examples(
     threshold: Callable | None = None,
     is_rescaled: bool = False,
 ) -> Arm:
-    """Every example's gradient clipped by itself, and the mean taken then.
+    """Return an arm that clips every example's gradient before taking the mean.
 
-    The loss of the task must be a mean over examples. The log tells of the examples:
-    the mean of their norms before and after, and the fraction of them that was clipped.
+    The loss of the task must be a mean over examples. The log contains the mean norm of
+    the examples before and after the clip, and the fraction of clipped examples.
 
     Args:
         clip: a clip of `RULES`, with its threshold.
-        optimizer: what follows.
-        threshold: from the threshold of the clip and the batch to one threshold per
+        optimizer: the optimizer after the clip.
+        threshold: maps the threshold of the clip and the batch to one threshold per
             example.
         is_rescaled: whether each clipped gradient is divided by its own threshold and
-            multiplied by that of the clip, so that all add at most the same. The norms
-            in the log are those before that.
+            multiplied by that of the clip, so that all examples add at most the same.
+            The log contains the norms before this rescaling.
 
     Raises:
         ValueError: for another clip, or a threshold of 0 or infinity to rescale by.

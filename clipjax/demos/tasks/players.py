@@ -1,4 +1,4 @@
-"""Where a clip can stand in a game of two players."""
+"""Places of a clip in a game of two players."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,19 +15,19 @@ Wrap = Callable[[optax.GradientTransformation], optax.GradientTransformation]
 
 
 def by_player(params: Any) -> Any:
-    """The name of the player that each leaf of the parameters belongs to."""
+    """Return, for each leaf of the parameters, the name of its player."""
     return jax.tree.map_with_path(lambda path, leaf: path[0].key, params)
 
 
 def each_with_its_clip(*clipped: str, wraps: Mapping[str, Wrap] | None = None) -> Place:
-    """The place right before the optimizers of some players.
+    """Return the place right before the optimizers of some players.
 
-    Every player has an optimizer of its own, and every clip sees the gradient of its
-    player alone. The log tells of the first player.
+    Every player has its own optimizer, and every clip gets the gradient of its player
+    alone. The log contains the metrics of the first player.
 
     Args:
         *clipped: the players whose gradients are clipped.
-        wraps: by player, what is made of its clip and optimizer.
+        wraps: by player, a function that wraps the chain of its clip and optimizer.
     """
 
     def place(clip: ClipCall, optimizer: OptimizerOf) -> Arm:
@@ -52,10 +52,10 @@ def each_with_its_clip(*clipped: str, wraps: Mapping[str, Wrap] | None = None) -
 
 
 def at_every(count: int) -> Wrap:
-    """A player that moves at the last one of every `count` steps.
+    """Return a player's optimizer that steps at the last one of every `count` steps.
 
-    At the others its gradient is not used, and its clip and its optimizer keep their
-    states.
+    At the other steps its gradient is not used, and its clip and its optimizer keep
+    their states.
     """
 
     def is_last(step: Any, **unused: Any) -> jax.Array:
@@ -67,7 +67,8 @@ def at_every(count: int) -> Wrap:
 def weights_within(limit: float) -> optax.GradientTransformation:
     """Project the parameters that a step leads to onto `[-limit, limit]`.
 
-    It stands last in a chain. The parameters may miss the limit by a rounding error.
+    It is the last part of a chain. The parameters may exceed the limit by a rounding
+    error.
     """
     return optax.stateless(
         lambda updates, params: jax.tree.map(

@@ -47,7 +47,7 @@ def pair_loss(model: Callable[[jax.Array], jax.Array], batch: jax.Array) -> jax.
 
 
 class Regions(NamedTuple):
-    """Distances to score and draw at: each array goes through one region evenly."""
+    """Distances for scores and figures: each array covers one region evenly."""
 
     main: jax.Array
     wall: jax.Array
@@ -81,7 +81,7 @@ def potential_task(
     batch: int = 32,
     contacts: float = 0.02,
 ) -> Task:
-    """Energies and forces of pairs; every batch is drawn anew.
+    """Return the task of energies and forces of pairs; every batch is new.
 
     Args:
         build: key to a model that maps distances `(pairs,)` to energies.
@@ -107,7 +107,7 @@ def potential_task(
         loss=pair_loss,
         evaluate=force_errors,
         unit="ε², forces in ε/σ",
-        # Two batches of 32 in five hold no close contact at all.
+        # Two of five batches of 32 pairs contain no close contact at all.
         goal=Goal(must_fall=False),
         places={"per_example": on_examples},
         picture=Picture(

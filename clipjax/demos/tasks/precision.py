@@ -24,19 +24,19 @@ PICTURED = 64  # images whose gradient is taken for it
 
 
 def narrow_loss(model: Any, batch: Batch) -> jax.Array:
-    """The loss in float32 of a model that computes in the dtype of its parameters."""
+    """Return the float32 loss of a model that computes in its parameters' dtype."""
     images, labels = batch
     images = images.astype(model.readout.kernel.dtype)
     return cross_entropy(lambda x: model(x).astype(jnp.float32), (images, labels))
 
 
 def to_half(tree: Any) -> Any:
-    """All leaves in float16."""
+    """Cast all leaves to float16."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float16), tree)
 
 
 def scaled_gradient(scale: float | jax.Array) -> Callable[..., Callable[..., tuple]]:
-    """The gradient of `scale` times the loss, in float16, at rounded parameters."""
+    """Return the float16 gradient of `scale` times the loss, at rounded parameters."""
 
     def of(loss: Callable[..., jax.Array]) -> Callable[..., tuple]:
         def gradient(params: Any, batch: Any) -> tuple[jax.Array, Any, dict]:
@@ -53,7 +53,7 @@ def scaled_gradient(scale: float | jax.Array) -> Callable[..., Callable[..., tup
 
 
 def in_half(scale: float, *, is_clip_first: bool = False) -> Place:
-    """A place in the chain that unscales the gradient and skips what overflowed.
+    """Return a place of the clip in a chain that unscales, and skips overflows.
 
     Args:
         scale: the loss scale.
@@ -74,10 +74,10 @@ def in_half(scale: float, *, is_clip_first: bool = False) -> Place:
 
 
 def lost_entries(model: nnx.Module, held_out: Digits) -> dict[str, jax.Array]:
-    """Fractions of the gradient that float16 loses, for each of `POWERS`.
+    """Return the fractions of gradient entries that float16 loses, by loss scale.
 
-    Of the entries that are not zero in float32, those that are zero in float16, and of
-    all entries those that are not finite.
+    The first is the fraction of the entries that are nonzero in float32 and zero in
+    float16; the second, that of all entries that are not finite.
     """
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     batch = (to_pixels(held_out.images[:PICTURED]), held_out.labels[:PICTURED])
@@ -99,7 +99,7 @@ def lost_entries(model: nnx.Module, held_out: Digits) -> dict[str, jax.Array]:
 
 
 def draw(outcomes: Mapping[str, Outcome]) -> Figure:
-    """The lost entries of each arm."""
+    """Draw the fractions of lost entries of each arm."""
     return plot_lines(
         {arm: outcome["lost"] for arm, outcome in outcomes.items()},
         2.0 ** jnp.array(POWERS),
@@ -117,7 +117,7 @@ def precision_task(
     directory: pathlib.Path | None = None,
     batch: int = 64,
 ) -> Task:
-    """Digit classification with the gradient in float16, scored in float32.
+    """Return digit classification with gradients in float16, scored in float32.
 
     Args:
         build: key to a model that maps `(batch, 784)` pixels in [0, 1] to logits.

@@ -45,7 +45,7 @@ class Ring(NamedTuple):
         return chosen + self.deviation * jax.random.normal(around, chosen.shape)
 
     def coverage(self, points: jax.Array) -> dict[str, jax.Array]:
-        """How well points `(count, 2)` stand for the ring.
+        """Return scores of how well points `(count, 2)` cover the ring.
 
         Returns:
             "modes covered": the number of modes that have at least 2 % of the points
@@ -63,14 +63,14 @@ class Ring(NamedTuple):
 
     @property
     def outlines(self) -> np.ndarray:
-        """Circles of 3 standard deviations around the centers, NaN between them."""
+        """Return circles of 3 standard deviations around the centers, NaN between."""
         angles = np.append(np.linspace(0, 2 * np.pi, 60), np.nan)
         circle = 3 * self.deviation * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         return (self.centers[:, None] + circle).reshape(-1, 2)
 
     @property
     def picture(self) -> Picture:
-        """Points that each arm generates, over the outlines of the modes."""
+        """Draw the points that each arm generates, over the outlines of the modes."""
 
         def draw(outcomes: Mapping[str, Outcome]) -> Figure:
             points = {label: outcome["points"] for label, outcome in outcomes.items()}
@@ -79,18 +79,18 @@ class Ring(NamedTuple):
         return Picture(
             outcome=lambda model, noise: {"points": model.generate(noise[:DRAWN])},
             draw=draw,
-            caption="Points that the generator makes, each seed in its own color and "
+            caption="Points from the generator, each seed in its own color and "
             "marker. The circles reach 3 standard deviations around the modes.",
         )
 
 
 def held_out(noise: int) -> jax.Array:
-    """What the points that are scored are made from."""
+    """The generator's input noise for the points that are scored."""
     return jax.random.normal(jax.random.key(0), (HELD_OUT, noise))
 
 
 def losses(model: Players, batch: Batch) -> dict[str, jax.Array]:
-    """The loss of each player, in nats.
+    """Return the loss of each player, in nats.
 
     The gradient of a player's loss with respect to the other one's parameters is 0, so
     that the gradient of their sum is each player's own. The generator's loss is
@@ -110,11 +110,11 @@ def losses(model: Players, batch: Batch) -> dict[str, jax.Array]:
 def ring_task(
     ring: Ring | None = None, *, noise: int = 2, width: int = 64, batch: int = 256
 ) -> Task:
-    """Two players that both move at every step.
+    """Return two players that are both trained at every step.
 
     Args:
         ring: the modes.
-        noise: numbers that the generator makes a point from.
+        noise: dimension of the generator's input noise.
         width: width of the inner layers of both.
         batch: real points, and generated points, per step.
     """

@@ -68,13 +68,13 @@ def regression_data(
 
 
 def half_squares(model: Callable, batch: Batch) -> jax.Array:
-    """Half the mean squared error."""
+    """Return half the mean squared error."""
     inputs, targets = batch
     return 0.5 * jnp.square(model(inputs)[:, 0] - targets).mean()
 
 
 def outlier_task(*, kind: str, outliers: float, examples: int, features: int) -> Task:
-    """Linear regression by the whole batch; each seed draws a data set of its own.
+    """Return full-batch linear regression; each seed draws its own data set.
 
     The targets of right examples are linear in Gaussian inputs, up to noise of standard
     deviation 0.1. The score is the distance of the learned weights to the true ones.
@@ -123,7 +123,7 @@ def outlier_task(*, kind: str, outliers: float, examples: int, features: int) ->
         loss=half_squares,
         evaluate=evaluate,
         unit="half squared errors",
-        # The loss is that of wrong examples, too, which a better fit does not fit.
+        # The loss includes wrong examples, which a better model fits worse.
         goal=Goal(DISTANCE, must_fall=False),
         places={"per_example": on_examples},
         picture=Picture(
@@ -135,10 +135,10 @@ def outlier_task(*, kind: str, outliers: float, examples: int, features: int) ->
 
 
 class Judged(NamedTuple):
-    """What a network that learned from wrong labels is judged by.
+    """The data that score a network trained on wrong labels.
 
     Attributes:
-        clean: images never trained on, with their true labels.
+        clean: held-out images, with their true labels.
         trained: the training images with the labels that were trained on.
         truth: the true labels of these.
     """
@@ -149,7 +149,7 @@ class Judged(NamedTuple):
 
 
 def mislabel(labels: np.ndarray, fraction: float) -> np.ndarray:
-    """The labels, of which a fraction is replaced by another class each."""
+    """Return the labels, a fraction of which is replaced by other classes."""
     rng = np.random.default_rng(0)
     chosen = rng.permutation(len(labels))[: round(fraction * len(labels))]
     changed = np.array(labels)
@@ -164,7 +164,7 @@ def label_noise_task(
     directory: pathlib.Path | None = None,
     batch: int = 64,
 ) -> Task:
-    """Digit classification with wrong labels, scored on images with right ones.
+    """Return digit classification with wrong labels, scored on true labels.
 
     Args:
         build: key to a model that maps `(batch, 784)` pixels in [0, 1] to logits.
@@ -206,13 +206,13 @@ def label_noise_task(
         held_out=Judged(task.held_out, Digits(images, labels), truth),
         loss=cross_entropy,
         evaluate=evaluate,
-        # Who answers right for sure has a high loss on the wrong labels.
+        # A network that is confident and right has a high loss on the wrong labels.
         goal=Goal("accuracy", is_lowest_best=False, must_fall=False),
         places={"per_example": on_examples},
         picture=Picture(
             learned,
             draw,
-            "The fraction of the rightly and of the wrongly labelled training images "
+            "The fraction of the rightly and of the wrongly labeled training images "
             "that the network gives the label it was taught; one mark per seed. "
             "The lower for wrong labels, the less of them was memorized.",
         ),

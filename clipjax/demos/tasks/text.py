@@ -16,7 +16,7 @@ HELD_OUT_WINDOWS = 64  # sequences that the held-out loss is averaged over
 
 
 def default_text() -> str:
-    """The language reference that ships with CPython, about 465,000 characters."""
+    """Return the language reference in CPython, about 465,000 characters."""
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics))
@@ -44,7 +44,7 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def encode(text: str) -> tuple[np.ndarray, int]:
-    """Number the distinct characters: `(tokens, size of the vocabulary)`."""
+    """Number the distinct characters; return `(tokens, size of the vocabulary)`."""
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     characters, tokens = np.unique(points, return_inverse=True)
     return tokens.astype(np.int32), len(characters)
@@ -62,7 +62,7 @@ def text_task(
     batch: int = 32,
     length: int = 100,
 ) -> Task:
-    """Character-level language modelling; the last tenth of the text is held out.
+    """Return character-level language modeling; the last tenth of the text is held out.
 
     Args:
         build: `(vocabulary, key)` to a model that maps tokens to logits.
