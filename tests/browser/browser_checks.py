@@ -13,7 +13,8 @@ OVERFLOWING = """() => {
     .slice(0, 5).map(node => node.tagName + '.' + node.className + ': '
       + node.textContent.trim().slice(0, 40));
 }"""
-# An image in a hidden part of the page has no width.
+# An image in a hidden part of the page has no width. One in a table that is a link, as
+# in the gallery, is a thumbnail.
 IMAGES = """async () => {
   const images = [...document.querySelectorAll('img')];
   for (const image of images) image.loading = 'eager';
@@ -21,7 +22,7 @@ IMAGES = """async () => {
   return images.map(image => ({
     source: image.src.slice(0, 100), alt: image.alt, natural: image.naturalWidth,
     shown: image.getBoundingClientRect().width,
-    isFigure: !image.closest('.sidebar-drawer, .sd-card')}));
+    isFigure: !image.closest('.sidebar-drawer, .sd-card, td a')}));
 }"""
 SMALLEST_TEXT = """() => {
   const walker = document.createTreeWalker(

@@ -15,7 +15,8 @@ PAGES = (
     "privacy",
     "gallery",
     "api",
-    "api/index",
+    "api/engine",
+    "coming_from/optax",
     "glossary",
     "search",
 )
