@@ -11,8 +11,8 @@ def random_loss_grads(model: nnx.Module, inputs: jax.Array, key: jax.Array) -> A
 
     The loss is linear in the outputs, so that what arrives at the last layer has the
     same size whatever the network, and only the network's Jacobians differ. Call it
-    without jit, under vmap over seeds: op by op 50 layers take a second, and to compile
-    them takes several.
+    under vmap over seeds, and without jit where a network is differentiated once: op by
+    op 50 layers take a second, and to compile them takes several.
     """
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
