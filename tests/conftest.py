@@ -17,8 +17,8 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A tenth of the time: no lines of source in compiled programs, whose results are the
-# same without, and fewer searches for cycles in the many objects that tracing makes.
+# At most a tenth of the time: no lines of source in compiled programs, whose results
+# are the same without, and fewer searches for cycles among what tracing makes.
 jax.config.update("jax_traceback_in_locations_limit", 0)
 gc.set_threshold(50_000, 20, 20)
 
