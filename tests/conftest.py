@@ -1,6 +1,5 @@
 """A hostile configuration: what passes here passes in anybody's set-up."""
 
-import gc
 import os
 
 # Before jax is imported: eight devices where there is one.
@@ -17,10 +16,9 @@ import jax  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# A tenth of the time: no lines of source in compiled programs, whose results are the
-# same without, and fewer searches for cycles in the many objects that tracing makes.
+# Up to a tenth of a file's time: no lines of source in compiled programs, whose results
+# are the same without.
 jax.config.update("jax_traceback_in_locations_limit", 0)
-gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_configure(config):

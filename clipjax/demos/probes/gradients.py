@@ -10,9 +10,9 @@ def random_loss_grads(model: nnx.Module, inputs: jax.Array, key: jax.Array) -> A
     """Return the gradient of `mean(v * model(inputs))` with Gaussian v.
 
     The loss is linear in the outputs, so that the cotangent of the last layer has the
-    same norm for all networks, and only the network's Jacobians differ. Call it without
-    jit, under vmap over seeds: 50 layers run op by op in a second, and take several
-    seconds to compile.
+    same norm for all networks, and only the network's Jacobians differ. Call it under
+    vmap over seeds, and without jit where a network is differentiated once: 50 layers
+    run op by op in a second, and take several seconds to compile.
     """
     graph, params, rest = nnx.split(model, nnx.Param, ...)
 
