@@ -308,5 +308,5 @@ def test_noise_scale_without_signal_and_refusals():
     assert np.isnan(gradient_noise_scale([1.0, np.nan], 1.0, 1, 4).noise_scale)
     with pytest.raises(ValueError, match="big_batch must be .* at least 9, got 8"):
         gradient_noise_scale(1.0, 1.0, 8, 8)
-    with pytest.raises(ValueError, match=r"must not be empty, got shapes \(0,\) and \(\)"):
+    with pytest.raises(ValueError, match=r"not be empty, got shapes \(0,\) and \(\)"):
         gradient_noise_scale([], 1.0, 1, 2)
