@@ -1,4 +1,4 @@
-"""Gradient clipping for JAX: every published way to clip, as Optax transformations."""
+"""Gradient clipping for JAX: published ways to clip, as Optax transformations."""
 
 from . import diagnostics as diagnostics
 from . import granularity as granularity

@@ -144,6 +144,7 @@ class Notebook:
         small.save(self.thumbnail, optimize=True, pnginfo=info)
 
 
+@functools.cache
 def notebooks() -> list[Notebook]:
     """List the notebooks that have a figure."""
     found = []

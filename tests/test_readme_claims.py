@@ -66,13 +66,10 @@ def test_costs_per_example_are_those_of_their_page():
         assert ours == "{} ({})".format(*measured[row])
 
 
-def test_the_readme_is_short_and_its_links_lead_somewhere():
+def test_the_readme_is_short():
     lines = README.splitlines()
     assert len(lines) <= 150
     assert lines.index("## Which method?") <= 85
-    for target in re.findall(r"\]\(([^)#\s]+)", README):
-        if "://" not in target and not target.startswith("docs/methods/"):
-            assert (ROOT / target).exists(), target
 
 
 def test_methods_named_by_situation_exist():

@@ -10,6 +10,7 @@ from . import pages
 from .compare import Result
 from .summary import Row, window
 from .tasks.base import Task
+from .verdict import mean_text
 
 CAPTIONS = {
     "loss": "Median over seeds; the band reaches from the lowest to the highest seed. "
@@ -127,13 +128,8 @@ def _each(rows: Sequence[Row], text: Callable[[Row], str]) -> str:
 
 def _ends(curves: Mapping[str, np.ndarray], width: int) -> str:
     """Describe the first and last value of each curve."""
-
-    def number(values: np.ndarray) -> str:
-        mean = values.mean()
-        return f"{mean:.3g}" if np.isfinite(mean) else "not finite"
-
     return ", ".join(
-        f"{label} from {number(rows[:, 0])} to {number(rows[:, -width:])}"
+        f"{label} from {mean_text(rows[:, 0])} to {mean_text(rows[:, -width:])}"
         for label, rows in curves.items()
     )
 

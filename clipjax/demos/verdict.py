@@ -96,12 +96,14 @@ def _losses(best: Sequence[Row]) -> list[str]:
     if not told or len(told) > MOST_NAMES:
         return []
     each = "; ".join(
-        f"{_mean(row.first)} to {_mean(row.final)} {with_clips([row])}" for row in told
+        f"{mean_text(row.first)} to {mean_text(row.final)} {with_clips([row])}"
+        for row in told
     )
     return [f"Loss from step 0 to the end: {each}."]
 
 
-def _mean(values: np.ndarray) -> str:
+def mean_text(values: np.ndarray) -> str:
+    """Format the mean of some values, or say that it is not finite."""
     mean = values.mean()
     return f"{mean:.3g}" if np.isfinite(mean) else "not finite"
 

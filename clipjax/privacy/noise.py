@@ -192,7 +192,7 @@ def laplace_noise(*arguments: Any, **options: Any) -> NoReturn:
 
 
 def _require_scale(sensitivity: Any, noise_multiplier: Any) -> None:
-    """Check both factors of the standard deviation, and that float32 contains it."""
+    """Check both factors of the standard deviation, and that float32 represents it."""
     known = []
     for name, value in (
         ("sensitivity", sensitivity),
