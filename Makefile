@@ -6,9 +6,11 @@ VENV ?= .venv
 IN_VENV := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-
 OPTIONS ?=
+TABLE ?=
+PEERS ?=
 
 .NOTPARALLEL:
-.PHONY: help demo test docs looks lint notebooks benchmark dist clean
+.PHONY: help demo test docs looks lint notebooks bench dist clean
 
 help:
 	@echo "make demo       train with and without clipping, and draw what clipping did"
@@ -17,7 +19,7 @@ help:
 	@echo "make looks      open the documentation and a report in a browser, and check them"
 	@echo "make lint       check style and types"
 	@echo "make notebooks  run the notebooks"
-	@echo "make benchmark  measure speed"
+	@echo "make bench      measure speed: all of benchmarks/RESULTS.md, or TABLE=NAME"
 	@echo "make dist       build wheel and sdist, and try them in an empty environment"
 	@echo "make clean      remove everything that the above have made"
 
@@ -45,11 +47,9 @@ lint: $(INSTALLED)demos-test-bench-docs-lint
 notebooks: $(INSTALLED)demos-test
 	$(IN_VENV) -m pytest --nbmake notebooks $(OPTIONS)
 
-# Each command fails where a gate is missed; the others run all the same.
-benchmark: $(INSTALLED)bench
-	@status=0; for name in compile step train_step; do \
-		$(IN_VENV) -m benchmarks.$$name || status=1; \
-	done; exit $$status
+# PEERS=yes also installs PyTorch and Opacus, to compare with them.
+bench: $(INSTALLED)bench$(if $(PEERS),-peers)
+	$(IN_VENV) -m benchmarks $(TABLE) $(OPTIONS)
 
 dist: $(INSTALLED)dist
 	rm -rf dist

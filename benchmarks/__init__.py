@@ -1,1 +1,1 @@
-"""Speed: run with `make benchmark`; never part of the tests."""
+"""Speed, and what else is counted or compared: `make bench` measures it."""

@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, command: str, description: str | None):
         """Take the command's name and its module's docstring."""
         super().__init__(
-            prog=f"python -m benchmarks.{command}",
+            prog=f"python -m benchmarks.{command}".rstrip("."),
             description=description,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

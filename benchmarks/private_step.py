@@ -31,16 +31,16 @@ import optax
 
 from clipjax import privacy
 
-from .interleaved import (
+from .options import Parser, positive, table
+from .per_example import peers
+from .per_example.models import MODELS, Model, perceptron
+from .timing import (
     Arm,
     compile_arm,
     median_milliseconds,
     paired_ratio,
     time_arms,
 )
-from .options import Parser, positive, table
-from .per_example import peers
-from .per_example.models import MODELS, Model, perceptron
 
 WIDTHS = (784, 512, 512, 512, 10)
 PATIENCE = 5.0

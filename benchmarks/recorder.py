@@ -34,8 +34,8 @@ from clipjax.monitoring import Recorder
 
 from .gpt2 import gradients, shapes
 from .gpt2 import parameters as gpt2_parameters
-from .interleaved import Arm, compile_arm, median_milliseconds, time_arms
 from .options import Parser, positive, table, verdict
+from .timing import Arm, compile_arm, median_milliseconds, time_arms
 from .transformer import Sizes, loss, parameters, tokens
 
 GATE = 1.01

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import optax
 
 from .clips import pairs
-from .interleaved import Arm, compile_arm, median_milliseconds, time_arms
 from .options import DTYPES, Parser, positive, table, verdict
+from .timing import Arm, compile_arm, median_milliseconds, time_arms
 from .transformer import Sizes, loss, parameters, tokens
 
 GATE = 1.02

@@ -12,7 +12,7 @@ import optax
 
 from ..clips import Pair, pairs
 from ..gpt2 import shapes
-from ..interleaved import Arm, compile_arm, paired_ratio, time_arms
+from ..timing import Arm, compile_arm, paired_ratio, time_arms
 
 HEADER = ["clip", "dtype", "ms", "bandwidth", "compile s"]
 HEADER += ["+ Adam: ms", "bandwidth", "compile s", "× Adam"]

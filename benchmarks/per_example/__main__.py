@@ -16,7 +16,7 @@ import sys
 
 import jax
 
-from benchmarks.interleaved import Arm, compile_arm, paired_ratio, time_arms
+from benchmarks.timing import Arm, compile_arm, paired_ratio, time_arms
 
 from .models import MODELS, Model
 from .peers import WAYS, plain

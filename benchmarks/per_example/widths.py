@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import jax
 
-from benchmarks.interleaved import compile_arm
+from benchmarks.timing import compile_arm
 
 from .models import perceptron
 from .peers import WAYS, plain

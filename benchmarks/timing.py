@@ -1,4 +1,9 @@
-"""Times several jitted steps in turn, so that a noisy machine is noisy for all."""
+"""Time compiled steps and host functions side by side.
+
+All arms of a comparison run in turn in one process, in an order that changes from round
+to round, and a ratio is taken within a round: on a shared machine the seconds of two
+runs cannot be compared, the ratios within one can.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,12 @@ import math
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+
+from .report import Spread
 
 
 @dataclasses.dataclass
@@ -25,7 +32,8 @@ class Arm:
         bytes_accessed: what XLA counts, both branches of conditionals included.
         flops: what XLA counts; the body of a scan only once.
         temporary_bytes: the memory that XLA allocates beside arguments and results.
-        compile_seconds: wall-clock time to trace and compile.
+        trace_seconds: wall-clock time to trace and lower.
+        compile_seconds: wall-clock time to compile.
         seconds: one measurement per round.
     """
 
@@ -33,20 +41,37 @@ class Arm:
     step: Callable[[Any], Any]
     carry: Any
     donates: bool
-    bytes_accessed: float
-    flops: float
-    temporary_bytes: float
-    compile_seconds: float
+    bytes_accessed: float = math.nan
+    flops: float = math.nan
+    temporary_bytes: float = math.nan
+    trace_seconds: float = math.nan
+    compile_seconds: float = math.nan
     seconds: list[float] = dataclasses.field(default_factory=list)
+
+    @property
+    def milliseconds(self) -> Spread:
+        """The time of a call, over the rounds."""
+        return spread([1e3 * seconds for seconds in self.seconds])
+
+    def free(self) -> None:
+        """Let go of the program and its buffers; what was measured stays."""
+        self.carry, self.step = None, _freed
+
+
+def _freed(carry: Any) -> Any:
+    raise RuntimeError("this arm was freed")
 
 
 def compile_arm(
     name: str, step: Callable[[Any], Any], carry: Any, *, donate: bool = True
 ) -> Arm:
     """Compile a step for its carry, with XLA's counts, NaN where it has none."""
+    jitted = jax.jit(step, donate_argnums=0 if donate else ())
     start = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0 if donate else ()).lower(carry).compile()
-    compile_seconds = time.perf_counter() - start
+    lowered = jitted.lower(carry)
+    traced = time.perf_counter()
+    compiled = lowered.compile()
+    end = time.perf_counter()
     cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     return Arm(
         name,
@@ -56,8 +81,14 @@ def compile_arm(
         cost.get("bytes accessed", math.nan),
         cost.get("flops", math.nan),
         math.nan if memory is None else memory.temp_size_in_bytes,
-        compile_seconds,
+        traced - start,
+        end - traced,
     )
+
+
+def host_arm(name: str, call: Callable[[], Any]) -> Arm:
+    """Make an arm of a function that returns when its work is done, as PyTorch's do."""
+    return Arm(name, lambda _: call(), None, donates=False)
 
 
 def time_arms(
@@ -89,12 +120,28 @@ def time_arms(
             del result
 
 
-def median_milliseconds(arm: Arm) -> float:
-    """Gives the median over the rounds."""
-    return 1e3 * statistics.median(arm.seconds)
+def spread(values: Sequence[float]) -> Spread:
+    """Return the median and the quartiles of some measurements."""
+    if len(values) < 2:
+        return Spread(*[values[0] if values else math.nan] * 3)
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(statistics.median(values), low, high)
+
+
+def ratio(arm: Arm, *others: Arm) -> Spread:
+    """Return an arm's time, divided by the sum of others' times in the same round.
+
+    The rounds are those that all of them ran.
+    """
+    rounds = zip(arm.seconds, *(other.seconds for other in others), strict=False)
+    return spread([one / sum(rest) for one, *rest in rounds])
 
 
 def paired_ratio(arm: Arm, other: Arm) -> float:
-    """Gives the median of the ratio within a round, over the rounds that both ran."""
-    pairs = zip(arm.seconds, other.seconds, strict=False)
-    return statistics.median(one / two for one, two in pairs)
+    """Return the median of the ratio within a round, over the rounds that both ran."""
+    return ratio(arm, other).median
+
+
+def median_milliseconds(arm: Arm) -> float:
+    """Return the median over the rounds."""
+    return arm.milliseconds.median

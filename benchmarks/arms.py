@@ -1,0 +1,101 @@
+"""The steps that tables compare: a clip alone, before Adam, and in a train step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from .gpt2 import gradients, parameters
+from .timing import Arm, compile_arm
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def size_in_bytes(tree: Any) -> int:
+    """Return the bytes of all leaves, arrays or their shapes and dtypes."""
+    leaves = jax.tree.leaves(tree)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def state_size(transformation: Any, params: Any) -> int:
+    """Return the bytes of a transformation's state for these parameters."""
+    return size_in_bytes(jax.eval_shape(transformation.init, params))
+
+
+def gradient(shapes: Shapes, dtype: Any) -> Any:
+    """Return leaves of various entries around zero, each in its own buffer."""
+
+    @jax.jit
+    def make() -> Any:
+        return {
+            name: jnp.sin(jnp.arange(math.prod(shape)) + 7.0 * number)
+            .reshape(shape)
+            .astype(dtype)
+            for number, (name, shape) in enumerate(shapes.items())
+        }
+
+    return make()
+
+
+def clip_arm(name: str, clip: Any, grads: Any, params: Any = None) -> Arm:
+    """Compile an update of a gradient in memory, which is kept."""
+
+    def step(carry: Any) -> Any:
+        grads, state, params = carry
+        return clip.update(grads, state, params)
+
+    state = jax.jit(clip.init)(grads if params is None else params)
+    return compile_arm(name, step, (grads, state, params), donate=False)
+
+
+def optimizer_arm(name: str, transformation: Any, shapes: Shapes, dtype: Any) -> Arm:
+    """Compile a step whose gradients are products; its carry is donated."""
+
+    def step(carry: Any) -> Any:
+        params, state, shift = carry
+        grads = gradients(params, shift)
+        updates, state = transformation.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, shift
+
+    params = parameters(shapes, dtype)
+    state = jax.jit(transformation.init)(params)
+    return compile_arm(name, step, (params, state, jnp.float32(0.5)))
+
+
+def train_arm(
+    name: str,
+    transformation: Any,
+    loss: Callable[..., jax.Array],
+    params: Any,
+    batch: tuple[Any, ...],
+) -> Arm:
+    """Compile value_and_grad, an update and apply_updates; its carry is donated."""
+
+    def step(carry: Any) -> Any:
+        params, state, _ = carry
+        value, grads = jax.value_and_grad(loss)(params, *batch)
+        updates, state = transformation.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    params = jax.tree.map(jnp.copy, params)  # every arm donates its own
+    state = jax.jit(transformation.init)(params)
+    return compile_arm(name, step, (params, state, jnp.float32(0)))
+
+
+def copy_arm(entries: int, dtype: Any) -> Arm:
+    """Compile a read and a write of as many bytes: the negated copy of an array."""
+    return compile_arm("copy", jnp.negative, jnp.ones(entries, dtype), donate=False)
+
+
+def reduction_arm(entries: int, dtype: Any) -> Arm:
+    """Compile a read of as many bytes: the largest magnitude of an array."""
+
+    def read(array: jax.Array) -> jax.Array:
+        return jnp.max(jnp.abs(array))
+
+    return compile_arm("reduction", read, jnp.ones(entries, dtype), donate=False)

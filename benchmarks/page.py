@@ -1,0 +1,99 @@
+"""Write RESULTS.md, and the tables that the README quotes, from the stored results.
+
+    python -m benchmarks.page [--check]
+
+`make bench` does it at its end. Every table is a file in ``benchmarks/results``; with
+``--check`` nothing is written, and the exit code is 1 if a page is not what the files
+give.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import sys
+
+from .options import Parser, table
+from .quotes import QUOTES
+from .report import RESULTS, Table, write_text
+from .suite import tables_of_suite
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGE, README = ROOT / "benchmarks" / "RESULTS.md", ROOT / "README.md"
+HEAD = """# Results
+
+Written by `make bench` from the files in `benchmarks/results`, each of which a command
+below writes again. Two machines, or two runs on a busy one, cannot be compared by their
+milliseconds. Compare the ratios: all rows of a table run in turn in one process, a
+ratio is the median of the ratios within the rounds, and the numbers in brackets are its
+quartiles. "Missed" marks what a table was meant to show and does not.
+"""
+# What the README quotes stands between these lines.
+QUOTED = re.compile(r"(<!-- results: (\S+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+
+
+def stored(folder: pathlib.Path = RESULTS) -> dict[str, Table]:
+    """Return the stored tables of the suite by name, in the suite's order."""
+    paths = {path.stem: path for path in folder.glob("*.json")}
+    found = {}
+    for name in tables_of_suite():
+        parts = sorted(p for p in paths if p == name or p.startswith(f"{name}-"))
+        found |= {part: Table.read(paths[part]) for part in parts}
+    return found
+
+
+def section(found: Table) -> str:
+    """Return what the page says of a table."""
+    base = found.name.partition("-")[0]
+    parts = [
+        f"## {found.title}",
+        f"`make bench TABLE={base}`",
+        found.about.strip(),
+        table(list(found.columns), found.texts()),
+    ]
+    if found.claims:
+        parts.append("\n".join(_line(claim) for claim in found.claims))
+    return "\n\n".join([*parts, found.line_about_run()])
+
+
+def _line(claim) -> str:
+    sign = "≥" if claim.least else "≤"
+    verdict = "holds" if claim.holds else "**missed**"
+    line = f"- {claim.statement}: {claim.measured:.3g} {sign} {claim.bar:g}, {verdict}"
+    return line + (f". {claim.why}" if claim.why and not claim.holds else "")
+
+
+def results_page(tables: dict[str, Table]) -> str:
+    """Return the text of RESULTS.md."""
+    return "\n\n".join([HEAD.strip(), *map(section, tables.values())]) + "\n"
+
+
+def readme(text: str, tables: dict[str, Table]) -> str:
+    """Return the README with its quoted tables brought up to date."""
+
+    def quoted(match: re.Match[str]) -> str:
+        return match[1] + QUOTES[match[2]].text(tables) + match[3]
+
+    return QUOTED.sub(quoted, text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the two pages, or check them."""
+    parser = Parser("page", __doc__)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args(arguments)
+    tables = stored()
+    pages = {
+        PAGE: results_page(tables),
+        README: readme(README.read_text(encoding="utf-8"), tables),
+    }
+    old = [p for p, text in pages.items() if p.read_text(encoding="utf-8") != text]
+    for path in old:
+        if not options.check:
+            write_text(path, pages[path])
+        print(f"{path.name} {'is out of date' if options.check else 'written'}")
+    return 1 if options.check and old else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

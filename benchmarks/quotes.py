@@ -1,0 +1,59 @@
+"""What the README quotes of the results: at most eight rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from .options import table
+from .report import Cell, Spread, Table
+
+MOST_ROWS = 8
+
+
+class Quote(NamedTuple):
+    """A table of the README.
+
+    Attributes:
+        header: the names of the columns.
+        rows: from all stored tables to the rows.
+    """
+
+    header: Sequence[str]
+    rows: Callable[[Mapping[str, Table]], list[list[str]]]
+
+    def text(self, tables: Mapping[str, Table]) -> str:
+        """Return the table as Markdown."""
+        return table(self.header, self.rows(tables)[:MOST_ROWS])
+
+
+def cell(found: Table, row: str, column: str) -> Cell:
+    """Return a cell by the first cell of its row and the name of its column."""
+    rows = {cells[0]: cells for cells in found.rows}
+    return rows[row][list(found.columns).index(column)]
+
+
+def median(value: Cell) -> str:
+    """Return a ratio without its quartiles, or nothing where there is no number."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return f"{value.median if isinstance(value, Spread) else value:.2f}"
+
+
+def step(tables: Mapping[str, Table]) -> list[list[str]]:
+    """Quote the step of clip and Adam, in both dtypes."""
+    names = ("clip_by_global_norm", "clip_by_leaf_norm", "optax.clip_by_global_norm")
+    parts = [
+        tables[f"clip_and_adam_costs_one_read-{dtype}"]
+        for dtype in ("float32", "bfloat16")
+    ]
+    return [
+        [
+            f"`{name if '.' in name else f'clipjax.{name}'}`",
+            *(median(cell(part, name, "× Adam")) for part in parts),
+        ]
+        for name in names
+    ]
+
+
+QUOTES = {"step": Quote(["", "float32", "bfloat16"], step)}
