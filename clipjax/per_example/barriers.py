@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..jax_internals import mesh_size
+
 
 def read_once(tree: Any) -> Any:
     """Return the arrays of a tree behind a barrier, so that all consumers share them.
@@ -54,7 +56,7 @@ def after(array: jax.Array, previous: jax.Array | None) -> jax.Array:
     """
     if previous is None or not previous.size or not array.size:
         return array
-    if jax.sharding.get_abstract_mesh().size > 1:
+    if mesh_size() > 1:
         return array
     entry = jnp.real(previous[(0,) * previous.ndim])
     return jnp.where(entry < -jnp.inf, 0, array)
