@@ -61,6 +61,23 @@ def test_is_weakly_typed():
     assert not internals.is_weakly_typed(jnp.float32(1.0))
 
 
+def test_identity():
+    found = []
+
+    def loss(bias, shift, row):
+        return jnp.sum(jnp.sin(row + bias + shift))
+
+    def one(row):
+        gradients = jax.grad(loss, (0, 1))(MATRIX[0], MATRIX[1], row)
+        found.extend(map(internals.identity, (*gradients, jnp.sin(gradients[0]))))
+        return gradients
+
+    jax.eval_shape(jax.vmap(one), MATRIX)
+    jax.eval_shape(jax.vmap(jax.vmap(one)), np.stack([MATRIX] * 3))
+    for first, second, other in (found[:3], found[3:]):
+        assert first == second != other
+
+
 def test_varying_axes():
     assert in_shard_map(internals.varying_axes) == ({"data"}, set())
     assert internals.varying_axes(MATRIX) == set()
@@ -219,6 +236,7 @@ REARRANGING = {
     "squeeze": lambda x: jax.lax.squeeze(x[:1], (0,)),
     "slice": lambda x: x[1:3],
     "split": lambda x: jnp.split(x, 2),
+    "unstack": jnp.unstack,
     "rev": lambda x: x[::-1],
 }
 

@@ -12,6 +12,7 @@ try:
     from .arrays import checkify as checkify
     from .arrays import device_memory as device_memory
     from .arrays import explicit_sharding as explicit_sharding
+    from .arrays import identity as identity
     from .arrays import is_weakly_typed as is_weakly_typed
     from .arrays import manual_axes as manual_axes
     from .arrays import mesh_is_explicit as mesh_is_explicit

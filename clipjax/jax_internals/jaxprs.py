@@ -24,14 +24,8 @@ TRANSPOSE = "transpose"
 COPY = "copy"
 BROADCAST = "broadcast_in_dim"
 REARRANGING = (
-    TRANSPOSE,
-    "reshape",
-    "squeeze",
-    BROADCAST,
-    "slice",
-    "split",
-    COPY,
-    "rev",
+    *(TRANSPOSE, BROADCAST, COPY),
+    *("reshape", "squeeze", "slice", "split", "unstack", "rev"),
 )
 DOT = "dot_general"
 CONVOLUTION = "conv_general_dilated"

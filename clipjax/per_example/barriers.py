@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ..jax_internals import mesh_size
+from ..jax_internals import identity, mesh_size
 
 
 def read_once(tree: Any) -> Any:
@@ -30,16 +30,21 @@ def read_once(tree: Any) -> Any:
     a tied embedding, a tenth of that transformer's temporary buffers.
     """
     leaves, structure = jax.tree.flatten(tree)
-    distinct = {id(leaf): leaf for leaf in leaves}
+    identities = [identity(leaf) for leaf in leaves]
+    distinct = dict(zip(identities, leaves, strict=True))
     if not distinct:
         return tree
     flat = [
         leaf.reshape([n for n in leaf.shape if n != 1]) for leaf in distinct.values()
     ]
     computed = jax.lax.optimization_barrier(tuple(flat))
-    by_id = dict(zip(distinct, computed, strict=True))
+    computed = dict(zip(distinct, computed, strict=True))
     return jax.tree.unflatten(
-        structure, [by_id[id(leaf)].reshape(leaf.shape) for leaf in leaves]
+        structure,
+        [
+            computed[own].reshape(leaf.shape)
+            for own, leaf in zip(identities, leaves, strict=True)
+        ],
     )
 
 
