@@ -19,11 +19,12 @@ def read_once(tree: Any) -> Any:
     (``xla_allow_excess_precision``). A norm of one set of numbers does not bound a sum
     of the other: an example added 215 C in float32 that way, and 1.5 C in bfloat16.
 
-    XLA's CPU backend removes barriers before its last fusions (in the pass
-    ``cse_barrier_expander`` of JAX 0.10), so that it may still compute a factor twice.
-    An example constructed for that, with factors x·y - fl(x·y), adds 1.0007 C; see
-    ``tests/test_ghost_bound.py``. Dividing by ones that XLA does not know to be ones
-    did not prevent it, and doubled a perceptron's temporary buffers.
+    The CPU backend of JAX 0.10 removes barriers before its last fusions (in the pass
+    ``cse_barrier_expander``; from JAX 0.11 on, after them), so that it may still
+    compute a factor twice. An example constructed for that, with factors
+    x·y - fl(x·y), adds 1.0007 C; see ``tests/test_ghost_bound.py``. Dividing by ones
+    that XLA does not know to be ones did not prevent it, and doubled a perceptron's
+    temporary buffers.
 
     An array that occurs several times stays one array. Axes of length 1 are dropped
     before the barrier: XLA cannot move a reshape across it, and copied the gradients of
