@@ -75,7 +75,15 @@ __version__ = "0.2.0"
 normalize_by_global_norm = normalise_by_global_norm  # Optax's spelling
 
 # Python makes a submodule an attribute of its package once anything imports it.
-_INTERNAL = ("core", "cotangent", "demos", "per_example", "projection", "wrappers")
+_INTERNAL = (
+    "core",
+    "cotangent",
+    "demos",
+    "jax_internals",
+    "per_example",
+    "projection",
+    "wrappers",
+)
 
 
 def __dir__() -> list[str]:

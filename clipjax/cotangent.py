@@ -111,7 +111,6 @@ def _forward(make: Callable[..., Clip], x: Any, max_norm: jax.Array) -> Any:
 
 
 def _backward(make: Callable[..., Clip], max_norm: jax.Array, cotangent: Any) -> Any:
-    max_norm = jnp.asarray(max_norm)  # JAX 0.8 passes a constant of a type of its own
     clipped, _ = make(max_norm).update(cotangent, None)
     return clipped, jnp.zeros_like(max_norm)
 

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from .core.checks import require_integer
 from .core.state import ClipState
 from .core.trees import Leaves
+from .jax_internals import Tracer
 from .wrappers.sections import Naming, Numbers, sections
 from .wrappers.skip import SkipNonfiniteState
 from .wrappers.states import states_of

@@ -21,11 +21,6 @@ from benchmarks.costs import (
 )
 from clipjax import granularity, guards
 
-recent_jax = pytest.mark.skipif(
-    jax.__version_info__ < (0, 10),
-    reason="JAX 0.8 takes an equation more to stack an array, and fuses less into sums",
-)
-
 
 class Gate(NamedTuple):
     """A clip, and the most that it may cost.
@@ -84,13 +79,11 @@ FEW = 2
 SLACK = 0.05
 
 
-@recent_jax
 @pytest.mark.parametrize("name", [name for name in GATES if GATES[name].equations])
 def test_equations_per_leaf(name):
     assert equations_per_leaf(GATES[name].make, 20, 30) <= GATES[name].equations
 
 
-@recent_jax
 @pytest.mark.parametrize(("name", "dtype"), EACH)
 def test_a_step_with_adam(name, dtype):
     gate = GATES[name]
@@ -101,7 +94,6 @@ def test_a_step_with_adam(name, dtype):
         assert added.bytes_accessed <= gate.reads[DTYPES.index(dtype)] + SLACK
 
 
-@recent_jax
 @pytest.mark.parametrize(("name", "dtype"), ALONE)
 def test_a_donated_gradient_is_clipped_in_place(name, dtype):
     gate = GATES[name]
@@ -111,7 +103,6 @@ def test_a_donated_gradient_is_clipped_in_place(name, dtype):
     assert cost.temporaries <= bar + SLACK * (bar >= 1)
 
 
-@recent_jax
 def test_metrics_add_no_pass():
     clip = clipjax.clip_by_global_norm(1.0)
     params = structs(FEW)

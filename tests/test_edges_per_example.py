@@ -13,9 +13,6 @@ import clipjax
 from benchmarks.per_example.models import perceptron, single_layer
 from benchmarks.per_example.peers import ours, plain
 
-current_xla = pytest.mark.skipif(
-    jax.__version_info__ < (0, 10), reason="XLA before that holds more"
-)
 every_method = pytest.mark.parametrize("method", ["ghost", "vmap"])
 SHAPES = {"bias": (1, 5), "last": (5, 3)}
 PARAMS = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
@@ -69,13 +66,11 @@ def temporary_memory(make):
     return held
 
 
-@current_xla
 def test_j68_memory_of_a_large_layer():
     held = temporary_memory(lambda: single_layer(256))
     assert held[ours] <= 4 * held[plain]
 
 
-@current_xla
 @pytest.mark.parametrize("widths", [(784, 512, 512, 10), (100, 400, 400, 10)])
 def test_memory_of_a_perceptron(widths):
     held = temporary_memory(lambda: perceptron(256, *widths))

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.per_example.exactness import measure
 from benchmarks.per_example.kinds import KINDS
 from clipjax.core.trees import Leaves
-from clipjax.per_example.jaxprs import trace
+from clipjax.jax_internals import trace
 from clipjax.per_example.plan import make_plan
 
 # Kinds for the table of exactness alone: what they do with a parameter, another kind
@@ -69,8 +69,8 @@ def test_plan(model, dense):
         return loss(leaves.tree_by_name(arrays), example)
 
     with jax.numpy_rank_promotion("allow"):
-        closed, _ = trace(
+        program, _, _ = trace(
             flat_loss, values, jax.tree.map(lambda x: np.asarray(x)[0], batch)
         )
-    plan = make_plan(closed.jaxpr, names, values)
+    plan = make_plan(program, names, values)
     assert {names[leaf] for leaf in plan.dense} == dense

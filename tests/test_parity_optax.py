@@ -81,9 +81,7 @@ def test_as_near_to_float64_as_optax(name):
     assert max(errors["ours"]) <= max(errors["theirs"]) + slack
 
 
-RANKS = [(), (6,), (1, 6), (4, 6), (2, 3, 4), (2, 3, 2, 4)]
-if optax.__version__ != "0.2.6":  # which takes no leaf of more axes
-    RANKS.append((2, 2, 2, 3, 2))
+RANKS = [(), (6,), (1, 6), (4, 6), (2, 3, 4), (2, 3, 2, 4), (2, 2, 2, 3, 2)]
 
 
 @pytest.mark.parametrize(

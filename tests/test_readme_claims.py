@@ -3,6 +3,7 @@
 import inspect
 import pathlib
 import re
+import tomllib
 
 import jax
 import pytest
@@ -10,8 +11,10 @@ import pytest
 import clipjax
 from benchmarks import beside_optax
 from clipjax import recipes
+from clipjax.jax_internals.versions import NEWEST, OLDEST
 
 ROOT = pathlib.Path(__file__).parent.parent
+START = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
 PER_EXAMPLE = (ROOT / "docs" / "per_example.md").read_text(encoding="utf-8")
@@ -37,6 +40,21 @@ def test_each_row_beside_optax_is_what_both_libraries_do(row):
 
 def test_the_table_beside_optax_has_five_rows_and_a_source_for_each():
     assert len(rows_below(README, "| Optax 0.2.8 |")) == len(beside_optax.ROWS) == 5
+
+
+def test_the_supported_releases_are_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    required = set(project["project"]["dependencies"])
+    pins = (ROOT / ".ci" / "oldest.txt").read_text(encoding="utf-8").split("\n", 1)[1]
+    oldest = dict(line.split("==") for line in pins.split())
+    assert oldest["jax"] == oldest["jaxlib"] == OLDEST
+    assert {f"{name}>={oldest[name]}" for name in ("jax", "optax")} <= required
+    for extra in ("demos", "bench"):
+        assert f"flax>={oldest['flax']}" in extras[extra]
+    assert f"the newest supported JAX, {OLDEST} and {NEWEST}.\n" in README
+    assert f"at least JAX {OLDEST} and Optax {oldest['optax']};" in START
+    assert f"The newest JAX that the tests run on is {NEWEST}.\n" in START
 
 
 def test_times_of_a_step_are_those_of_the_results():

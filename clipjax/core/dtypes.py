@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..jax_internals import is_weakly_typed
+
 
 def accumulation_dtype(arrays: Iterable[Any]) -> Any:
     """Return float64 if any array is in double precision, else float32."""
@@ -26,7 +28,7 @@ def widen(leaf: jax.Array, dtype: Any) -> jax.Array:
 def narrow(value: jax.Array, leaf: jax.Array) -> jax.Array:
     """Round a result to a leaf's dtype, keeping the leaf's weak type."""
     value = value.astype(leaf.dtype)
-    if jax.typeof(leaf).weak_type:
+    if is_weakly_typed(leaf):
         # Public JAX has no cast to a weak type. full_like keeps the weak type of its
         # first argument, for a scalar fill value: hence one vmap per axis.
         weaken = jax.lax.full_like

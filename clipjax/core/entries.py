@@ -180,7 +180,7 @@ def _summary(thresholds: Values, blocks: Blocks) -> tuple[jax.Array, jax.Array]:
 def once_known(number: jax.Array, value: Any) -> Any:
     """Return ``value`` unchanged, scheduled after ``number``, which is at least 0.
 
-    An optimization barrier would have no effect: XLA's CPU backend removes barriers
+    An optimization barrier has no effect on CPUs with JAX 0.10, where XLA removes it
     before it schedules, and schedules a constant without waiting for anything.
     """
     return jax.tree.map(

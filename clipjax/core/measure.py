@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from ..guards import Guard, propagate
+from ..jax_internals import Tracer
 from ..norms import Norm, linf
 from .blocks import Blocks, Values
 from .dtypes import full_like, scaling_power, widen

@@ -15,8 +15,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
+from ..jax_internals import Tracer, manual_axes, resharded, spec_of, varying_axes
 from .trees import Leaves
 
 AxisNames = Hashable | tuple[Hashable, ...] | None
@@ -42,15 +42,6 @@ def each_worker(axis_name: AxisNames) -> Iterator[None]:
         yield
     finally:
         _WORKERS.reset(token)
-
-
-def varying_axes(leaf: jax.Array) -> frozenset[Hashable]:
-    """Return the manual mesh axes over which a leaf varies, according to its type."""
-    kind = jax.typeof(leaf)
-    manual = getattr(kind, "manual_axis_type", None)
-    if manual is not None:
-        return frozenset(manual.varying)
-    return frozenset(getattr(kind, "vma", ()))
 
 
 def types_tell(axis: Hashable) -> bool:
@@ -97,8 +88,7 @@ def mesh_axes(
             or, outside ``jit``, leaves lie on different devices.
     """
     workers = _WORKERS.get()
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    manual = tuple(name for name in manual if name not in workers)
+    manual = tuple(name for name in manual_axes() if name not in workers)
     names = as_tuple(axis_name)
     if not manual and not names:
         _require_same_devices(leaves)
@@ -224,15 +214,8 @@ def gathered(leaf: jax.Array, kept: int) -> jax.Array:
 
     On other meshes the leaf is returned unchanged, and XLA gathers where it has to.
     """
-    spec = jax.typeof(leaf).sharding.spec
+    spec = spec_of(leaf)
     return resharded(leaf, (*spec[:kept], *(None for _ in spec[kept:])))
-
-
-def resharded(leaf: jax.Array, spec: Any) -> jax.Array:
-    """Shard a leaf by a spec, if it lies on an Explicit mesh."""
-    spec = jax.sharding.PartitionSpec(*spec)
-    is_so = jax.typeof(leaf).sharding.spec == spec
-    return leaf if is_so else jax.sharding.reshard(leaf, spec)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))

@@ -16,6 +16,7 @@ from flax import nnx
 
 import clipjax
 
+from ..jax_internals import device_memory
 from .arms import Gradient, of_batch
 from .tasks.base import Task
 
@@ -253,10 +254,10 @@ class Loop:
 
 def require_memory(size: float) -> None:
     """Raise a ValueError for more bytes than the first device, or the host, has."""
-    stats = jax.devices()[0].memory_stats() or {}
-    available = stats.get("bytes_limit", math.inf)
-    if not stats and hasattr(os, "sysconf"):  # a CPU, and not on Windows
+    available = device_memory()
+    if available is None and hasattr(os, "sysconf"):  # a CPU, and not on Windows
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = math.inf if available is None else available
     if size > available:
         raise ValueError(
             f"it needs {size / 2**30:.1f} GiB of memory, and there are "

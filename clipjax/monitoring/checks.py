@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 from ..core.checks import require_integer
+from ..jax_internals import Tracer
 
 
 def require_outside_jit(*trees: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ..jax_internals import identity, mesh_size
+
 
 def read_once(tree: Any) -> Any:
     """Return the arrays of a tree behind a barrier, so that all consumers share them.
@@ -17,27 +19,33 @@ def read_once(tree: Any) -> Any:
     (``xla_allow_excess_precision``). A norm of one set of numbers does not bound a sum
     of the other: an example added 215 C in float32 that way, and 1.5 C in bfloat16.
 
-    XLA's CPU backend removes barriers before its last fusions (in the pass
-    ``cse_barrier_expander`` of JAX 0.10), so that it may still compute a factor twice.
-    An example constructed for that, with factors x·y - fl(x·y), adds 1.0007 C; see
-    ``tests/test_ghost_bound.py``. Dividing by ones that XLA does not know to be ones
-    did not prevent it, and doubled a perceptron's temporary buffers.
+    The CPU backend of JAX 0.10 removes barriers before its last fusions (in the pass
+    ``cse_barrier_expander``; from JAX 0.11 on, after them), so that it may still
+    compute a factor twice. An example constructed for that, with factors
+    x·y - fl(x·y), adds 1.0007 C; see ``tests/test_ghost_bound.py``. Dividing by ones
+    that XLA does not know to be ones did not prevent it, and doubled a perceptron's
+    temporary buffers.
 
     An array that occurs several times stays one array. Axes of length 1 are dropped
     before the barrier: XLA cannot move a reshape across it, and copied the gradients of
     a tied embedding, a tenth of that transformer's temporary buffers.
     """
     leaves, structure = jax.tree.flatten(tree)
-    distinct = {id(leaf): leaf for leaf in leaves}
+    identities = [identity(leaf) for leaf in leaves]
+    distinct = dict(zip(identities, leaves, strict=True))
     if not distinct:
         return tree
     flat = [
         leaf.reshape([n for n in leaf.shape if n != 1]) for leaf in distinct.values()
     ]
     computed = jax.lax.optimization_barrier(tuple(flat))
-    by_id = dict(zip(distinct, computed, strict=True))
+    computed = dict(zip(distinct, computed, strict=True))
     return jax.tree.unflatten(
-        structure, [by_id[id(leaf)].reshape(leaf.shape) for leaf in leaves]
+        structure,
+        [
+            computed[own].reshape(leaf.shape)
+            for own, leaf in zip(identities, leaves, strict=True)
+        ],
     )
 
 
@@ -54,7 +62,7 @@ def after(array: jax.Array, previous: jax.Array | None) -> jax.Array:
     """
     if previous is None or not previous.size or not array.size:
         return array
-    if jax.sharding.get_abstract_mesh().size > 1:
+    if mesh_size() > 1:
         return array
     entry = jnp.real(previous[(0,) * previous.ndim])
     return jnp.where(entry < -jnp.inf, 0, array)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..core.trees import Leaves, is_clippable
+from ..jax_internals import spec_of
 from ..rules import Rule, ratio, valid
 from .batches import in_microbatches
 from .direct import PerExample
@@ -77,7 +78,7 @@ class ClippedGrad:
 
         def specs() -> Any:
             params = self.examples.params(arguments)
-            own = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, params)
+            own = jax.tree.map(spec_of, params)
             # The transform's result may have another structure than the parameters.
             own = own if self.pre_clipping_transform is None else WHOLE
             return (own, WHOLE) if self.has_aux else own

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from ..core.trees import Leaves
+from ..jax_internals import Program, dtype_of, trace
 from .barriers import after, read_once
 from .bounds import Bounded, of_gradients, of_parameter
 from .direct import PerExample, dense_sum, widened
 from .factors import Product, joined, makes_gradient, product_of, read_factors
-from .jaxprs import trace
 from .plan import Plan, make_plan
 from .taps import Runner
 from .views import Site
@@ -48,7 +48,7 @@ class Pass(NamedTuple):
     pairs: Mapping[tuple[int, int], bool]
 
 
-def _trace(loss: Any, leaves: Leaves, batch: Any) -> tuple[Any, Any]:
+def _trace(loss: Any, leaves: Leaves, batch: Any) -> tuple[Program, Any, Any]:
     """Trace the loss of one example, so that no equation has an axis of examples."""
     names = tuple(leaves.names)
     example = jax.tree.map(
@@ -66,21 +66,20 @@ def backward(loss: Any, leaves: Leaves, batch: Any, spmd_axis_name: Any = None) 
     """Run the loss forward and backward, and return the factors at its sites."""
     names = tuple(leaves.names)
     values = list(leaves.arrays)
-    closed, structure = _trace(loss, leaves, batch)
-    jaxpr = closed.jaxpr
-    plan = make_plan(jaxpr, names, values)
+    program, constants, structure = _trace(loss, leaves, batch)
+    plan = make_plan(program, names, values)
     runner = Runner(plan.sites)
 
     def run(dense: dict[int, jax.Array], taps: Any, example: Any) -> Any:
         arguments = [dense.get(i, leaf) for i, leaf in enumerate(values)]
         results, records = runner.run(
-            jaxpr, closed.consts, [*arguments, *jax.tree.leaves(example)], taps
+            program, constants, [*arguments, *jax.tree.leaves(example)], taps
         )
         value, aux = jax.tree.unflatten(structure, results)
         return value, (aux, records)
 
     taps = {
-        site.tap: jnp.zeros(site.output_shape, site.equation.outvars[0].aval.dtype)
+        site.tap: jnp.zeros(site.output_shape, dtype_of(site.equation.outputs[0]))
         for site in plan.sites
     }
     dense = {leaf: values[leaf] for leaf in plan.dense}

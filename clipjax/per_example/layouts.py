@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ..jax_internals import jaxprs, shape_of
 from .direct import HIGHEST, finite, weighted, widened
-from .jaxprs import shape_of
 from .views import Site, is_clipped
 
 GEOMETRY = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
@@ -115,8 +115,8 @@ class Dot(Layout):
 
     def __init__(self, site: Site):
         super().__init__(site)
-        contracting, batch = site.equation.params["dimension_numbers"]
-        ranks = [len(shape_of(atom)) for atom in site.equation.invars]
+        contracting, batch = site.equation.setting("dimension_numbers")
+        ranks = [len(shape_of(atom)) for atom in site.equation.inputs]
         free = [
             tuple(i for i in range(ranks[k]) if i not in (*contracting[k], *batch[k]))
             for k in (0, 1)
@@ -176,7 +176,7 @@ class Lookup(Layout):
         rows, *rest = self.site.view.shape
         width = math.prod(rest)
         left = record
-        if self.site.equation.primitive.name == "gather":
+        if self.site.equation.name == jaxprs.GATHER:
             left = record[..., 0]
         # A narrow integer may not hold the number of rows.
         left = left.reshape(left.shape[0], -1)
@@ -204,9 +204,9 @@ class Convolution(Layout):
 
     def __init__(self, site: Site):
         super().__init__(site)
-        self.settings = site.equation.params
-        self.numbers = self.settings["dimension_numbers"]
-        self.groups = self.settings["feature_group_count"]
+        self.numbers = site.equation.setting("dimension_numbers")
+        self.groups = site.equation.setting("feature_group_count")
+        self.geometry = {name: site.equation.setting(name) for name in GEOMETRY}
         spec = self.numbers.rhs_spec
         self.kernel = [site.view.shape[i] for i in spec[2:]]
         self.view = (spec[0], *spec[2:], spec[1])
@@ -240,7 +240,7 @@ class Convolution(Layout):
         first = rank - len(self.numbers.lhs_spec)
         axes = [first + i for i in self.numbers.lhs_spec[2:]]
         channel = first + self.numbers.lhs_spec[1]
-        strides, edges, inner, outer = (self.settings[name] for name in GEOMETRY)
+        strides, edges, inner, outer = self.geometry.values()
         padding = [(0, 0, 0)] * rank
         for axis, (low, high), dilation in zip(axes, edges, inner, strict=True):
             padding[axis] = (low, high, dilation - 1)
@@ -295,7 +295,7 @@ class Convolution(Layout):
             return jax.lax.conv_general_dilated(
                 other,
                 kernel,
-                **{name: self.settings[name] for name in GEOMETRY},
+                **self.geometry,
                 dimension_numbers=self.numbers,
                 feature_group_count=self.groups,
                 precision=HIGHEST,

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ..core.meshes import varying_axes
+from ..jax_internals import auto_axes, mesh_is_explicit, varying_axes
 
 WHOLE = jax.sharding.PartitionSpec()
 
@@ -37,11 +37,10 @@ def on_any_mesh(
     """
 
     def run(*arguments: Any) -> Any:
-        mesh = jax.sharding.get_abstract_mesh()
-        if jax.sharding.AxisType.Explicit not in mesh.axis_types:
+        if not mesh_is_explicit():
             return function(*arguments)
         inner, arrays = of_arrays(function, arguments)
-        return jax.sharding.auto_axes(inner, out_sharding=specs())(arrays)
+        return auto_axes(inner, out_sharding=specs())(arrays)
 
     return run
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ..jax_internals import Program
 from .layouts import layout_of
 from .views import Site, View, Walk
 
@@ -39,7 +39,9 @@ class Plan:
     pairs: dict[tuple[int, int], bool]
 
 
-def make_plan(jaxpr: Any, names: tuple[str, ...], params: list[jax.Array]) -> Plan:
+def make_plan(
+    program: Program, names: tuple[str, ...], params: list[jax.Array]
+) -> Plan:
     """Return the plan of a loss.
 
     The analysis is repeated until it finds no further dense parameter: a parameter that
@@ -47,7 +49,7 @@ def make_plan(jaxpr: Any, names: tuple[str, ...], params: list[jax.Array]) -> Pl
     multiplied with it.
 
     Args:
-        jaxpr: the loss of one example, parameters first.
+        program: the loss of one example, parameters first.
         names: the parameters' names.
         params: arrays or ``ShapeDtypeStruct``.
     """
@@ -61,11 +63,11 @@ def make_plan(jaxpr: Any, names: tuple[str, ...], params: list[jax.Array]) -> Pl
         walk = Walk()
         views = {
             variable: (View(leaf, lambda value: value, (), shapes[leaf]),)
-            for leaf, variable in enumerate(jaxpr.invars[: len(names)])
+            for leaf, variable in enumerate(program.inputs[: len(names)])
             if leaf not in dense
         }
-        walk.visit(jaxpr, views, (), ())
-        walk.finish(jaxpr, views, "returned by the loss")
+        walk.visit(program, views, (), ())
+        walk.finish(program, views, "returned by the loss")
         found = dict(walk.dense)
         if not found:
             groups, pairs, found = _align(walk.sites, shapes)

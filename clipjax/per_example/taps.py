@@ -1,4 +1,4 @@
-"""Evaluation of a jaxpr that exposes the operands and cotangents of its sites.
+"""Evaluation of a program that exposes the operands and cotangents of its sites.
 
 A tap, an array of zeros, is added to the product of each site, or to the last sum that
 the product is a term of. The derivative with respect to the tap is the cotangent there.
@@ -12,20 +12,14 @@ from typing import Any
 
 import jax
 
-from .jaxprs import (
-    CHECKPOINTS,
-    inner_jaxpr,
-    read_all,
-    run_equation,
-    scan_counts,
-)
+from ..jax_internals import Equation, Program, jaxprs, read_all
 from .views import Path, Site
 
 Taps = Mapping[Path, Any]
 
 
 class Runner:
-    """Evaluates jaxprs with taps at some sites.
+    """Evaluates programs with taps at some sites.
 
     Attributes:
         sites: the sites by path.
@@ -40,7 +34,7 @@ class Runner:
 
     def run(
         self,
-        jaxpr: Any,
+        program: Program,
         constants: Sequence[Any],
         arguments: Sequence[Any],
         taps: Taps,
@@ -49,61 +43,59 @@ class Runner:
         """Return the results, and the recorded operands by path of their site.
 
         Args:
-            jaxpr: the jaxpr.
-            constants: its constants.
+            program: the program.
+            constants: the values of its constants.
             arguments: its inputs.
             taps: arrays to add, by path.
-            path: the path of the equation that calls the jaxpr.
+            path: the path of the equation that calls the program.
         """
-        environment = dict(zip(jaxpr.constvars, constants, strict=True))
-        environment |= dict(zip(jaxpr.invars, arguments, strict=True))
+        environment = dict(zip(program.constants, constants, strict=True))
+        environment |= dict(zip(program.inputs, arguments, strict=True))
         records: dict[Path, Any] = {}
-        for position, equation in enumerate(jaxpr.eqns):
+        for position, equation in enumerate(program.equations):
             here = (*path, position)
-            values = read_all(equation.invars, environment)
+            values = read_all(equation.inputs, environment)
             if here in self.sites:
-                results = run_equation(jaxpr, equation, values)
+                results = equation.run(values)
                 records[here] = values[self.sites[here].other]
             elif here in self.parents:
                 results, found = self._inside(equation, values, taps, here)
                 records |= found
             else:
-                results = run_equation(jaxpr, equation, values)
+                results = equation.run(values)
             if here in taps:
                 results = [results[0] + taps[here].astype(results[0].dtype)]
-            environment |= dict(zip(equation.outvars, results, strict=True))
-        return read_all(jaxpr.outvars, environment), records
+            environment |= dict(zip(equation.outputs, results, strict=True))
+        return read_all(program.outputs, environment), records
 
-    def _inside(self, equation: Any, values: list[Any], taps: Taps, here: Path):
-        jaxpr, constants = inner_jaxpr(equation)
+    def _inside(self, equation: Equation, values: list[Any], taps: Taps, here: Path):
+        program, constants = equation.inner()
         tapped = [path for path in taps if path[: len(here)] == here]
         read = [path for path in self.sites if path[: len(here)] == here]
 
         def inline(values: list[Any], taps: list[Any]) -> tuple[list[Any], list[Any]]:
             results, records = self.run(
-                jaxpr, constants, values, dict(zip(tapped, taps, strict=True)), here
+                program, constants, values, dict(zip(tapped, taps, strict=True)), here
             )
             return results, [records[path] for path in read]
 
         ordered = [taps[path] for path in tapped]
-        name = equation.primitive.name
-        if name == "scan":
+        if equation.name == jaxprs.SCAN:
             results, records = _scan(equation, inline, values, ordered)
-        elif name in CHECKPOINTS:
+        elif equation.name == jaxprs.CHECKPOINT:
             results, records = jax.checkpoint(
                 inline,
-                prevent_cse=equation.params["prevent_cse"],
-                policy=equation.params["policy"],
+                prevent_cse=equation.setting("prevent_cse"),
+                policy=equation.setting("policy"),
             )(values, ordered)
         else:
             results, records = inline(values, ordered)
         return results, dict(zip(read, records, strict=True))
 
 
-def _scan(equation: Any, body: Any, values: list[Any], taps: list[Any]):
+def _scan(equation: Equation, body: Any, values: list[Any], taps: list[Any]):
     """Evaluate a scan with taps among its inputs, and records among its outputs."""
-    settings = equation.params
-    first, carried = scan_counts(equation)
+    first, carried = equation.scan_counts()
     second = first + carried
     constants, carry, stepped = values[:first], values[first:second], values[second:]
 
@@ -117,8 +109,8 @@ def _scan(equation: Any, body: Any, values: list[Any], taps: list[Any]):
         step,
         carry,
         (stepped, taps),
-        length=settings["length"],
-        reverse=settings["reverse"],
-        unroll=settings["unroll"],
+        length=equation.setting("length"),
+        reverse=equation.setting("reverse"),
+        unroll=equation.setting("unroll"),
     )
     return [*carry, *outputs], records

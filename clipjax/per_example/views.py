@@ -1,8 +1,8 @@
 """Analysis of a loss: which parameters have a gradient in factored form, and where.
 
-A variable of the jaxpr is a *view* if it holds the entries of a parameter in another
-arrangement (transposed, reshaped, sliced). An equation in which a view meets another
-array, in a matrix product, a convolution or a look-up, is a *site*: there the
+A variable of the traced loss is a *view* if it holds the entries of a parameter in
+another arrangement (transposed, reshaped, sliced). An equation in which a view meets
+another array, in a matrix product, a convolution or a look-up, is a *site*: there the
 parameter's gradient is a product of the other operand and the cotangent, so that its
 norm follows from the two factors. A parameter that is used in any other way is *dense*:
 its gradient is computed for every example.
@@ -20,28 +20,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .jaxprs import (
-    CHECKPOINTS,
-    INLINED,
-    inner_jaxpr,
+from ..jax_internals import (
+    Equation,
+    Program,
+    dtype_of,
     is_literal,
     is_variable,
-    run_equation,
-    scan_counts,
+    jaxprs,
     shape_of,
 )
 
-REARRANGING = (
-    "transpose",
-    "reshape",
-    "squeeze",
-    "expand_dims",
-    "broadcast_in_dim",
-    "slice",
-    "split",
-    "copy",
-    "rev",
-)
 Path = tuple[int, ...]
 
 
@@ -95,7 +83,7 @@ class Site:
     path: Path
     tap: Path
     kind: str
-    equation: Any
+    equation: Equation
     view: View
     operand: int
     lengths: tuple[int, ...]
@@ -108,11 +96,11 @@ class Site:
     @property
     def output_shape(self) -> tuple[int, ...]:
         """The shape of the product, with the scans' axes in front."""
-        return self.lengths + shape_of(self.equation.outvars[0])
+        return self.lengths + shape_of(self.equation.outputs[0])
 
 
 class Walk:
-    """One pass over a jaxpr that follows the views of parameters.
+    """One pass over a program that follows the views of parameters.
 
     A variable has no view, one view, or one for each parameter concatenated in it.
 
@@ -126,34 +114,38 @@ class Walk:
         self.dense: dict[int, str] = {}
 
     def visit(
-        self, jaxpr: Any, views: dict[Any, Views], path: Path, lengths: tuple[int, ...]
+        self,
+        program: Program,
+        views: dict[Any, Views],
+        path: Path,
+        lengths: tuple[int, ...],
     ) -> None:
-        """Follow the views through a jaxpr's equations, and enter what they yield.
+        """Follow the views through a program's equations, and enter what they yield.
 
         Args:
-            jaxpr: the jaxpr.
+            program: the program.
             views: the views of its inputs; those of other variables are added.
             path: the positions of the equations around it.
             lengths: the lengths of the scans around it.
         """
-        sums = Sums(jaxpr)
-        for position, equation in enumerate(jaxpr.eqns):
-            inputs = [_views_of(atom, views) for atom in equation.invars]
+        sums = Sums(program)
+        for position, equation in enumerate(program.equations):
+            inputs = [_views_of(atom, views) for atom in equation.inputs]
             if not any(inputs):
                 continue
             here = (*path, position)
-            name = equation.primitive.name
-            if name in REARRANGING:
-                self._rearrange(jaxpr, equation, inputs, views)
-            elif name == "convert_element_type":
+            name = equation.name
+            if name in jaxprs.REARRANGING:
+                self._rearrange(equation, inputs, views)
+            elif name == jaxprs.CAST:
                 self._cast(equation, inputs, views)
-            elif name == "stop_gradient":
+            elif name == jaxprs.STOP_GRADIENT:
                 continue
-            elif name in ("concatenate", "stack"):
+            elif name in (jaxprs.CONCATENATE, jaxprs.STACK):
                 self._join(equation, inputs, views)
-            elif name in INLINED or name in CHECKPOINTS:
+            elif name in (jaxprs.JIT, jaxprs.CHECKPOINT):
                 self._call(equation, inputs, views, here, lengths)
-            elif name == "scan":
+            elif name == jaxprs.SCAN:
                 self._scan(equation, inputs, here, lengths)
             elif kind := site_kind(equation, inputs):
                 operand = 0 if inputs[0] else 1
@@ -165,38 +157,37 @@ class Walk:
             else:
                 self._make_dense(inputs, f"used in {name}")
 
-    def finish(self, jaxpr: Any, views: dict[Any, Views], reason: str) -> None:
-        """Mark as dense every parameter that a jaxpr returns unchanged."""
-        self._make_dense([_views_of(atom, views) for atom in jaxpr.outvars], reason)
+    def finish(self, program: Program, views: dict[Any, Views], reason: str) -> None:
+        """Mark as dense every parameter that a program returns unchanged."""
+        self._make_dense([_views_of(atom, views) for atom in program.outputs], reason)
 
     def _make_dense(self, views: list[Views], reason: str) -> None:
         for view in itertools.chain(*views):
             self.dense.setdefault(view.leaf, reason)
 
-    def _rearrange(self, jaxpr, equation, inputs, views) -> None:
-        name = equation.primitive.name
-        sizes = [math.prod(shape_of(atom)) for atom in equation.outvars]
-        if name == "broadcast_in_dim" and sizes != [
-            math.prod(shape_of(equation.invars[0]))
+    def _rearrange(self, equation, inputs, views) -> None:
+        sizes = [math.prod(shape_of(atom)) for atom in equation.outputs]
+        if equation.name == jaxprs.BROADCAST and sizes != [
+            math.prod(shape_of(equation.inputs[0]))
         ]:
             self._make_dense(inputs, "repeated by broadcasting")
             return
         if any(view.place for view in inputs[0]):
             self._rearrange_parts(equation, inputs, views)
             return
-        for index, variable in enumerate(equation.outvars):
+        for index, variable in enumerate(equation.outputs):
 
             def step(value: Any, index: int = index) -> Any:
-                return run_equation(jaxpr, equation, [value])[index]
+                return equation.run([value])[index]
 
             views[variable] = tuple(
                 view.then(step, shape=shape_of(variable)) for view in inputs[0]
             )
 
     def _rearrange_parts(self, equation, inputs, views) -> None:
-        name, (variable, *_) = equation.primitive.name, equation.outvars
-        if name == "transpose":
-            order = equation.params["permutation"]
+        name, (variable, *_) = equation.name, equation.outputs
+        if name == jaxprs.TRANSPOSE:
+            order = equation.setting("permutation")
             views[variable] = tuple(
                 view.then(
                     lambda part: part.transpose(order),
@@ -205,24 +196,25 @@ class Walk:
                 )
                 for view in inputs[0]
             )
-        elif name == "copy":
+        elif name == jaxprs.COPY:
             views[variable] = inputs[0]
         else:
             self._make_dense(inputs, f"joined to others before {name}")
 
     def _cast(self, equation, inputs, views) -> None:
-        (variable,) = equation.outvars
-        if not jnp.issubdtype(variable.aval.dtype, jnp.floating):
-            self._make_dense(inputs, f"cast to {variable.aval.dtype}")
+        (variable,) = equation.outputs
+        dtype = dtype_of(variable)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            self._make_dense(inputs, f"cast to {dtype}")
         # A cast keeps the entries in place. The norm is that of the gradient before it
         # is rounded to the narrower dtype.
         views[variable] = inputs[0]
 
     def _join(self, equation, inputs, views) -> None:
-        is_stack = equation.primitive.name == "stack"
-        axis = equation.params["axis" if is_stack else "dimension"]
+        is_stack = equation.name == jaxprs.STACK
+        axis = equation.setting("axis" if is_stack else "dimension")
         start, joined = 0, []
-        for atom, parts in zip(equation.invars, inputs, strict=True):
+        for atom, parts in zip(equation.inputs, inputs, strict=True):
             if any(view.place for view in parts):
                 self._make_dense([parts], "joined to others twice")
             for view in parts:
@@ -231,23 +223,23 @@ class Walk:
                     view = view.then(partial(jnp.expand_dims, axis=axis), shape=shape)
                 joined.append(dataclasses.replace(view, place=(axis, start)))
             start += 1 if is_stack else shape_of(atom)[axis]
-        views[equation.outvars[0]] = tuple(joined)
+        views[equation.outputs[0]] = tuple(joined)
 
     def _call(self, equation, inputs, views, here, lengths) -> None:
-        jaxpr, _ = inner_jaxpr(equation)
-        inside = dict(zip(jaxpr.invars, inputs, strict=True))
-        self.visit(jaxpr, inside, here, lengths)
-        for outer, inner in zip(equation.outvars, jaxpr.outvars, strict=True):
+        program, _ = equation.inner()
+        inside = dict(zip(program.inputs, inputs, strict=True))
+        self.visit(program, inside, here, lengths)
+        for outer, inner in zip(equation.outputs, program.outputs, strict=True):
             views[outer] = _views_of(inner, inside)
 
     def _scan(self, equation, inputs, here, lengths) -> None:
-        jaxpr, _ = inner_jaxpr(equation)
-        constants, count = scan_counts(equation)
+        program, _ = equation.inner()
+        constants, count = equation.scan_counts()
         carried = constants + count
         self._make_dense(inputs[constants:carried], "carried by a scan")
-        inside = dict(zip(jaxpr.invars[:constants], inputs, strict=False))
+        inside = dict(zip(program.inputs[:constants], inputs, strict=False))
         for variable, views in zip(
-            jaxpr.invars[carried:], inputs[carried:], strict=True
+            program.inputs[carried:], inputs[carried:], strict=True
         ):
             if any(view.place is not None for view in views):
                 self._make_dense([views], "joined to others before a scan")
@@ -257,8 +249,8 @@ class Walk:
                 )
                 for view in views
             )
-        self.visit(jaxpr, inside, here, (*lengths, equation.params["length"]))
-        self.finish(jaxpr, inside, "given out by a scan")
+        self.visit(program, inside, here, (*lengths, equation.setting("length")))
+        self.finish(program, inside, "given out by a scan")
 
 
 def _views_of(atom: Any, views: dict[Any, Views]) -> Views:
@@ -266,15 +258,15 @@ def _views_of(atom: Any, views: dict[Any, Views]) -> Views:
 
 
 class Sums:
-    """Where the results of a jaxpr's equations are used."""
+    """Where the results of a program's equations are used."""
 
-    def __init__(self, jaxpr: Any):
-        self.equations = jaxpr.eqns
+    def __init__(self, program: Program):
+        self.equations = program.equations
         self.users: dict[Any, list[int | None]] = {}
-        for position, equation in enumerate(jaxpr.eqns):
-            for atom in filter(is_variable, equation.invars):
+        for position, equation in enumerate(program.equations):
+            for atom in filter(is_variable, equation.inputs):
                 self.users.setdefault(atom, []).append(position)
-        for atom in filter(is_variable, jaxpr.outvars):
+        for atom in filter(is_variable, program.outputs):
             self.users.setdefault(atom, []).append(None)
 
     def last(self, position: int) -> int:
@@ -285,7 +277,7 @@ class Sums:
                 more than once, or in no sum.
         """
         while True:
-            (result,) = self.equations[position].outvars
+            (result,) = self.equations[position].outputs
             match self.users.get(result):
                 case [int(user)] if self._adds(user, shape_of(result)):
                     position = user
@@ -294,42 +286,43 @@ class Sums:
 
     def _adds(self, position: int, shape: tuple[int, ...]) -> bool:
         equation = self.equations[position]
-        return equation.primitive.name == "add" and all(
-            shape_of(atom) == shape for atom in equation.invars
+        return equation.name == jaxprs.ADD and all(
+            shape_of(atom) == shape for atom in equation.inputs
         )
 
 
-def site_kind(equation: Any, inputs: list[Views]) -> str | None:
+def site_kind(equation: Equation, inputs: list[Views]) -> str | None:
     """Return the kind of site that an equation is, or None if it is no site."""
-    shapes = map(shape_of, (*equation.invars, *equation.outvars))
-    is_real = jnp.issubdtype(equation.outvars[0].aval.dtype, jnp.floating)
+    shapes = map(shape_of, (*equation.inputs, *equation.outputs))
+    is_real = jnp.issubdtype(dtype_of(equation.outputs[0]), jnp.floating)
     if sum(map(bool, inputs)) != 1 or not is_real or any(0 in s for s in shapes):
         return None
-    name = equation.primitive.name
-    if name == "dot_general":
+    name = equation.name
+    if name == jaxprs.DOT:
         return "dot"
     (first, *_) = (view for views in inputs for view in views)
     if first.place is not None:
         return None
-    if name == "conv_general_dilated" and inputs[1]:
-        return "convolution" if equation.params["batch_group_count"] == 1 else None
-    if name in ("gather", "dynamic_slice") and inputs[0] and not first.levels:
+    if name == jaxprs.CONVOLUTION and inputs[1]:
+        return "convolution" if equation.setting("batch_group_count") == 1 else None
+    if name in (jaxprs.GATHER, jaxprs.DYNAMIC_SLICE) and inputs[0] and not first.levels:
         return "lookup" if _is_lookup(equation, first) else None
     return None
 
 
-def _is_lookup(equation: Any, view: View) -> bool:
+def _is_lookup(equation: Equation, view: View) -> bool:
     """Return whether an equation selects whole rows, by one index each.
 
     The other axes may have indices too, as under ``vmap``. They have no effect if
     indices are clipped: a slice as long as its axis fits at one place only.
     """
-    settings, axes = equation.params, len(view.shape) - 1
-    if not axes or tuple(settings["slice_sizes"]) != (1, *view.shape[1:]):
+    axes = len(view.shape) - 1
+    if not axes or tuple(equation.setting("slice_sizes")) != (1, *view.shape[1:]):
         return False
-    if equation.primitive.name == "dynamic_slice":
+    if equation.name == jaxprs.DYNAMIC_SLICE:
         return True
-    numbers, rank = settings["dimension_numbers"], len(shape_of(equation.outvars[0]))
+    numbers = equation.setting("dimension_numbers")
+    rank = len(shape_of(equation.outputs[0]))
     starts, collapsed = numbers.start_index_map, numbers.collapsed_slice_dims
     offsets = rank - axes - (not collapsed)
     return (
@@ -341,6 +334,7 @@ def _is_lookup(equation: Any, view: View) -> bool:
     )
 
 
-def is_clipped(equation: Any) -> bool:
+def is_clipped(equation: Equation) -> bool:
     """Return whether a look-up replaces an index out of bounds by the nearest valid."""
-    return "CLIP" in str(equation.params.get("mode", "CLIP"))
+    is_gather = equation.name == jaxprs.GATHER
+    return not is_gather or "CLIP" in str(equation.setting("mode"))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..core.checks import Scalar, require_number
-from ..core.meshes import varying_axes
+from ..jax_internals import varying_axes
 from .checks import words_of
 
 # Folded into the key, so that this noise is independent of the gradient's noise, and of

@@ -15,9 +15,10 @@ from jaxtyping import Array, Int, UInt32
 
 from ..core.checks import Scalar, require_axis_name, require_number, require_steps
 from ..core.dtypes import full_like
-from ..core.meshes import AxisNames, MeshAxes, mesh_axes, varying_axes, worker_axes
+from ..core.meshes import AxisNames, MeshAxes, mesh_axes, worker_axes
 from ..core.state import checked_state
 from ..core.trees import Leaves
+from ..jax_internals import explicit_sharding, varying_axes
 from .checks import require_wide, words_of
 
 # Folded into the key, so that this noise is independent of other draws from the same
@@ -307,10 +308,8 @@ def _on_shard(key: jax.Array, axes: MeshAxes) -> jax.Array:
 
 def _noisy(leaf: jax.Array, deviation: jax.Array, key: jax.Array) -> jax.Array:
     """Add noise to a leaf, drawn on the leaf's own devices."""
-    sharding = jax.typeof(leaf).sharding
-    is_explicit = bool(sharding.mesh.explicit_axes)
     noise = jax.random.normal(
-        key, leaf.shape, leaf.dtype, out_sharding=sharding if is_explicit else None
+        key, leaf.shape, leaf.dtype, out_sharding=explicit_sharding(leaf)
     )
     if jnp.iscomplexobj(leaf):
         noise *= 2**0.5  # JAX's complex normal numbers have a total variance of 1

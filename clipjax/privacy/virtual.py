@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
 from jaxtyping import Array, Int
 
 from ..core.dtypes import accumulation_dtype, narrow, widen
 from ..core.trees import Leaves, is_clippable, zeros_like
+from ..jax_internals import Tracer
 from ..wrappers.inner import as_transformation, checked_own_state
 from .checks import require_wide
 

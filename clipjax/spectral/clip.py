@@ -15,12 +15,13 @@ from ..core.checks import require_name, require_part
 from ..core.clip import Clip, Clipper, all_valid
 from ..core.dtypes import narrow
 from ..core.measure import Measured, first_not_finite
-from ..core.meshes import AxisNames, as_tuple, resharded
+from ..core.meshes import AxisNames, as_tuple
 from ..core.report import next_info, summarize
 from ..core.shorten import multiplier
 from ..core.state import ClipState, keep_if
 from ..granularity import Stacked, leaf
 from ..guards import Guard
+from ..jax_internals import resharded, spec_of
 from ..norms import linf
 from ..rules import Rule
 from ..thresholds.base import Context
@@ -75,7 +76,7 @@ class SpectralClipper(Clipper):
                 matrix, found[position][1], self.rule, limit.reshape(stack), shaped
             )
             clipped = clipped.reshape(array.shape)
-            clipped = resharded(clipped, jax.typeof(array).sharding.spec)
+            clipped = resharded(clipped, spec_of(array))
             keeps = blocks.shaped(by.keeps, position)
             shorter = jnp.where(keeps, array, narrow(clipped, array))
             return self.nonfinite.release(shorter, step.is_finite)

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from ..core.blocks import Blocks
 from ..core.dtypes import safe_divisor, scaling_power, widen
-from ..core.meshes import gathered, resharded
+from ..core.meshes import gathered
+from ..jax_internals import resharded, spec_of
 
 matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -57,7 +58,7 @@ def largest_singular_value(matrix: jax.Array, iterations: int) -> jax.Array:
     # not orthogonal to the leading singular vector.
     start = jax.random.normal(jax.random.key(0), (matrix.shape[-1], 1))
     start = jnp.broadcast_to(start, (*matrix.shape[:-2], *start.shape))
-    start = resharded(start, (*jax.typeof(matrix).sharding.spec[:-2], None, None))
+    start = resharded(start, (*spec_of(matrix)[:-2], None, None))
 
     def step(_, vector):
         vector = adjoint @ (matrix @ vector)

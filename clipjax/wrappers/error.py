@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import optax
-from jax.core import Tracer
-from jax.experimental import checkify
 
 from ..core.meshes import AxisNames
 from ..core.trees import Leaves
+from ..jax_internals import Tracer, checkify
 from .inner import as_transformation, first_bad_leaf
 
 
@@ -43,8 +42,7 @@ def raise_on_nonfinite(
 
     Example:
         >>> import clipjax, jax, optax, jax.numpy as jnp
-        >>> from jax.experimental import checkify
-        >>> optimizer = clipjax.raise_on_nonfinite(optax.sgd(0.1))
+        >>>         >>> optimizer = clipjax.raise_on_nonfinite(optax.sgd(0.1))
         >>> bad = {"bias": jnp.ones(2), "kernel": jnp.array([jnp.nan, 1.0])}
         >>> state = optimizer.init(bad)
         >>> update = checkify.checkify(jax.jit(optimizer.update))

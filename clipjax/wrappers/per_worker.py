@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from ..core.dtypes import narrow
-from ..core.meshes import AxisNames, as_tuple, each_worker, types_tell, varying_axes
+from ..core.meshes import AxisNames, as_tuple, each_worker, types_tell
 from ..core.state import ClipState
 from ..core.trees import Leaves, is_clippable
+from ..jax_internals import varying_axes
 from .inner import as_transformation
 from .states import states_in
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 import clipjax
 
@@ -158,7 +158,7 @@ def collectives(name: str) -> int | None:
 
     sharded = jax.shard_map(
         step,
-        mesh=AbstractMesh((2,), ("data",)),
+        mesh=AbstractMesh((2,), ("data",), axis_types=(AxisType.Auto,)),
         in_specs=split,
         out_specs=split,
         check_vma=False,

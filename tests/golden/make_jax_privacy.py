@@ -4,8 +4,8 @@
     privacy-venv/bin/pip install jax==0.10.2 jax-privacy==2.0.0 optax==0.2.8
     privacy-venv/bin/python tests/golden/make_jax_privacy.py
 
-It needs a later Optax than the oldest that clipjax supports, so that tests cannot call
-it. The arguments are not stored: `arguments` makes them again.
+The results are stored, so that tests compare with this release whichever is installed.
+The arguments are not stored: `arguments` makes them again.
 """
 
 import importlib.metadata
