@@ -47,10 +47,9 @@ def verdict(changes: list[Change], found: Counted) -> tuple[str, int]:
     """Return what the changes come to, and the exit code."""
     bad = [change for change in changes if change.verdict != "better"]
     if bad:
-        return f"{len(bad)} figures fail. {WRITE} accepts all that was found.", 1
+        return f"Worse or missing: {len(bad)}. To accept all that was found: {WRITE}", 1
     if changes:
-        better = f"{len(changes)} figures are better, and none is worse"
-        return f"{better}: {WRITE} brings the file up to date.", 0
+        return f"Better: {len(changes)}, worse: 0. To keep what was found: {WRITE}", 0
     number = sum(map(len, found.values()))
     return f"{number} figures of {len(found)} subjects are as committed.", 0
 

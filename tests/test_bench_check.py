@@ -39,7 +39,7 @@ def test_what_is_worse_or_new_fails(file, capsys, changed):
     assert check.main([], one_changed(**changed)) == 1
     told = capsys.readouterr().out
     assert told.count(CHEAPEST) == 1
-    assert "1 figures fail" in told and check.WRITE in told
+    assert "Worse or missing: 1." in told and check.WRITE in told
 
 
 def test_what_is_better_passes_with_a_hint(file, capsys):
