@@ -10,18 +10,19 @@ TABLE ?=
 PEERS ?=
 
 .NOTPARALLEL:
-.PHONY: help demo test docs looks lint notebooks bench dist clean
+.PHONY: help demo test docs looks lint notebooks bench bench-check dist clean
 
 help:
-	@echo "make demo       train with and without clipping, and draw what clipping did"
-	@echo "make test       run the tests"
-	@echo "make docs       build the documentation"
-	@echo "make looks      open the documentation and a report in a browser, and check them"
-	@echo "make lint       check style and types"
-	@echo "make notebooks  run the notebooks"
-	@echo "make bench      measure speed: all of benchmarks/RESULTS.md, or TABLE=NAME"
-	@echo "make dist       build wheel and sdist, and try them in an empty environment"
-	@echo "make clean      remove everything that the above have made"
+	@echo "make demo         train with and without clipping, and draw what clipping did"
+	@echo "make test         run the tests"
+	@echo "make docs         build the documentation"
+	@echo "make looks        open the documentation and a report in a browser, and check them"
+	@echo "make lint         check style and types"
+	@echo "make notebooks    run the notebooks"
+	@echo "make bench        measure speed: all of benchmarks/RESULTS.md, or TABLE=NAME"
+	@echo "make bench-check  compare what programs cost with the committed counts"
+	@echo "make dist         build wheel and sdist, and try them in an empty environment"
+	@echo "make clean        remove everything that the above have made"
 
 demo: $(INSTALLED)demos
 	$(VENV)/bin/clipjax compare --out demo $(OPTIONS)
@@ -50,6 +51,9 @@ notebooks: $(INSTALLED)demos-test
 # PEERS=yes also installs PyTorch and Opacus, to compare with them.
 bench: $(INSTALLED)bench$(if $(PEERS),-peers)
 	$(IN_VENV) -m benchmarks $(TABLE) $(OPTIONS)
+
+bench-check: $(INSTALLED)bench
+	$(IN_VENV) -m benchmarks.check $(OPTIONS)
 
 dist: $(INSTALLED)dist
 	rm -rf dist

@@ -1,4 +1,4 @@
-"""Counts of what clips cost: equations, reading, bytes, temporary memory, all-reduces.
+"""Counts of what clips cost: equations, reading, bytes, operations, temporary memory.
 
 Nothing is run here: the numbers are those of jaxprs and of XLA's compiled programs, so
 they do not depend on how busy the machine is. Bytes are given in sizes of the gradient,
@@ -8,9 +8,8 @@ which makes them numbers of reads and writes of it.
 import functools
 import itertools
 import pathlib
-import re
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,22 +104,39 @@ def readers_path(clip):
     return Path(len(set(calls)), len(set(files)), changes)
 
 
-# Bytes and temporary memory
+# Bytes, operations and temporary memory
+
+# XLA counts before it makes machine code, which takes it five sixths of the time of
+# these small programs. Its older code generator without LLVM's optimizations is faster,
+# and fusions, buffers and so the counts are the same (`tests/test_bench_check.py`).
+COUNTED_ONLY: Any = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_backend_optimization_level": 0,
+}
 
 
 class Cost(NamedTuple):
-    """What XLA counts, in sizes of the gradient; of conditionals, both branches."""
+    """What XLA counts; of conditionals, both branches.
+
+    Attributes:
+        bytes_accessed: in sizes of the gradient.
+        temporaries: in sizes of the gradient.
+        flops: for each entry of the gradient.
+    """
 
     bytes_accessed: float
     temporaries: float
+    flops: float
 
     @classmethod
     def of(cls, compiled, params):
         leaves = jax.tree.leaves(params)
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+        counts = compiled.cost_analysis()
         return cls(
-            compiled.cost_analysis()["bytes accessed"] / size,
+            counts["bytes accessed"] / size,
             compiled.memory_analysis().temp_size_in_bytes / size,
+            counts.get("flops", 0.0) / sum(leaf.size for leaf in leaves),
         )
 
 
@@ -134,7 +150,12 @@ def cost_alone(clip, params, place=unplaced):
     arguments = place((params, jax.eval_shape(clip.init, params), params))
     with jax.numpy_dtype_promotion("standard"):  # optimizers in recipes mix dtypes
         update = jax.jit(clip.update, donate_argnums=(0, 1)).lower(*arguments)
-    return Cost.of(update.compile(), params)
+    return Cost.of(update.compile(_options(place)), params)
+
+
+def _options(place):
+    """Return the compiler's options: those of the CPU backend, if it compiles."""
+    return COUNTED_ONLY if place in (None, unplaced) else None
 
 
 def products(params, shift):
@@ -157,8 +178,15 @@ def compile_step(clip, params, place=None, *, with_metrics=None):
     The gradient lies in memory. On CPUs the step computes it, since XLA:CPU computes
     products, and so Adam's first read, of bfloat16 in float32. With ``place`` it is an
     argument: XLA:TPU would fuse the products with Adam.
+
+    Args:
+        clip: a transformation in front of Adam, or a function that wraps Adam.
+        params: a tree of shapes.
+        place: says on which devices a tree of shapes lies.
+        with_metrics: a function of the state whose results the step returns too.
     """
-    chain = optax.chain(clip, optax.adam(1e-3))
+    adam = optax.adam(1e-3)
+    chain = clip(adam) if callable(clip) else optax.chain(clip, adam)
 
     def step(carry, given):
         params, state = carry
@@ -171,15 +199,17 @@ def compile_step(clip, params, place=None, *, with_metrics=None):
     with jax.numpy_dtype_promotion("standard"):  # Adam itself mixes dtypes
         carry = params, jax.eval_shape(chain.init, params)
         arguments = (place or unplaced)((carry, given))
-        return jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+        lowered = jax.jit(step, donate_argnums=0).lower(*arguments)
+    return lowered.compile(_options(place))
 
 
 NO_CLIP = optax.identity()
 
 
-def cost_beyond_adam(clip, params, place=None, peer=NO_CLIP):
+def cost_beyond_adam(clip, params, place=None, peer=NO_CLIP, *, with_metrics=None):
     """Return what the clip adds to the cost of a step with Adam, or with a peer too."""
-    with_clip = Cost.of(compile_step(clip, params, place), params)
+    step = compile_step(clip, params, place, with_metrics=with_metrics)
+    with_clip = Cost.of(step, params)
     leaf = jax.tree.leaves(params)[0]
     without = _cost_with(peer, len(params), leaf.dtype, leaf.shape, place)
     return Cost(*(one - two for one, two in zip(with_clip, without, strict=True)))
@@ -189,34 +219,3 @@ def cost_beyond_adam(clip, params, place=None, peer=NO_CLIP):
 def _cost_with(clip, count, dtype, shape, place):
     params = structs(count, dtype, shape)
     return Cost.of(compile_step(clip, params, place), params)
-
-
-# All-reduces
-
-
-def all_reduces(compiled):
-    """Count the all-reduces that every step executes, outside of conditionals."""
-    bodies, entry = _computations(compiled.as_text())
-    calls = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
-    count, found, waiting = 0, set(), [entry]
-    while waiting:
-        name = waiting.pop()
-        if name not in found and name in bodies:
-            found.add(name)
-            count += len(re.findall(r" all-reduce(?:-start)?\(", bodies[name]))
-            waiting += calls.findall(bodies[name])
-    return count
-
-
-def _computations(text):
-    """Return the computations of a program in XLA's text form, and the entry's name."""
-    bodies, entry, name = {}, "", ""
-    for line in text.splitlines():
-        header = re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line)
-        if header:
-            name = header[2]
-            bodies[name] = ""
-            entry = name if header[1] else entry
-        elif name:
-            bodies[name] += line + "\n"
-    return bodies, entry

@@ -1,26 +1,12 @@
-"""All-reduces of clips under jit, on a mesh of two axes and eight devices.
+"""All-reduces of clips under jit, on a mesh of two axes and eight devices."""
 
-The tree has three sets of axes to sum over: (data), (model), and both together.
-"""
-
-import jax
-import jax.numpy as jnp
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 import clipjax
 from benchmarks.clips import without_report
-from benchmarks.costs import all_reduces
+from benchmarks.collectives import SPECS, all_reduces, compiled_on_mesh, sharded_tree
 from clipjax import granularity, guards
 
-SPECS = {
-    "both": PartitionSpec("data", "model"),
-    "both on one axis": PartitionSpec(("data", "model")),
-    "columns": PartitionSpec(None, "model"),
-    "replicated": PartitionSpec(),
-    "rows": PartitionSpec("data"),
-    "rows by model": PartitionSpec("model"),
-}
 SETS_OF_AXES = 3
 LABELS = {name: "ab"[number % 2] for number, name in enumerate(SPECS)}
 
@@ -41,29 +27,14 @@ GATES = {
 }
 
 
-def compiled_on_mesh(clip):
-    """Compile `update`; where the results lie is left to XLA."""
-    axis_types = (jax.sharding.AxisType.Auto,) * 2
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types)
-
-    def struct(spec):
-        where = NamedSharding(mesh, spec)
-        return jax.ShapeDtypeStruct((16, 16), jnp.float32, sharding=where)
-
-    grads = {name: struct(spec) for name, spec in SPECS.items()}
-    state = jax.eval_shape(clip.init, grads)
-    compiled = jax.jit(clip.update).lower(grads, state, grads).compile()
-    return grads, compiled
-
-
 @pytest.mark.parametrize("name", GATES)
 def test_all_reduces(name):
     make_clip, bar = GATES[name]
-    grads, compiled = compiled_on_mesh(make_clip())
+    compiled = compiled_on_mesh(make_clip())
     assert all_reduces(compiled) <= bar
     text = compiled.as_text()
     assert "all-gather" not in text
     assert "all-to-all" not in text
     shardings, _ = compiled.output_shardings
-    for leaf, struct in grads.items():
+    for leaf, struct in sharded_tree().items():
         assert shardings[leaf].is_equivalent_to(struct.sharding, 2), leaf

@@ -10,7 +10,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 import clipjax
 from benchmarks.clips import without_report
-from benchmarks.costs import all_reduces, cost_alone, cost_beyond_adam, structs
+from benchmarks.collectives import all_reduces
+from benchmarks.costs import cost_alone, cost_beyond_adam, structs
 from clipjax import granularity, guards
 
 pytest.importorskip("libtpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -50,8 +50,16 @@ def recipes() -> dict[str, Callable[..., Any]]:
     }
 
 
-def build(name: str, shapes: dict[str, tuple[int, ...]]) -> Any:
-    """Build the clip of a recipe for a tree of these shapes."""
+class Call(NamedTuple):
+    """A recipe, and what it is called with."""
+
+    recipe: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
+
+
+def call(name: str, shapes: dict[str, tuple[int, ...]]) -> Call:
+    """Return how a recipe is called for a tree of these shapes."""
     recipe = recipes()[name]
     parameters = inspect.signature(recipe).parameters
     keywords = {key: KEYWORDS[key] for key in KEYWORDS if key in parameters}
@@ -60,4 +68,10 @@ def build(name: str, shapes: dict[str, tuple[int, ...]]) -> Any:
         kinds = ("scalar", "vector")
         labels = {key: (*kinds, "matrix")[min(2, len(shapes[key]))] for key in shapes}
         arguments = (labels, dict.fromkeys(labels.values(), 0.5))
+    return Call(recipe, arguments, keywords)
+
+
+def build(name: str, shapes: dict[str, tuple[int, ...]]) -> Any:
+    """Build the clip of a recipe for a tree of these shapes."""
+    recipe, arguments, keywords = call(name, shapes)
     return recipe(*arguments, **keywords)
