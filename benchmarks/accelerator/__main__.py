@@ -13,8 +13,9 @@ beside ``report.md`` with all that is printed.
 It needs the extra ``bench``. The exit code is 1 if a recipe is beyond the bar, fails,
 or is left out, and if anything else fails; a peer that is not installed is left out.
 
-``--small`` takes small trees and few rounds, to try the command on a CPU. ``--parts``,
-``--recipes``, ``--clips``, ``--models`` and ``--dtypes`` choose what is run.
+``--parts``, ``--recipes``, ``--clips``, ``--models`` and ``--dtypes`` choose what is
+run. ``--small`` takes small trees and few rounds, to try the command on a CPU in a
+minute, and if these options are not given one dtype, two clips and one model.
 """
 
 from __future__ import annotations
@@ -41,7 +42,15 @@ PARTS = {
 }
 # A unit that has begun is not interrupted.
 MARGIN = 0.05
-DTYPES = ("float32", "bfloat16", "float16")
+CHOICES = {
+    "parts": tuple(PARTS),
+    "dtypes": ("float32", "bfloat16", "float16"),
+    "recipes": tuple(recipes()),
+    "clips": tuple(speed.READS),
+    "models": tuple(per_example.models(small=True)),
+}
+SMALL = {"dtypes": ("float32",), "clips": ("global", "entries")}
+SMALL |= {"models": ("perceptron",)}
 
 
 def parser() -> Parser:
@@ -50,18 +59,13 @@ def parser() -> Parser:
     found.add_argument("--small", action="store_true")
     found.add_argument("--out", metavar="FOLDER", type=pathlib.Path)
     found.add_argument("--minutes", type=positive, default=5)
-    for option, choices in {
-        "parts": PARTS,
-        "dtypes": DTYPES,
-        "recipes": recipes(),
-        "clips": speed.READS,
-        "models": per_example.models(True),
-    }.items():
-        names = list(choices)
-        # All recipes would not fit into a line of the help.
-        metavar = {"metavar": "NAME"} if option == "recipes" else {}
+    for option, choices in CHOICES.items():
         found.add_argument(
-            f"--{option}", nargs="+", choices=names, default=names, **metavar
+            f"--{option}",
+            nargs="+",
+            choices=choices,
+            metavar="NAME",
+            help=", ".join(choices),
         )
     return found
 
@@ -71,6 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.monotonic()
     line = parser()
     options = line.parse_args(arguments)
+    defaults = CHOICES | SMALL if options.small else CHOICES
+    for option, names in defaults.items():
+        setattr(options, option, getattr(options, option) or list(names))
     try:
         jax.devices("cpu")
     except RuntimeError:

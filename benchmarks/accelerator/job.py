@@ -24,13 +24,18 @@ T = TypeVar("T")
 LEAST_MEMORY = 8e9
 
 
-def memory(device: Any) -> float:
-    """Return the bytes that a program may use on a device."""
+def known_memory(device: Any) -> float | None:
+    """Return the bytes that a program may use on a device, if the device tells them."""
     try:
         told = device.memory_stats() or {}
     except jax.errors.JaxRuntimeError:  # some devices do not implement it
         told = {}
-    return told.get("bytes_limit", LEAST_MEMORY)
+    return told.get("bytes_limit")
+
+
+def memory(device: Any) -> float:
+    """Return the bytes that a program may use on a device, few if it does not tell."""
+    return known_memory(device) or LEAST_MEMORY
 
 
 def in_words(error: BaseException) -> str:
@@ -50,12 +55,14 @@ class Job:
         deadline: when the part that runs has to end, on the monotonic clock.
         failures: a line for everything that makes the exit code 1.
         text: what was printed.
+        compile_seconds_per_leaf: of a step with Adam, once it is known.
     """
 
     options: argparse.Namespace
     deadline: float = math.inf
     failures: list[str] = dataclasses.field(default_factory=list)
     text: str = ""
+    compile_seconds_per_leaf: float = 0.0
     _left_out: list[str] = dataclasses.field(default_factory=list)
 
     @property
@@ -115,20 +122,26 @@ class Job:
 
     def about_device(self) -> dict[str, Any]:
         """Return what is stored of the device."""
+        known = known_memory(self.device)
         return {
             "platform": self.device.platform,
             "kind": self.device.device_kind,
             "count": jax.device_count(),
-            "memory_gib": round(memory(self.device) / 2**30),
+            "memory_gib": known and round(known / 2**30),
         }
 
-    def in_time(self, units: Mapping[str, T]) -> Iterator[tuple[str, T]]:
+    def in_time(
+        self, units: Mapping[str, T], longest: float = 0.0
+    ) -> Iterator[tuple[str, T]]:
         """Give the units for which there is time, and note those that are left out.
 
         A unit cannot be interrupted while it compiles: it is given if as much time is
         left as the longest one before it took.
+
+        Args:
+            units: what is to be done, by name.
+            longest: the seconds that one will take at least, if they are known.
         """
-        longest = 0.0
         for name, unit in units.items():
             start = time.monotonic()
             if start + longest > self.deadline:
