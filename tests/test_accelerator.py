@@ -1,6 +1,7 @@
 """The command that checks a GPU or TPU, on the CPU."""
 
 import math
+import sys
 
 import jax
 import numpy as np
@@ -32,8 +33,8 @@ def defaults():
         jax.config.update(name, value)
 
 
-@pytest.mark.filterwarnings("ignore:optax.global_norm:DeprecationWarning")
-def test_small_report(tmp_path, capsys):
+def test_small_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax_privacy", None)  # as if not installed
     out = ("--out", str(tmp_path / "new"), "--models", "perceptron")
     assert command.main([*SMALL, *out, "--recipes", *STRUCTURES]) == 0
     text = (tmp_path / "new" / "report.md").read_text()
@@ -53,8 +54,10 @@ def test_small_report(tmp_path, capsys):
     assert set(rows["numbers"]) == set(STRUCTURES)
     assert {"AdamW", "clip_by_global_norm"} < set(rows["steps"])
     assert {"clip_by_global_norm + Adam"} < set(rows["leaves"])
-    ways = [row[1] for row in tables["per-example"].rows]
+    ways = {row[1]: row[2] for row in tables["per-example"].rows}
     assert {*per_example.peers.WAYS, "clipjax, private step"} < set(ways)
+    missing = {way for way in ways if ways[way] == "jax_privacy: not installed"}
+    assert missing == {way for way in ways if "jax_privacy" in way}
 
 
 def test_what_is_stored_leads_the_page(tmp_path):
