@@ -140,9 +140,10 @@ class Table:
         """Return where and when the table was measured, as a sentence."""
         about, versions = self.about_run, self.about_run["versions"]
         on, device = about["machine"], about.get("device")
-        first = (
-            f"one {device['kind']} ({device['memory_gib']} GiB) and " if device else ""
-        )
+        first = ""
+        if device:
+            known = f" ({device['memory_gib']} GiB)" if device["memory_gib"] else ""
+            first = f"one {device['kind']}{known} and "
         named = ", ".join(f"{name} {version}" for name, version in versions.items())
         return (
             f"Measured on {about['date']} in {about['seconds']} s on {first}"

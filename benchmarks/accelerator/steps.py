@@ -26,7 +26,7 @@ SIZES = {
     12: Sizes(4, width=1024, heads=16, vocabulary=8000, batch=8, context=256),
     0: Sizes(),
 }
-SMALL = Sizes(1, width=32, vocabulary=50, batch=2, context=16)
+SMALL = Sizes(0, width=32, vocabulary=50, batch=2, context=16)
 BAR_OF_TRAIN_STEP = 1.02
 COLUMNS_OF_STEPS = {"step": "", "dtype": "", "ms": ".3g", "× AdamW": ".3f"}
 COLUMNS_OF_STEPS |= {"temporary MB": ".0f"}
@@ -117,6 +117,7 @@ def leaves(job: Job) -> None:
         ours: clipjax.clip_by_global_norm(1.0),
         "optax.clip_by_global_norm + Adam": optax.clip_by_global_norm(1.0),
     }
+    clips = dict(list(clips.items())[: 2 if job.options.small else None])
     title = f"{count:,} leaves"
     with job.table("leaves", title, ABOUT_LEAVES, COLUMNS_OF_LEAVES) as table:
         arms = {}
