@@ -53,6 +53,24 @@ def clip_arm(name: str, clip: Any, grads: Any, params: Any = None) -> Arm:
     return compile_arm(name, step, (grads, state, params), donate=False)
 
 
+def update_arm(name: str, transformation: Any, grads: Any, params: Any) -> Arm:
+    """Compile an update by a gradient in memory, and apply_updates.
+
+    The carry is donated, so that every arm has its own. XLA for accelerators would fuse
+    the products of `optimizer_arm` with what follows.
+    """
+
+    def step(carry: Any) -> Any:
+        params, state, grads = carry
+        updates, state = transformation.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, grads
+
+    params, grads = jax.tree.map(jnp.copy, (params, grads))
+    return compile_arm(
+        name, step, (params, jax.jit(transformation.init)(params), grads)
+    )
+
+
 def optimizer_arm(name: str, transformation: Any, shapes: Shapes, dtype: Any) -> Arm:
     """Compile a step whose gradients are products; its carry is donated."""
 

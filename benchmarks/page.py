@@ -16,7 +16,7 @@ import sys
 from .options import Parser, table
 from .quotes import QUOTES
 from .report import RESULTS, Table, write_text
-from .suite import tables_of_suite
+from .suite import PARTS_ON_ACCELERATOR, tables_of_suite
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE, README = ROOT / "benchmarks" / "RESULTS.md", ROOT / "README.md"
@@ -28,14 +28,21 @@ milliseconds. Compare the ratios: all rows of a table run in turn in one process
 ratio is the median of the ratios within the rounds, and the numbers in brackets are its
 quartiles. "Missed" marks what a table was meant to show and does not.
 """
+ON_ACCELERATOR = """
+Written by `python -m benchmarks.accelerator`. All other tables are of CPUs.
+"""
 # What the README quotes stands between these lines.
 QUOTED = re.compile(r"(<!-- results: (\S+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 
 
 def stored(folder: pathlib.Path = RESULTS) -> dict[str, Table]:
-    """Return the stored tables of the suite by name, in the suite's order."""
-    paths = {path.stem: path for path in folder.glob("*.json")}
+    """Return the stored tables by name: an accelerator's, and those of the suite."""
     found = {}
+    for part in PARTS_ON_ACCELERATOR:
+        path = folder / "accelerator" / f"accelerator-{part}.json"
+        if path.exists():
+            found[path.stem] = Table.read(path)
+    paths = {path.stem: path for path in folder.glob("*.json")}
     for name in tables_of_suite():
         parts = sorted(p for p in paths if p == name or p.startswith(f"{name}-"))
         found |= {part: Table.read(paths[part]) for part in parts}
@@ -44,10 +51,14 @@ def stored(folder: pathlib.Path = RESULTS) -> dict[str, Table]:
 
 def section(found: Table) -> str:
     """Return what the page says of a table."""
-    base = found.name.partition("-")[0]
+    base, _, part = found.name.partition("-")
+    on_accelerator = base == "accelerator"
+    command = f"`make bench TABLE={base}`"
+    if on_accelerator:
+        command = f"`python -m benchmarks.accelerator --parts {part}`"
     parts = [
-        f"## {found.title}",
-        f"`make bench TABLE={base}`",
+        f"{'###' if on_accelerator else '##'} {found.title}",
+        command,
         found.about.strip(),
         table(list(found.columns), found.texts()),
     ]
@@ -64,8 +75,13 @@ def _line(claim) -> str:
 
 
 def results_page(tables: dict[str, Table]) -> str:
-    """Return the text of RESULTS.md."""
-    return "\n\n".join([HEAD.strip(), *map(section, tables.values())]) + "\n"
+    """Return the text of RESULTS.md, which an accelerator's tables lead."""
+    parts = [HEAD.strip(), *map(section, tables.values())]
+    first = next(iter(tables.values()), None)
+    if first and "device" in first.about_run:
+        platform = first.about_run["device"]["platform"]
+        parts.insert(1, f"## On a {platform.upper()}\n\n{ON_ACCELERATOR.strip()}")
+    return "\n\n".join(parts) + "\n"
 
 
 def readme(text: str, tables: dict[str, Table]) -> str:

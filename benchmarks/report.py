@@ -76,7 +76,7 @@ class Table:
         columns: the format of the numbers by the column's name.
         rows: cells in the order of the columns.
         claims: what the table has to show.
-        about_run: machine, versions, date and duration.
+        about_run: machine, versions, date and duration, and the device if it is no CPU.
     """
 
     name: str
@@ -139,12 +139,16 @@ class Table:
     def line_about_run(self) -> str:
         """Return where and when the table was measured, as a sentence."""
         about, versions = self.about_run, self.about_run["versions"]
-        on = about["machine"]
+        on, device = about["machine"], about.get("device")
+        first = ""
+        if device:
+            known = f" ({device['memory_gib']} GiB)" if device["memory_gib"] else ""
+            first = f"one {device['kind']}{known} and "
         named = ", ".join(f"{name} {version}" for name, version in versions.items())
         return (
-            f"Measured on {about['date']} in {about['seconds']} s on {on['cores']} "
-            f"cores ({on['processor'] or on['architecture']}, {on['memory_gib']} GiB, "
-            f"load {on['load']} before) with {named}."
+            f"Measured on {about['date']} in {about['seconds']} s on {first}"
+            f"{on['cores']} cores ({on['processor'] or on['architecture']}, "
+            f"{on['memory_gib']} GiB, load {on['load']} before) with {named}."
         )
 
     @classmethod

@@ -7,6 +7,10 @@ import pathlib
 TABLES = pathlib.Path(__file__).parent / "tables"
 # A table is the file `test_NAME.py`.
 ORDER = ("clip_and_adam_costs_one_read",)
+# The tables of `python -m benchmarks.accelerator`, which lead RESULTS.md.
+PARTS_ON_ACCELERATOR = (
+    *("bandwidth", "clips", "numbers", "steps", "per-example", "leaves"),
+)
 
 
 def tables_of_suite() -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """The command that checks a GPU or TPU, on the CPU."""
 
 import math
+import sys
 
 import jax
 import numpy as np
@@ -8,36 +9,71 @@ import pytest
 from catalogue import about
 from oracle import kinds
 
+from benchmarks import page, suite
 from benchmarks.accelerator import __main__ as command
+from benchmarks.accelerator import differences, per_example, steps
 from benchmarks.accelerator.differences import BARS, SMALL_SHAPES, difference, trees
 from benchmarks.accelerator.recipes import build, recipes
+from benchmarks.report import Table
 
-# Of blocks, entries and singular values; learnt, with parameters, with an optimizer.
-STRUCTURES = (
-    "adagc",
-    "clip_by_group_norm",
-    "clip_by_value",
-    "larc_clip",
-    "spam_clip",
-    "spectral_clip",
-)
+# Of blocks with parameters, of singular values, and learnt with an optimizer.
+STRUCTURES = ("larc_clip", "spam_clip", "spectral_clip")
+SMALL = ("--small", "--dtypes", "float32", "--clips", "global")
 
 
-def run(*arguments):
-    # Adam mixes dtypes, and the command is not held to the tests' strictness.
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return command.main(list(arguments))
+@pytest.fixture(autouse=True)
+def defaults():
+    """Adam mixes dtypes, in threads too, and the command allows it."""
+    names = ("jax_numpy_dtype_promotion", "jax_numpy_rank_promotion")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in zip(names, ("standard", "allow"), strict=True):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
-def test_small_report(tmp_path, capsys):
-    path = tmp_path / "report.txt"
-    small = ("--small", "--dtypes", "float32", "--clips", "global")
-    assert run(*small, "--recipes", *STRUCTURES, "--out", str(path)) == 0
-    text = path.read_text()
+def test_small_report(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jax_privacy", None)  # as if not installed
+    out = ("--out", str(tmp_path / "new"), "--models", "perceptron")
+    assert command.main([*SMALL, *out, "--recipes", *STRUCTURES]) == 0
+    text = (tmp_path / "new" / "report.md").read_text()
     assert text == capsys.readouterr().out
-    assert "Beyond the bar: none." in text
-    assert all(f"\n| {name} |" in text for name in STRUCTURES)
-    assert all(f"| {row} | float32 |" in text for row in ("Adam", "clipjax global"))
+    assert "Nothing failed." in text and "Left out" not in text
+    assert tuple(command.PARTS) == suite.PARTS_ON_ACCELERATOR
+    tables = {}
+    for part in command.PARTS:
+        path = tmp_path / "new" / f"accelerator-{part}.json"
+        tables[part] = table = Table.read(path)
+        assert page.section(table) in text
+        assert table.about_run["device"]["platform"] == "cpu"
+    rows = {part: [row[0] for row in tables[part].rows] for part in tables}
+    assert rows["bandwidth"] == ["float32"]
+    names = ("limit", "clipjax", "Optax", "Adam", "Adam, again")
+    assert rows["clips"] == [f"global: {name}" for name in names]
+    assert set(rows["numbers"]) == set(STRUCTURES)
+    assert {"AdamW", "clip_by_global_norm"} < set(rows["steps"])
+    assert {"clip_by_global_norm + Adam"} < set(rows["leaves"])
+    ways = {row[1]: row[2] for row in tables["per-example"].rows}
+    assert {*per_example.peers.WAYS, "clipjax, private step"} < set(ways)
+    missing = {way for way in ways if ways[way] == "jax_privacy: not installed"}
+    assert missing == {way for way in ways if "jax_privacy" in way}
+
+
+def test_what_is_stored_leads_the_page(tmp_path):
+    on = dict(cores=2, processor="x", architecture="", memory_gib=12, load=0.0)
+    about = dict(date="", seconds=1, machine=on, versions={})
+    device = dict(platform="gpu", kind="H200", count=2, memory_gib=104)
+    other = Table("other", "Other", "", {}, about_run=about)
+    Table(
+        *("accelerator-clips", "Clips", "About.", {"clip": ""}),
+        about_run=about | {"device": device},
+    ).write(tmp_path / "accelerator")
+    text = page.results_page(page.stored(tmp_path) | {"other": other})
+    assert text.index("\n## On a GPU") < text.index("\n### Clips")
+    assert text.index("\n### Clips") < text.index("\n## Other")
+    assert "on one H200 (104 GiB) and 2 cores" in text
+    assert "On a" not in page.results_page({"other": other})
 
 
 def test_every_recipe_can_be_checked():
@@ -52,10 +88,33 @@ def test_every_recipe_can_be_checked():
 
 def test_wrong_numbers_are_reported(monkeypatch, capsys):
     found = {"clip_by_value": (1e-3, 30.0), "zclip": (1e-7, 30.0)}
-    monkeypatch.setattr(command.differences, "compare", lambda name, *_: found[name])
-    monkeypatch.setattr(command, "time_clips", lambda *_: None)
-    assert run("--recipes", *found, "--dtypes", "float32") == 1
-    assert "Beyond the bar: clip_by_value." in capsys.readouterr().out
+    monkeypatch.setattr(differences, "compare", lambda name, *_: found[name])
+    numbers = ("--parts", "numbers", "--dtypes", "float32", "--recipes")
+    assert command.main([*numbers, *found]) == 1
+    text = capsys.readouterr().out
+    assert "clip_by_value in float32: differs by 1.0e-03" in text
+    assert "zclip in float32" not in text
+
+
+def test_what_lacks_time_is_listed(monkeypatch, capsys):
+    monkeypatch.setattr(command, "MARGIN", 1)
+    parts = ("--parts", "numbers", "leaves", "--recipes", "zclip")
+    assert command.main([*SMALL, *parts]) == 1
+    text = capsys.readouterr().out
+    assert "Left out for lack of time: zclip in float32." in text
+    assert "Left out for lack of time: Adam, clip_by_global_norm + Adam" in text
+
+
+def test_a_part_that_fails_hides_no_other(monkeypatch, capsys):
+    def fails(*_):
+        raise ValueError("a | b\nc")
+
+    monkeypatch.setattr(steps, "update_arm", fails)
+    monkeypatch.setattr(differences, "compare", lambda *_: (0.0, 0.0))
+    assert command.main([*SMALL, "--parts", "leaves", "numbers"]) == 1
+    text = capsys.readouterr().out
+    assert "- 12 leaves: ValueError: a / b\n" in text
+    assert "| zclip | 0.0e+00 |" in text
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -2.0, 1.0001])
@@ -69,6 +128,6 @@ def test_difference(bad):
 
 def test_errors_are_one_line(capsys):
     with pytest.raises(SystemExit) as caught:
-        run("--out", "no/such/folder/report.txt")
+        command.main(["--out", f"{__file__}/folder"])
     assert caught.value.code == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -59,7 +59,7 @@ def trees(shapes: Shapes, dtype: str) -> tuple[Any, list[Any]]:
 def run(clip: Any, step: Any, shapes: Shapes, dtype: str, device: Any) -> list[Any]:
     """Return each step's updates, and the norms and thresholds of its report."""
     params, gradients = jax.device_put(trees(shapes, dtype), device)
-    state, results = jax.device_put(clip.init(params), device), []
+    state, results = jax.device_put(jax.jit(clip.init)(params), device), []
     for grads in gradients:
         updates, state, told = step(grads, state, params)
         results.append(jax.device_get((updates, told)))
@@ -110,7 +110,10 @@ def compare(name: str, shapes: Shapes, dtype: str) -> tuple[float, float]:
         endings = ("norm_raw", "norm_clipped", "/threshold")
         return updates, state, {k: told[k] for k in told if k.endswith(endings)}
 
-    with jax.numpy_dtype_promotion("standard"):  # optimizers in recipes mix dtypes
+    with (
+        jax.numpy_dtype_promotion("standard"),  # optimizers in recipes mix dtypes
+        jax.default_matmul_precision("highest"),  # by default TF32, or bfloat16 on TPUs
+    ):
         on_device, on_cpu = (
             run(clip, step, shapes, dtype, device)
             for device in (jax.devices()[0], jax.devices("cpu")[0])
