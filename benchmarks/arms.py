@@ -53,6 +53,36 @@ def clip_arm(name: str, clip: Any, grads: Any, params: Any = None) -> Arm:
     return compile_arm(name, step, (grads, state, params), donate=False)
 
 
+def update_arm(name: str, transformation: Any, grads: Any, params: Any) -> Arm:
+    """Compile an update by a gradient in memory, and apply_updates.
+
+    The carry is donated, so that every arm has its own. XLA for accelerators would fuse
+    the products of `optimizer_arm` with what follows.
+    """
+
+    def step(carry: Any) -> Any:
+        params, state, grads = carry
+        updates, state = transformation.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, grads
+
+    params, grads = jax.tree.map(jnp.copy, (params, grads))
+    # Not compiled: for thousands of leaves that takes longer than the calls.
+    return compile_arm(name, step, (params, transformation.init(params), grads))
+
+
+def in_place_arm(name: str, clip: Any, grads: Any) -> Arm:
+    """Compile an update that writes its result over the gradient, which is copied.
+
+    The next call clips that result, whose norm is the threshold if that was exceeded.
+    """
+
+    def step(carry: Any) -> Any:
+        return clip.update(*carry)
+
+    grads = jax.tree.map(jnp.copy, grads)
+    return compile_arm(name, step, (grads, jax.jit(clip.init)(grads)))
+
+
 def optimizer_arm(name: str, transformation: Any, shapes: Shapes, dtype: Any) -> Arm:
     """Compile a step whose gradients are products; its carry is donated."""
 
@@ -90,6 +120,24 @@ def train_arm(
 def copy_arm(entries: int, dtype: Any) -> Arm:
     """Compile a read and a write of as many bytes: the negated copy of an array."""
     return compile_arm("copy", jnp.negative, jnp.ones(entries, dtype), donate=False)
+
+
+def copy_of_leaves_arm(grads: Any) -> Arm:
+    """Compile a read and a write of every leaf: its negation, written over it."""
+
+    def negate(tree: Any) -> Any:
+        return jax.tree.map(jnp.negative, tree)
+
+    return compile_arm("copy", negate, jax.tree.map(jnp.copy, grads))
+
+
+def reduction_of_leaves_arm(grads: Any) -> Arm:
+    """Compile a read of every leaf: its sum in float32."""
+
+    def read(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, dtype=jnp.float32), tree)
+
+    return compile_arm("reduction", read, grads, donate=False)
 
 
 def reduction_arm(entries: int, dtype: Any) -> Arm:

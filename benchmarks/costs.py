@@ -7,6 +7,7 @@ which makes them numbers of reads and writes of it.
 
 import functools
 import itertools
+import math
 import pathlib
 import re
 import sys
@@ -191,21 +192,61 @@ def _cost_with(clip, count, dtype, shape, place):
     return Cost.of(compile_step(clip, params, place), params)
 
 
-# All-reduces
+# Collectives
+
+
+class Collectives(NamedTuple):
+    """The collectives that every step executes, those in conditionals left out.
+
+    Attributes:
+        all_reduces: how many all-reduces there are.
+        others: how many all-gathers, all-to-alls, permutes and reduce-scatters.
+        bytes: the size of what they return on each device.
+    """
+
+    all_reduces: int
+    others: int
+    bytes: int
+
+    @classmethod
+    def of(cls, compiled):
+        found = COLLECTIVE.findall(_executed(compiled))
+        count = sum(kind == "all-reduce" for _, kind in found)
+        size = sum(_size(shapes) for shapes, _ in found)
+        return cls(count, len(found) - count, size)
+
+
+KINDS = "all-reduce|all-gather|all-to-all|ragged-all-to-all|collective-permute"
+KINDS += "|collective-broadcast|reduce-scatter"
+COLLECTIVE = re.compile(rf" = (\S+|\(.*\)) ({KINDS})(?:-start)?\(")
+
+
+def _size(shapes):
+    """Return the bytes of shapes in XLA's text form, ``(f32[2,3]{1,0}, s8[])``."""
+    size = 0
+    for dtype, dimensions in re.findall(r"([a-z]\w*)\[([\d,]*)\]", shapes):
+        bits = re.search(r"\d+", dtype)
+        item = int(bits[0]) // 8 if bits else 1
+        size += item * math.prod(map(int, filter(None, dimensions.split(","))))
+    return size
 
 
 def all_reduces(compiled):
     """Count the all-reduces that every step executes, outside of conditionals."""
+    return Collectives.of(compiled).all_reduces
+
+
+def _executed(compiled):
+    """Return the text of the computations that every step executes."""
     bodies, entry = _computations(compiled.as_text())
     calls = re.compile(r"(?:calls|to_apply|body|condition)=%?([\w.-]+)")
-    count, found, waiting = 0, set(), [entry]
+    found, waiting = {}, [entry]
     while waiting:
         name = waiting.pop()
         if name not in found and name in bodies:
-            found.add(name)
-            count += len(re.findall(r" all-reduce(?:-start)?\(", bodies[name]))
+            found[name] = bodies[name]
             waiting += calls.findall(bodies[name])
-    return count
+    return "".join(found.values())
 
 
 def _computations(text):

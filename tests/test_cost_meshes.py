@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import clipjax
 from benchmarks.clips import without_report
-from benchmarks.costs import all_reduces
+from benchmarks.costs import Collectives, all_reduces
 from clipjax import granularity, guards
 
 SPECS = {
@@ -67,3 +67,18 @@ def test_all_reduces(name):
     shardings, _ = compiled.output_shardings
     for leaf, struct in grads.items():
         assert shardings[leaf].is_equivalent_to(struct.sharding, 2), leaf
+
+
+def test_collectives_are_counted_with_their_bytes():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def step(shard):
+        total = jax.lax.psum(shard[:3], "x")
+        gathered = jax.lax.all_gather(shard.astype(jnp.bfloat16), "x", tiled=True)
+        return total + gathered[0]
+
+    specs = {"in_specs": PartitionSpec("x"), "out_specs": PartitionSpec("x")}
+    spread = jax.jit(jax.shard_map(step, mesh=mesh, **specs))
+    compiled = spread.lower(jax.ShapeDtypeStruct((64,), jnp.float32)).compile()
+    # XLA may gather in float32, and then round.
+    assert Collectives.of(compiled) in [(1, 1, 12 + 128), (1, 1, 12 + 256)]
