@@ -66,9 +66,21 @@ def update_arm(name: str, transformation: Any, grads: Any, params: Any) -> Arm:
         return optax.apply_updates(params, updates), state, grads
 
     params, grads = jax.tree.map(jnp.copy, (params, grads))
-    return compile_arm(
-        name, step, (params, jax.jit(transformation.init)(params), grads)
-    )
+    # Not compiled: for thousands of leaves that takes longer than the calls.
+    return compile_arm(name, step, (params, transformation.init(params), grads))
+
+
+def in_place_arm(name: str, clip: Any, grads: Any) -> Arm:
+    """Compile an update that writes its result over the gradient, which is copied.
+
+    The next call clips that result, whose norm is the threshold if that was exceeded.
+    """
+
+    def step(carry: Any) -> Any:
+        return clip.update(*carry)
+
+    grads = jax.tree.map(jnp.copy, grads)
+    return compile_arm(name, step, (grads, jax.jit(clip.init)(grads)))
 
 
 def optimizer_arm(name: str, transformation: Any, shapes: Shapes, dtype: Any) -> Arm:
@@ -108,6 +120,24 @@ def train_arm(
 def copy_arm(entries: int, dtype: Any) -> Arm:
     """Compile a read and a write of as many bytes: the negated copy of an array."""
     return compile_arm("copy", jnp.negative, jnp.ones(entries, dtype), donate=False)
+
+
+def copy_of_leaves_arm(grads: Any) -> Arm:
+    """Compile a read and a write of every leaf: its negation, written over it."""
+
+    def negate(tree: Any) -> Any:
+        return jax.tree.map(jnp.negative, tree)
+
+    return compile_arm("copy", negate, jax.tree.map(jnp.copy, grads))
+
+
+def reduction_of_leaves_arm(grads: Any) -> Arm:
+    """Compile a read of every leaf: its sum in float32."""
+
+    def read(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, dtype=jnp.float32), tree)
+
+    return compile_arm("reduction", read, grads, donate=False)
 
 
 def reduction_arm(entries: int, dtype: Any) -> Arm:

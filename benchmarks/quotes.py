@@ -56,4 +56,31 @@ def step(tables: Mapping[str, Table]) -> list[list[str]]:
     ]
 
 
-QUOTES = {"step": Quote(["", "float32", "bfloat16"], step)}
+COMPILED = {
+    "global": "`clip_by_global_norm`",
+    "entries": "`clip_by_value`, no report",
+    "block rms": "`clip_by_block_rms`",
+    "AGC": "`adaptive_grad_clip`",
+    "unit": "`clip_by` with `granularity.unit()`",
+}
+
+
+def compilation(tables: Mapping[str, Table]) -> list[list[str]]:
+    """Quote the seconds to compile each clip of 148 leaves."""
+    found = tables["compilation_beside_optax-148"]
+    return [
+        [
+            f"{kind}: {clip}",
+            *(
+                median(cell(found, kind, column))
+                for column in ("clipjax, s", "× Optax")
+            ),
+        ]
+        for kind, clip in COMPILED.items()
+    ]
+
+
+QUOTES = {
+    "step": Quote(["", "float32", "bfloat16"], step),
+    "compilation": Quote(["148 leaves", "clipjax seconds", "/ Optax's"], compilation),
+}

@@ -6,7 +6,14 @@ import pathlib
 
 TABLES = pathlib.Path(__file__).parent / "tables"
 # A table is the file `test_NAME.py`.
-ORDER = ("clip_and_adam_costs_one_read",)
+ORDER = (
+    "clip_and_adam_costs_one_read",
+    "clip_alone_is_one_read_and_one_copy",
+    "time_is_linear_in_bytes",
+    "many_leaves_cost_little_more",
+    "compilation_beside_optax",
+    "devices_add_no_collectives",
+)
 # The tables of `python -m benchmarks.accelerator`, which lead RESULTS.md.
 PARTS_ON_ACCELERATOR = (
     *("bandwidth", "clips", "numbers", "steps", "per-example", "leaves"),

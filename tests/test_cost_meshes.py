@@ -1,10 +1,19 @@
 """All-reduces of clips under jit, on a mesh of two axes and eight devices."""
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax.sharding import PartitionSpec
 
 import clipjax
 from benchmarks.clips import without_report
-from benchmarks.collectives import SPECS, all_reduces, compiled_on_mesh, sharded_tree
+from benchmarks.collectives import (
+    SPECS,
+    all_reduces,
+    collectives,
+    compiled_on_mesh,
+    sharded_tree,
+)
 from clipjax import granularity, guards
 
 SETS_OF_AXES = 3
@@ -38,3 +47,20 @@ def test_all_reduces(name):
     shardings, _ = compiled.output_shardings
     for leaf, struct in sharded_tree().items():
         assert shardings[leaf].is_equivalent_to(struct.sharding, 2), leaf
+
+
+def test_collectives_are_counted_with_their_bytes():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def step(shard):
+        total = jax.lax.psum(shard[:3], "x")
+        gathered = jax.lax.all_gather(shard.astype(jnp.bfloat16), "x", tiled=True)
+        return total + gathered[0]
+
+    specs = {"in_specs": PartitionSpec("x"), "out_specs": PartitionSpec("x")}
+    spread = jax.jit(jax.shard_map(step, mesh=mesh, **specs))
+    compiled = spread.lower(jax.ShapeDtypeStruct((64,), jnp.float32)).compile()
+    found = {one.kind: one.size for one in collectives(compiled)}
+    # XLA may gather in float32, and then round.
+    assert found["all-reduce"] == 12
+    assert found["all-gather"] in (128, 256)
