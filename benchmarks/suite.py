@@ -6,7 +6,15 @@ import pathlib
 
 TABLES = pathlib.Path(__file__).parent / "tables"
 # A table is the file `test_NAME.py`.
-ORDER = ("clip_and_adam_costs_one_read",)
+ORDER = (
+    "clip_and_adam_costs_one_read",
+    "recipes_cost_about_a_global_clip",
+    "spectral_recipes_cost_their_products",
+    "train_steps_cost_two_percent_more",
+    "metrics_and_recorder_cost_one_percent",
+    "skips_cost_no_more_than_apply_if_finite",
+    "adaptive_thresholds_do_not_wait_for_the_host",
+)
 
 
 def tables_of_suite() -> tuple[str, ...]:
