@@ -164,7 +164,7 @@ def test_adaptive_thresholds_do_not_wait_for_the_host(bench: Bench) -> None:
         return np.random.default_rng(0).lognormal(0.0, 0.2, count)
 
     histories = HISTORIES[:1] if bench.small else HISTORIES
-    compared = {
+    compared: dict[tuple[str, int | None], tuple[Arm, Arm]] = {
         ("zclip", None): (
             on_device("zclip", clipjax.zclip(max_grad_norm=math.inf)),
             on_host("zclip", zscore_rule(norms(25))),

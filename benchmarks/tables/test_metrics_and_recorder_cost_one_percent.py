@@ -21,11 +21,11 @@ from ..timing import Arm, compile_arm, ratio, time_arms
 from ..transformer import Sizes, loss, parameters, tokens
 
 ABOUT = """
-A train step of a decoder-only Transformer in float32, with `value_and_grad`, a clip,
-AdamW and `apply_updates`, parameters and state donated. Each measurement is several
-steps without a wait in between, as in training. × without is the time divided by that
-of the step whose metrics nobody reads; "without, again" is a second copy of it, whose
-true ratio is 1.
+A train step of a decoder-only Transformer of two layers in float32: `value_and_grad`,
+a clip, AdamW and `apply_updates`, with parameters and state donated. Each measurement
+is several steps without a wait in between, as in training. × without is the time
+divided by that of the step whose metrics nobody reads; "without, again" is a second
+copy of it, whose true ratio is 1.
 
 "metrics in the step" returns `clipjax.metrics(state)` from the step, "metrics fetched"
 also waits for them on the host at each step. "recorder" calls `Recorder.record` after
@@ -119,7 +119,7 @@ def test_metrics_and_recorder_cost_one_percent(bench: Bench, kind: str) -> None:
     """Compare a step with what reads its clip's state."""
     optimizer = optax.chain(CLIPS[kind], optax.adamw(1e-3))
     few = Sizes(layers=1, width=32, vocabulary=50, batch=2, context=8)
-    sizes = few if bench.small else Sizes(batch=4)
+    sizes = few if bench.small else Sizes(layers=2, batch=4)
     calls = 4
     title = f"A train step and what reads the metrics of its {NAMES[kind]}"
     about = ABOUT.format(fetch_every=FETCH_EVERY)
