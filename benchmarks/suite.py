@@ -12,7 +12,7 @@ ORDER = (
     "spectral_recipes_cost_their_products",
     "train_steps_cost_two_percent_more",
     "metrics_and_recorder_cost_one_percent",
-    "skips_cost_no_more_than_apply_if_finite",
+    "skips_cost_about_as_much_as_apply_if_finite",
     "adaptive_thresholds_do_not_wait_for_the_host",
 )
 

@@ -1,4 +1,4 @@
-"""Skipping bad steps costs no more than `optax.apply_if_finite`."""
+"""Skipping bad steps costs about as much as `optax.apply_if_finite`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ COLUMNS = {"step": "", "ms": ".1f", "× without": ".2f", "× apply_if_finite": "
 COLUMNS |= {"GB accessed": ".2f", "temporary MB": ".0f", "state": ",.0f"}
 COLUMNS |= {"compile s": ".1f"}
 PEER = "optax.apply_if_finite"
+BAR = 1.1
+WHY = (
+    "The wrappers select between Adam's old and new moments, where Optax branches. XLA's "
+    "CPU backend copies the old moments first, since the kernel that updates the "
+    "parameters reads them, too, and the moments are updated in place: two more reads "
+    "and two writes in the size of the gradient."
+)
 
 
 def wrappers() -> dict[str, Any]:
@@ -82,7 +89,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_skips_cost_no_more_than_apply_if_finite(bench: Bench, kind: str) -> None:
+def test_skips_cost_about_as_much_as_apply_if_finite(bench: Bench, kind: str) -> None:
     """Compare the wrappers around a global clip and Adam."""
     named, build = KINDS[kind]
     title = f"Wrappers that skip steps, around {named} in float32"
@@ -106,5 +113,6 @@ def test_skips_cost_no_more_than_apply_if_finite(bench: Bench, kind: str) -> Non
             table.claim(
                 f"a step in {name}, relative to one in {PEER}",
                 ratio(arms[name], peer).median,
-                at_most=1.0,
+                at_most=BAR,
+                why=WHY,
             )
