@@ -32,10 +32,10 @@ COLUMNS |= {"compile s": ".1f"}
 PEER = "optax.apply_if_finite"
 BAR = 1.1
 WHY = (
-    "The wrappers select between Adam's old and new moments, where Optax branches. XLA's "
-    "CPU backend copies the old moments first, since the kernel that updates the "
-    "parameters reads them, too, and the moments are updated in place: two more reads "
-    "and two writes in the size of the gradient."
+    "The wrappers select between the old and the new moments of Adam, where Optax "
+    "branches. The CPU backend of XLA copies the old moments first, since the kernel "
+    "that updates the parameters reads them, too, and the moments are updated in "
+    "place: two more reads and two writes in the size of the gradient."
 )
 
 
