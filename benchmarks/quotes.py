@@ -28,9 +28,9 @@ class Quote(NamedTuple):
 
 
 def cell(found: Table, row: str, column: str) -> Cell:
-    """Return a cell by the first cell of its row and the name of its column."""
+    """Return a cell by the first cell of its row and its column; None for no row."""
     rows = {cells[0]: cells for cells in found.rows}
-    return rows[row][list(found.columns).index(column)]
+    return rows[row][list(found.columns).index(column)] if row in rows else None
 
 
 def median(value: Cell) -> str:
@@ -41,16 +41,20 @@ def median(value: Cell) -> str:
 
 
 def step(tables: Mapping[str, Table]) -> list[list[str]]:
-    """Quote the step of clip and Adam, in both dtypes."""
+    """Quote the step of clip and Adam, in both dtypes, and whole train steps."""
     names = ("clip_by_global_norm", "clip_by_leaf_norm", "optax.clip_by_global_norm")
     parts = [
-        tables[f"clip_and_adam_costs_one_read-{dtype}"]
+        (tables[f"clip_and_adam_costs_one_read-{dtype}"], "× Adam")
         for dtype in ("float32", "bfloat16")
+    ]
+    parts += [
+        (tables[f"train_steps_cost_two_percent_more-{net}"], "× AdamW")
+        for net in ("transformer", "lstm", "convolutional")
     ]
     return [
         [
             f"`{name if '.' in name else f'clipjax.{name}'}`",
-            *(median(cell(part, name, "× Adam")) for part in parts),
+            *(median(cell(part, name, column)) for part, column in parts),
         ]
         for name in names
     ]
@@ -80,7 +84,8 @@ def compilation(tables: Mapping[str, Table]) -> list[list[str]]:
     ]
 
 
+STEP = ["", "float32", "bfloat16", "Transformer", "LSTM", "convolutional net"]
 QUOTES = {
-    "step": Quote(["", "float32", "bfloat16"], step),
+    "step": Quote(STEP, step),
     "compilation": Quote(["148 leaves", "clipjax seconds", "/ Optax's"], compilation),
 }

@@ -13,6 +13,12 @@ ORDER = (
     "many_leaves_cost_little_more",
     "compilation_beside_optax",
     "devices_add_no_collectives",
+    "recipes_cost_about_a_global_clip",
+    "spectral_recipes_cost_their_products",
+    "train_steps_cost_two_percent_more",
+    "metrics_and_recorder_cost_one_percent",
+    "skips_cost_about_as_much_as_apply_if_finite",
+    "adaptive_thresholds_do_not_wait_for_the_host",
 )
 # The tables of `python -m benchmarks.accelerator`, which lead RESULTS.md.
 PARTS_ON_ACCELERATOR = (

@@ -129,3 +129,15 @@ def test_it_takes_multi_steps_as_they_are():
     with jax.numpy_dtype_promotion("standard"):  # Optax mixes dtypes here
         updates, _ = run(optimizer, batches, jnp.zeros(1))[-1]
     np.testing.assert_array_equal(updates, [-2.0])
+
+
+def test_the_search_for_bad_leaves_writes_no_mask():
+    grads = {"a": jax.ShapeDtypeStruct((512, 512), jnp.float32)}
+    optimizer = clipjax.skip_nonfinite(optax.identity())
+    state = jax.eval_shape(optimizer.init, grads)
+
+    def skipped(grads, state):
+        return optimizer.update(grads, state)[1].skipped_count
+
+    memory = jax.jit(skipped).lower(grads, state).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < grads["a"].size * 4 / 8

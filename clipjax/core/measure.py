@@ -182,10 +182,10 @@ def first_not_finite(arrays: Arrays) -> jax.Array:
 
 def first_nonfinite_leaf(blocks: Blocks) -> jax.Array:
     """Return the position of the first leaf with NaN or inf on any device, or -1."""
-    flags = [
-        jnp.max((~jnp.isfinite(leaf)).astype(jnp.float32), initial=0)
-        for leaf in blocks.leaves.arrays
-    ]
+    # NaN where the leaf has NaN or inf. XLA's CPU backend reads a leaf once for a sum
+    # of products; a mask of its entries would be written to memory first.
+    sums = [jnp.sum(leaf * 0) for leaf in blocks.leaves.arrays]
+    flags = [(~jnp.isfinite(total)).astype(jnp.float32) for total in sums]
     if not flags:
         return jnp.int32(-1)
     return first_true(jnp.stack(blocks.over_devices(linf, flags)) > 0)
