@@ -42,7 +42,6 @@ BARS: dict[str, tuple[float, str]] = {
     "unit": (1.5, ""),
     "entry": (1.5, ""),
     "entry, no report": (1.0, ""),
-    "memory": (1.5, ""),
 }
 STATEMENT = "{} recipes with blocks of the kind {!r}, the slowest of which is {}"
 # With the windows that they have by default, which the accelerator's check shortens.
@@ -133,9 +132,8 @@ def test_recipes_cost_about_a_global_clip(bench: Bench) -> None:
                 step.compile_seconds,
             )
             if is_clip:
-                # A memory for each entry is read and written besides.
-                kind = block(name) if state < of_adam / 100 else "memory"
-                kind = f"{kind}, no report" if name.endswith("no report") else kind
+                no_report = ", no report" if name.endswith("no report") else ""
+                kind = block(name) + no_report
                 ratios[kind, name] = ratio(step, base).median
         for kind, (bar, why) in BARS.items():
             found = {name: value for (of, name), value in ratios.items() if of == kind}
