@@ -6,7 +6,13 @@ import pathlib
 
 TABLES = pathlib.Path(__file__).parent / "tables"
 # A table is the file `test_NAME.py`.
-ORDER = ("clip_and_adam_costs_one_read",)
+ORDER = (
+    "clip_and_adam_costs_one_read",
+    "clipping_per_example_costs_a_plain_gradient",
+    "clipping_per_example_scales_like_the_plain_gradient",
+    "clipping_per_example_needs_the_memory_of_a_gradient",
+    "private_step_costs_little_more",
+)
 
 
 def tables_of_suite() -> tuple[str, ...]:
