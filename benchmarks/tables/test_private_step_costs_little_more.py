@@ -30,6 +30,11 @@ private step by XLA's counts.
 COLUMNS = {"model": "", "plain, ms": ".1f", "private": ".2f", "jax_privacy": ".2f"}
 COLUMNS |= {"noise alone, ms": ".1f", "memory": ".2f", "memory, MB more": ".1f"}
 COLUMNS |= {"arithmetic": ".2f"}
+CHOSEN = (
+    "transformer, 16 x 128 words",
+    "tied Linen transformer, 16 x 128 words",
+    "perceptron, 256 images",
+)
 WHY = (
     "Noise has a fixed cost per parameter, whatever the batch, and alone takes {noise} "
     "ms of a plain step's {plain} ms; much of it is the random bits of threefry, whose "
@@ -39,12 +44,9 @@ WHY = (
 
 
 def chosen(small: bool) -> dict[str, functools.partial[Model]]:
-    """Return Transformers, and the perceptron with three sizes of the batch."""
-    found = {
-        name: make
-        for name, make in models(small=small).items()
-        if "transformer" in name or "perceptron" in name
-    }
+    """Return two Transformers, and the perceptron with three sizes of the batch."""
+    all_models = models(small=small)
+    found = {name: all_models[name] for name in CHOSEN}
     _, *widths = found["perceptron, 256 images"].args
     for images in (1024, 4096):
         make = functools.partial(perceptron, images // (8 if small else 1), *widths)
