@@ -33,6 +33,7 @@ def test_an_arm_of_too_much_memory_is_not_run():
     }
     time_ways(arms, 5, patience=10)
     assert [len(one.seconds) for one in arms.values()] == [5, 5, 1, 0]
+    assert isinstance(relative_time(arms, "slow"), float)
     assert relative_time(arms, "large") == "out of memory: 5.2 GB"
     assert relative_memory(arms, "large") == 5200
 

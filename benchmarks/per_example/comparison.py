@@ -85,8 +85,10 @@ def relative_time(arms: dict[str, Arm], name: str) -> Cell:
         return "not installed" if name == OPACUS and not HAS_OPACUS else None
     if not fits(arm):
         return f"out of memory: {arm.temporary_bytes / 1e9:.1f} GB"
-    found = ratio(arm, reference(arms, arm))
-    return found if len(arm.seconds) > 1 else found.median
+    plain = reference(arms, arm)
+    if len(arm.seconds) > 1:
+        return ratio(arm, plain)
+    return arm.milliseconds.median / plain.milliseconds.median
 
 
 def relative_memory(arms: dict[str, Arm], name: str) -> float | None:

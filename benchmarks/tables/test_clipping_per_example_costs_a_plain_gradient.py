@@ -35,8 +35,9 @@ gradients. Memory is XLA's temporary memory, arithmetic its count of floating-po
 operations; it counts the body of a loop once, so that the LSTM's loop over time is
 counted unrolled, before XLA optimizes it, and no loop over examples has a count. A way
 that takes more than three plain gradients and 0.2 s runs in one round, after one that
-is not counted. Opacus in ghost mode is divided by PyTorch's plain gradient of the same
-model; it has no tied weights, and its LSTM is its own.
+is not counted, and is divided by the median of the plain gradient's times. Opacus in
+ghost mode is divided by PyTorch's plain gradient of the same model; it has no tied
+weights, and its LSTM is its own.
 """
 COLUMNS = {"model: way": "", "ms": ".1f", "× plain": ".2f", "memory × plain": ".2f"}
 COLUMNS |= {"temporary MB": ".1f", "arithmetic × plain": ".2f", "compile s": ".1f"}

@@ -27,12 +27,13 @@ from ..timing import Arm, ratio
 
 ABOUT = """
 {model}. Times are relative to the plain gradient of the summed loss in the same rounds;
-what takes more than three plain gradients and 0.2 s runs in one round. Opacus in ghost
-mode is relative to PyTorch's plain gradient. Memory is XLA's temporary memory, relative
-to the plain gradient's. What would need more than 4 GB of it is compiled and not run.
-"Norms" is the number of parameters of clipjax whose norms are computed by Gram
-matrices, directly from the example's gradient where that is smaller, by equal rows of
-an embedding, or from gradients per example ("dense"), as for biases.
+what takes more than three plain gradients and 0.2 s runs in one round, and is divided
+by the median. Opacus in ghost mode is relative to PyTorch's plain gradient. Memory is
+XLA's temporary memory, relative to the plain gradient's. What would need more than 4 GB
+of it is compiled and not run. "Norms" is the number of parameters of clipjax whose
+norms are computed by Gram matrices, directly from the example's gradient where that is
+smaller, by equal rows of an embedding, or from gradients per example ("dense"), as for
+biases.
 """
 
 
