@@ -1,4 +1,4 @@
-"""Write RESULTS.md, and the tables that the README quotes, from the stored results.
+"""Write RESULTS.md, and the tables that pages quote, from the stored results.
 
     python -m benchmarks.page [--check]
 
@@ -19,7 +19,9 @@ from .report import RESULTS, Table, write_text
 from .suite import PARTS_ON_ACCELERATOR, tables_of_suite
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGE, README = ROOT / "benchmarks" / "RESULTS.md", ROOT / "README.md"
+PAGE = ROOT / "benchmarks" / "RESULTS.md"
+# The pages that quote tables.
+QUOTING = [ROOT / p for p in ("README.md", "docs/per_example.md", "docs/privacy.md")]
 HEAD = """# Results
 
 Written by `make bench` from the files in `benchmarks/results`, each of which a command
@@ -31,7 +33,7 @@ quartiles. "Missed" marks what a table was meant to show and does not.
 ON_ACCELERATOR = """
 Written by `python -m benchmarks.accelerator`. All other tables are of CPUs.
 """
-# What the README quotes stands between these lines.
+# What a page quotes stands between these lines.
 QUOTED = re.compile(r"(<!-- results: (\S+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
 
 
@@ -84,8 +86,8 @@ def results_page(tables: dict[str, Table]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme(text: str, tables: dict[str, Table]) -> str:
-    """Return the README with its quoted tables brought up to date."""
+def with_quotes(text: str, tables: dict[str, Table]) -> str:
+    """Return the text of a page with its quoted tables brought up to date."""
 
     def quoted(match: re.Match[str]) -> str:
         return match[1] + QUOTES[match[2]].text(tables) + match[3]
@@ -94,15 +96,14 @@ def readme(text: str, tables: dict[str, Table]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Write the two pages, or check them."""
+    """Write the pages, or check them."""
     parser = Parser("page", __doc__)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args(arguments)
     tables = stored()
-    pages = {
-        PAGE: results_page(tables),
-        README: readme(README.read_text(encoding="utf-8"), tables),
-    }
+    pages = {PAGE: results_page(tables)}
+    for path in QUOTING:
+        pages[path] = with_quotes(path.read_text(encoding="utf-8"), tables)
     old = [p for p, text in pages.items() if p.read_text(encoding="utf-8") != text]
     for path in old:
         if not options.check:

@@ -1,4 +1,4 @@
-"""What the README quotes of the results: at most eight rows of a table."""
+"""What README and pages quote of the results: at most eight rows of a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MOST_ROWS = 8
 
 
 class Quote(NamedTuple):
-    """A table of the README.
+    """A table of the README or of a page.
 
     Attributes:
         header: the names of the columns.
@@ -84,8 +84,79 @@ def compilation(tables: Mapping[str, Table]) -> list[list[str]]:
     ]
 
 
+WAYS = {
+    "clipjax": "clipjax",
+    "jax_privacy": "jax_privacy",
+    "jax_privacy, 8 at a time": "… 8 at a time",
+    "jax_privacy, 1 at a time": "… 1 at a time",
+    "vmap + Optax": "vmap, Optax",
+    "Opacus": "Opacus",
+}
+
+
+def models_of(found: Table) -> list[str]:
+    """Return the models of a table whose rows are named by model and way."""
+    return list(dict.fromkeys(str(row[0]).partition(":")[0] for row in found.rows))
+
+
+def per_example(tables: Mapping[str, Table]) -> list[list[str]]:
+    """Quote the time of every way to clip per example, with its memory in brackets."""
+    found = tables["clipping_per_example_costs_a_plain_gradient"]
+
+    def shown(row: str) -> str:
+        time = median(cell(found, row, "× plain"))
+        memory = median(cell(found, row, "memory × plain"))
+        return f"{time} ({memory})" if memory else time
+
+    return [
+        [name, *(shown(f"{name}: {way}") for way in WAYS)] for name in models_of(found)
+    ]
+
+
+def per_example_costs(tables: Mapping[str, Table]) -> list[list[str]]:
+    """Quote what clipjax's clip per example costs."""
+    found = tables["clipping_per_example_costs_a_plain_gradient"]
+    columns = ("× plain", "memory × plain", "arithmetic × plain")
+    return [
+        [
+            name,
+            *(median(cell(found, f"{name}: clipjax", column)) for column in columns),
+        ]
+        for name in models_of(found)
+    ]
+
+
+def private_step(tables: Mapping[str, Table]) -> list[list[str]]:
+    """Quote a private step relative to the plain one, and its noise."""
+    found = tables["private_step_costs_little_more"]
+
+    def milliseconds(name: str) -> str:
+        noise, plain = (
+            cell(found, name, f"{what}, ms") for what in ("noise alone", "plain")
+        )
+        return f"{noise:,.0f} ms of {plain:,.0f}"
+
+    return [
+        [
+            name,
+            *(median(cell(found, name, column)) for column in ("private", "memory")),
+            milliseconds(name),
+        ]
+        for name in (str(row[0]) for row in found.rows)
+    ]
+
+
+COSTS = ("time", "temporary memory", "arithmetic")
 STEP = ["", "float32", "bfloat16", "Transformer", "LSTM", "convolutional net"]
 QUOTES = {
     "step": Quote(STEP, step),
     "compilation": Quote(["148 leaves", "clipjax seconds", "/ Optax's"], compilation),
+    "per_example": Quote(["model, batch", *WAYS.values()], per_example),
+    "per_example_costs": Quote(
+        ["relative to the plain gradient", *COSTS], per_example_costs
+    ),
+    "private_step": Quote(
+        ["model, batch", "private / plain, time", "temporary memory", "noise alone"],
+        private_step,
+    ),
 }

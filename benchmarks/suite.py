@@ -19,6 +19,10 @@ ORDER = (
     "metrics_and_recorder_cost_one_percent",
     "skips_cost_about_as_much_as_apply_if_finite",
     "adaptive_thresholds_do_not_wait_for_the_host",
+    "clipping_per_example_costs_a_plain_gradient",
+    "clipping_per_example_scales_like_the_plain_gradient",
+    "clipping_per_example_needs_the_memory_of_a_gradient",
+    "private_step_costs_little_more",
 )
 # The tables of `python -m benchmarks.accelerator`, which lead RESULTS.md.
 PARTS_ON_ACCELERATOR = (

@@ -63,12 +63,13 @@ def test_every_table_of_the_suite_is_stored_and_shown():
     assert not left, "of no table"
 
 
-def test_the_readme_quotes_what_is_stored():
-    text = page.README.read_text("utf-8")
-    assert page.readme(text, page.stored()) == text
-    assert set(page.QUOTED.findall(text)) or not quotes.QUOTES
+def test_pages_quote_what_is_stored():
+    texts = [path.read_text("utf-8") for path in page.QUOTING]
+    for text in texts:
+        assert page.with_quotes(text, page.stored()) == text
+        assert page.QUOTED.search(text)
     for name, quote in quotes.QUOTES.items():
-        assert f"<!-- results: {name} -->" in text
+        assert any(f"<!-- results: {name} -->" in text for text in texts)
         assert len(quote.rows(page.stored())) <= quotes.MOST_ROWS
 
 

@@ -17,7 +17,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 START = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
-PER_EXAMPLE = (ROOT / "docs" / "per_example.md").read_text(encoding="utf-8")
 
 
 def rows_below(page, header):
@@ -74,14 +73,6 @@ def test_times_to_compile_are_those_of_the_results():
     assert len(shown) == 5
     for row, cells in shown.items():
         assert ", ".join(cells) == measured[row.partition(":")[0]][1]
-
-
-def test_costs_per_example_are_those_of_their_page():
-    measured = rows_below(PER_EXAMPLE, "relative to the plain gradient | time")
-    shown = rows_below(README, "model, batch |")
-    assert len(shown) == len(measured) == 8
-    for row, (ours, *_) in shown.items():
-        assert ours == "{} ({})".format(*measured[row])
 
 
 def test_the_readme_is_short():

@@ -93,6 +93,11 @@ def transformer(batch, length, layers=4, width=256, heads=4, tied=False):
     return Model(loss, params, (words(batch, length),))
 
 
+def tied_transformer(batch, length, layers=2, width=256):
+    """The same, which reads and writes words with one table."""
+    return transformer(batch, length, layers, width, tied=True)
+
+
 def perceptron(batch, *widths):
     """Dense layers, the last of which has no bias."""
     shapes = list(zip(widths, widths[1:], strict=False))
@@ -149,9 +154,9 @@ class Transformer(linen.Module):
         return embedding.attend(linen.LayerNorm()(hidden))
 
 
-def linen_transformer(batch, length, layers=2):
+def linen_transformer(batch, length, layers=2, width=256):
     """The same of Flax Linen, with tied weights."""
-    model, tokens = Transformer(layers), words(batch, length)
+    model, tokens = Transformer(layers, width), words(batch, length)
     params = model.init(jax.random.key(0), tokens[:1])
 
     def loss(params, tokens):
@@ -204,13 +209,27 @@ def convolutional(batch):
     return Model(loss, params, (normal(3, batch, 28, 28, 1), classes(batch)))
 
 
-MODELS = {
-    "transformer, 16 x 128 words": lambda: transformer(16, 128),
-    "transformer, 64 x 32 words": lambda: transformer(64, 32),
-    "tied transformer, 16 x 128 words": lambda: transformer(16, 128, 2, tied=True),
-    "tied Linen transformer, 16 x 128 words": lambda: linen_transformer(16, 128),
-    "perceptron, 256 images": lambda: perceptron(256, 784, 512, 512, 512, 10),
-    "1024 x 1024 layer, 256 examples": lambda: single_layer(256),
-    "LSTM, 32 x 64 steps": lambda: lstm(32, 64),
-    "convolutional net, 64 images": lambda: convolutional(64),
-}
+def models(*, small: bool = False) -> dict[str, functools.partial[Model]]:
+    """Return the models of the tables by name; small ones have the same names."""
+    few, short, narrow = (2, 8, 8) if small else (1, 1, 1)
+    long, width, make = 128 // short, 256 // narrow, functools.partial
+    return {
+        "transformer, 16 x 128 words": make(transformer, 16 // few, long, 2, width),
+        "transformer, 64 x 32 words": make(
+            transformer, 64 // few, 32 // short, 2, width
+        ),
+        "tied transformer, 16 x 128 words": make(
+            tied_transformer, 16 // few, long, 2, width
+        ),
+        "tied Linen transformer, 16 x 128 words": make(
+            linen_transformer, 16 // few, long, 2, width
+        ),
+        "perceptron, 256 images": make(
+            perceptron, 256 // few, 784, *[512 // narrow] * 3, 10
+        ),
+        "1024 x 1024 layer, 256 examples": make(
+            single_layer, 256 // few, 1024 // narrow
+        ),
+        "LSTM, 32 x 64 steps": make(lstm, 32 // few, 64 // short),
+        "convolutional net, 64 images": make(convolutional, 64 // few),
+    }

@@ -30,14 +30,35 @@ def plain(loss: Loss, arity: int) -> Step:
     return lambda arguments: grad(*arguments)
 
 
-def ours(loss: Loss, arity: int) -> Step:
-    """By clipjax."""
-    clip = clipjax.clipped_grad(
+def plain_in_a_loop(loss: Loss, arity: int) -> Step:
+    """The plain gradient, computed one example at a time."""
+    del arity
+    grad = jax.grad(loss)
+
+    def step(arguments: tuple[Any, ...]) -> Any:
+        params, *batch = arguments
+
+        def add(total: Any, example: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, grad(params, *example)), None
+
+        return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), batch)[0]
+
+    return step
+
+
+def clip_of(loss: Loss, arity: int) -> Any:
+    """Return clipjax's clipped gradient, which also has a plan."""
+    return clipjax.clipped_grad(
         loss,
         l2_clip_norm=CLIP_NORM,
         batch_argnums=tuple(range(1, 1 + arity)),
         keep_batch_dim=False,
     )
+
+
+def ours(loss: Loss, arity: int) -> Step:
+    """By clipjax."""
+    clip = clip_of(loss, arity)
     return lambda arguments: clip(*arguments)
 
 
@@ -73,5 +94,5 @@ WAYS = {
     "jax_privacy": jax_privacy,
     "jax_privacy, 8 at a time": functools.partial(jax_privacy, microbatch_size=8),
     "jax_privacy, 1 at a time": functools.partial(jax_privacy, microbatch_size=1),
-    "vmap + optax": vmap_and_optax,
+    "vmap + Optax": vmap_and_optax,
 }

@@ -1,24 +1,17 @@
-"""Opacus in ghost mode against its own plain step, on CPU.
+"""Models of PyTorch, and their gradients: plain, and clipped by Opacus in ghost mode.
 
-    python -m venv torch-venv
-    torch-venv/bin/pip install torch==2.13.0
-    torch-venv/bin/pip install opacus==1.6.0
-    torch-venv/bin/python -m benchmarks.per_example.torch_opacus
-
-prints the time of a gradient clipped per example relative to the plain gradient of the
-same PyTorch model, as the median of the ratios in rounds of shuffled order. The models
-are those of `benchmarks.per_example` as far as Opacus has them: it has no tied weights,
-and its LSTM is a layer of its own, of which PyTorch's is the plain one.
+Each has the name and the sizes of its twin in `models`, as far as Opacus has them: it
+has no tied weights, and its LSTM is a layer of its own, of which PyTorch's is the plain
+one. Importing this needs torch and opacus.
 """
 
 # pyright: reportMissingImports=false
 
 from __future__ import annotations
 
-import random
-import statistics
-import time
+import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from opacus.grad_sample import GradSampleModuleFastGradientClipping
@@ -26,8 +19,6 @@ from opacus.layers import DPLSTM
 from opacus.optimizers import DPOptimizerFastGradientClipping
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import nn
-
-ROUNDS = 9
 
 
 class Block(nn.Module):
@@ -60,7 +51,7 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """A causal transformer over 2,000 words."""
 
-    def __init__(self, width: int = 256, layers: int = 4):
+    def __init__(self, width: int, layers: int):
         """Makes the layers."""
         super().__init__()
         self.embedding = nn.Embedding(2000, width)
@@ -86,64 +77,59 @@ class Recurrent(nn.Module):
         return self.out(self.cell(inputs)[0][:, -1])
 
 
-def perceptron() -> nn.Module:
-    """Four dense layers."""
-    sizes = [784, 512, 512, 512]
-    layers = [
-        layer
-        for rows, columns in zip(sizes[:-1], sizes[1:], strict=True)
-        for layer in (nn.Linear(rows, columns), nn.ReLU())
-    ]
-    return nn.Sequential(*layers, nn.Linear(512, 10, bias=False))
+class Pair(NamedTuple):
+    """A model for the plain gradient, its twin for Opacus, and a batch for both."""
+
+    plain: nn.Module
+    private: nn.Module
+    batch: tuple[torch.Tensor, torch.Tensor]
 
 
-def convolutional() -> nn.Module:
+def transformer(batch: int, length: int, layers: int, width: int) -> Pair:
+    """A causal transformer; the targets are the words that come after the inputs."""
+    words = torch.randint(2000, (batch, length))
+    examples = words, words.roll(-1, dims=1)
+    return Pair(Transformer(width, layers), Transformer(width, layers), examples)
+
+
+def perceptron(batch: int, *widths: int) -> Pair:
+    """Dense layers, the last of which has no bias."""
+
+    def make() -> nn.Module:
+        hidden = [
+            layer
+            for rows, columns in itertools.pairwise(widths[:-1])
+            for layer in (nn.Linear(rows, columns), nn.ReLU())
+        ]
+        return nn.Sequential(*hidden, nn.Linear(widths[-2], widths[-1], bias=False))
+
+    return Pair(make(), make(), images(batch, widths[0]))
+
+
+def lstm(batch: int, length: int) -> Pair:
+    """An LSTM: of PyTorch, and Opacus's own layer."""
+    return Pair(Recurrent(nn.LSTM), Recurrent(DPLSTM), images(batch, length, 64))
+
+
+def convolutional(batch: int) -> Pair:
     """Two convolutions and two dense layers, without biases."""
-    return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1, bias=False),
-        *(nn.ReLU(), nn.MaxPool2d(2)),
-        nn.Conv2d(32, 64, 3, padding=1, bias=False),
-        *(nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
-        *(nn.Linear(3136, 128, bias=False), nn.ReLU()),
-        nn.Linear(128, 10, bias=False),
-    )
+
+    def make() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1, bias=False),
+            *(nn.ReLU(), nn.MaxPool2d(2)),
+            nn.Conv2d(32, 64, 3, padding=1, bias=False),
+            *(nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+            *(nn.Linear(3136, 128, bias=False), nn.ReLU()),
+            nn.Linear(128, 10, bias=False),
+        )
+
+    return Pair(make(), make(), images(batch, 1, 28, 28))
 
 
 def images(*shape: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Makes inputs and labels."""
+    """Make inputs and labels."""
     return 0.05 * torch.randn(*shape), torch.randint(10, shape[:1])
-
-
-def text(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Makes words, and the words that come after them."""
-    words = torch.randint(2000, (batch, length))
-    return words, words.roll(-1, dims=1)
-
-
-# The plain model, that of Opacus, and a batch.
-MODELS = {
-    "transformer, 16 x 128 words": lambda: (
-        Transformer(),
-        Transformer(),
-        text(16, 128),
-    ),
-    "transformer, 64 x 32 words": lambda: (
-        Transformer(),
-        Transformer(),
-        text(64, 32),
-    ),
-    "perceptron, 256 images": lambda: (perceptron(), perceptron(), images(256, 784)),
-    "LSTM, 32 x 64 steps": lambda: (
-        Recurrent(nn.LSTM),
-        Recurrent(DPLSTM),
-        images(32, 64, 64),
-    ),
-    "convolutional net, 64 images": lambda: (
-        convolutional(),
-        convolutional(),
-        images(64, 1, 28, 28),
-    ),
-}
 
 
 def plain_step(model: nn.Module, inputs, targets) -> Callable[[], None]:
@@ -180,33 +166,3 @@ def ghost_step(model: nn.Module, inputs, targets) -> Callable[[], None]:
         criterion(flat, targets.reshape(-1), shape=shape).backward()
 
     return step
-
-
-def ratio(steps: list[Callable[[], None]]) -> float:
-    """Gives the median ratio of the second step's time to the first's."""
-    ratios, shuffle = [], random.Random(0).shuffle
-    for number in range(ROUNDS + 1):
-        order, seconds = [0, 1], [0.0, 0.0]
-        shuffle(order)
-        for which in order:
-            start = time.perf_counter()
-            steps[which]()
-            seconds[which] = time.perf_counter() - start
-        if number:
-            ratios.append(seconds[1] / seconds[0])
-    return statistics.median(ratios)
-
-
-def main() -> None:
-    """Prints a table."""
-    torch.manual_seed(0)
-    print("| time relative to the plain gradient | Opacus, ghost |")
-    print("|---|---|")
-    for name, make in MODELS.items():
-        plain, private, batch = make()
-        steps = [plain_step(plain, *batch), ghost_step(private, *batch)]
-        print(f"| {name} | {ratio(steps):.2f} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -3,7 +3,7 @@
 import jax
 
 from benchmarks.per_example.models import perceptron
-from benchmarks.private_step import GATE, compiled_step
+from benchmarks.per_example.private_steps import GATE, compiled_step
 
 
 def test_a_private_step_needs_no_more_memory():
