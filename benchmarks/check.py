@@ -30,10 +30,8 @@ from .exact.compare import Change, compare
 from .exact.subjects import peers_of_optax, subjects
 from .options import Parser, table
 
-Counted = dict[str, figures.Figures]
+Counted = dict[str, dict[str, float]]
 WRITE = "python -m benchmarks.check --write"
-Counted = dict[str, figures.Figures]
-Count = Callable[[dict[str, Any]], Counted]
 
 
 def count(some: dict[str, Any]) -> Counted:
@@ -54,7 +52,10 @@ def verdict(changes: list[Change], found: Counted) -> tuple[str, int]:
     return f"{number} figures of {len(found)} subjects are as committed.", 0
 
 
-def main(arguments: list[str] | None = None, count: Count = count) -> int:
+def main(
+    arguments: list[str] | None = None,
+    count: Callable[[dict[str, Any]], Counted] = count,
+) -> int:
     """Run the command, and return the exit code.
 
     Args:

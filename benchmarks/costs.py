@@ -186,7 +186,7 @@ def compile_step(clip, params, place=None, *, with_metrics=None):
         with_metrics: a function of the state whose results the step returns too.
     """
     adam = optax.adam(1e-3)
-    chain = clip(adam) if callable(clip) else optax.chain(clip, adam)
+    chain: Any = clip(adam) if callable(clip) else optax.chain(clip, adam)
 
     def step(carry, given):
         params, state = carry

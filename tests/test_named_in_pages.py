@@ -224,7 +224,7 @@ def mistakes_in_command(line):
                 wrong += mistakes_in_clipjax_command(rest)
             case ["make", *targets]:
                 known = re.findall(
-                    r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE
+                    r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE
                 )
                 targets = [t for t in targets if "=" not in t and not t.startswith("-")]
                 wrong += [f"make {t}" for t in targets if t not in known]
