@@ -16,8 +16,8 @@ from benchmarks.accelerator.differences import BARS, SMALL_SHAPES, difference, t
 from benchmarks.accelerator.recipes import build, recipes
 from benchmarks.report import Table
 
-# Of blocks with parameters, of singular values, and learnt with an optimizer.
-STRUCTURES = ("larc_clip", "spam_clip", "spectral_clip")
+# Of blocks with parameters, and of singular values.
+STRUCTURES = ("larc_clip", "spectral_clip")
 SMALL = ("--small", "--dtypes", "float32", "--clips", "global")
 
 
