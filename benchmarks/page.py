@@ -13,6 +13,8 @@ import pathlib
 import re
 import sys
 
+from .exact import stored as counted
+from .exact import tables as counts
 from .options import Parser, table
 from .quotes import QUOTES
 from .report import RESULTS, Table, write_text
@@ -33,8 +35,17 @@ quartiles. "Missed" marks what a table was meant to show and does not.
 ON_ACCELERATOR = """
 Written by `python -m benchmarks.accelerator`. All other tables are of CPUs.
 """
-# What a page quotes stands between these lines.
-QUOTED = re.compile(r"(<!-- results: (\S+) -->\n\n).*?(\n\n<!-- end -->)", re.DOTALL)
+COUNTS = """
+Counts of the compiled programs, which do not depend on how busy the machine is:
+equations of the jaxpr for each further leaf; bytes, operations and temporaries of a
+step with Adam beyond those of Adam alone, in sizes of the gradient and for each entry;
+temporaries of the clip alone when the gradient is donated; bytes of state; collectives
+of six leaves on a mesh of 4 x 2 devices; and how often three steps trace, each with a
+new threshold, or with a schedule. The lines marked Optax's are its clips of the same
+kind. `make bench-check` compares them with a new count, and fails if one is worse.
+"""
+# A quoted table stands below such a line, and ends at the next empty one.
+QUOTED = re.compile(r"(<!-- results: (\S+) -->\n).*?(?=\n\n)", re.DOTALL)
 
 
 def stored(folder: pathlib.Path = RESULTS) -> dict[str, Table]:
@@ -83,14 +94,27 @@ def results_page(tables: dict[str, Table]) -> str:
     if first and "device" in first.about_run:
         platform = first.about_run["device"]["platform"]
         parts.insert(1, f"## On a {platform.upper()}\n\n{ON_ACCELERATOR.strip()}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([*parts, *counts_section()]) + "\n"
+
+
+def counts_section() -> list[str]:
+    """Return the exact figures, of the oldest version of JAX that has some."""
+    found = counted.read()
+    version = min(found, key=lambda name: [int(n) for n in re.findall(r"\d+", name)])
+    tables = (counts.clips, counts.programs, counts.ratios)
+    return [
+        f"## Counts, with JAX {version}",
+        "`make bench-check`",
+        COUNTS.strip(),
+        *(table(*make(found[version])) for make in tables),
+    ]
 
 
 def with_quotes(text: str, tables: dict[str, Table]) -> str:
     """Return the text of a page with its quoted tables brought up to date."""
 
     def quoted(match: re.Match[str]) -> str:
-        return match[1] + QUOTES[match[2]].text(tables) + match[3]
+        return match[1] + QUOTES[match[2]].text(tables)
 
     return QUOTED.sub(quoted, text)
 

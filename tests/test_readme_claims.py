@@ -10,13 +10,13 @@ import pytest
 
 import clipjax
 from benchmarks import beside_optax
+from benchmarks.exact import stored as counted
 from clipjax import recipes
 from clipjax.jax_internals.versions import NEWEST, OLDEST
 
 ROOT = pathlib.Path(__file__).parent.parent
 START = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-RESULTS = (ROOT / "benchmarks" / "RESULTS.md").read_text(encoding="utf-8")
 
 
 def rows_below(page, header):
@@ -56,25 +56,6 @@ def test_the_supported_releases_are_the_same_everywhere():
     assert f"The newest JAX that the tests run on is {NEWEST}.\n" in START
 
 
-def test_times_of_a_step_are_those_of_the_results():
-    measured = rows_below(RESULTS, "| first edition: float32, bfloat16 | second")
-    shown = rows_below(README, "| float32 | bfloat16 |")
-    names = {"clipjax.clip_by_global_norm": "clipjax global + Adam (gate 1.15, 1.18)"}
-    names |= {"clipjax.clip_by_leaf_norm": "clipjax leaf + Adam"}
-    names |= {"optax.clip_by_global_norm": "Optax global + Adam"}
-    assert len(shown) == 3
-    for row, cells in shown.items():
-        assert ", ".join(cells) == measured[names[row.strip("`")]][-1]
-
-
-def test_times_to_compile_are_those_of_the_results():
-    measured = rows_below(RESULTS, "148 leaves | first edition")
-    shown = rows_below(README, "148 leaves | clipjax seconds")
-    assert len(shown) == 5
-    for row, cells in shown.items():
-        assert ", ".join(cells) == measured[row.partition(":")[0]][1]
-
-
 def test_the_readme_is_short():
     lines = README.splitlines()
     assert len(lines) <= 150
@@ -89,8 +70,8 @@ def test_methods_named_by_situation_exist():
 
 
 def test_the_reads_of_a_report_and_the_number_of_methods():
-    counts = rows_below(RESULTS, "clip | equations per leaf")
-    assert counts["entries, report"][2].endswith("+4.00, 0.00")
+    counts = counted.read()[OLDEST]["subjects"]["clip_by_value"]
+    assert counts["float32: bytes"] == pytest.approx(4, abs=0.05)
     assert "four more times" in README
     methods = [f for f in vars(recipes).values() if inspect.isfunction(f)]
     assert f"[{len(methods)} methods]" in README
