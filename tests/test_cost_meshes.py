@@ -55,7 +55,7 @@ def test_collectives_are_counted_with_their_bytes():
     def step(shard):
         total = jax.lax.psum(shard[:3], "x")
         gathered = jax.lax.all_gather(shard.astype(jnp.bfloat16), "x", tiled=True)
-        return total + gathered[0]
+        return total + gathered[0].astype(total.dtype)
 
     specs = {"in_specs": PartitionSpec("x"), "out_specs": PartitionSpec("x")}
     spread = jax.jit(jax.shard_map(step, mesh=mesh, **specs))

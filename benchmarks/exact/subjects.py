@@ -15,7 +15,7 @@ from ..accelerator.recipes import build, recipes
 from ..clips import pairs, without_report
 from ..per_example import peers
 from ..per_example.models import Model, perceptron, transformer
-from ..private_step import train_step
+from ..per_example.private_steps import train_step
 
 Shapes = dict[str, tuple[int, ...]]
 
