@@ -80,15 +80,22 @@ class Path(NamedTuple):
 
 
 def readers_path(clip):
-    """Trace an update of two leaves, and follow the calls of clipjax's functions."""
-    root = str(pathlib.Path(clipjax.__file__).parent)
+    """Trace an update of two leaves, and follow the calls of clipjax's functions.
+
+    Those of ``jax_internals`` are left out as JAX's are: each reads an attribute.
+    """
+    root = pathlib.Path(clipjax.__file__).parent
     calls = []
+
+    def is_read(file):
+        path = pathlib.Path(file)
+        return root in path.parents and path.parent.name != "jax_internals"
 
     def follow(frame, event, _):
         code = frame.f_code
         # Comprehensions and lambdas are no functions to a reader.
         is_named = not code.co_name.startswith("<")
-        if event == "call" and is_named and code.co_filename.startswith(root):
+        if event == "call" and is_named and is_read(code.co_filename):
             calls.append((code.co_filename, code.co_qualname))
 
     grads = structs(2)
