@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 from typing import Any
@@ -42,8 +43,8 @@ BARS = {"float32": 1.25, "bfloat16": 1.25, "float16": math.inf}
 
 def torch_arms(grads: Any, largest: float) -> list[Arm]:
     """Return PyTorch's clip of a copy of a gradient, if PyTorch is installed."""
-    try:
-        import torch
+    try:  # it is no dependency, and its types are unknown
+        torch: Any = importlib.import_module("torch")
     except ModuleNotFoundError:
         return []
     torch.set_num_threads(len(os.sched_getaffinity(0)))

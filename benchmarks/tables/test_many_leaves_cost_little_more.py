@@ -19,10 +19,17 @@ ABOUT = """
 A step of a clip and Adam with a float32 gradient in memory, on 10M parameters in 10 to
 10,000 equal square leaves. Tracing includes the lowering to StableHLO. Each step is
 compiled once, and compile × Adam is the time of tracing and compiling divided by that
-of Adam alone.
+of Adam alone. Optax's clip is left out at 10,000 leaves, to save minutes of
+compilation.
 """
 COLUMNS = {"leaves": "d", "step": "", "trace, s": ".2f", "compile, s": ".2f"}
 COLUMNS |= {"compile × Adam": ".2f", "ms": ".1f", "time × Adam": ".2f"}
+# Measured with 100 equal leaves, by leaving out one part at a time.
+WHY = (
+    "Of the 2.2 CPU seconds that the clip adds to Adam's 0.8 with 100 leaves, 0.8 are "
+    "due to a barrier for each leaf, and 0.5 to the second sum for extreme magnitudes; "
+    "Optax's clip adds 0.5"
+)
 LEAVES = (10, 100, 1000, 10_000)
 PARAMETERS = 10_000_000
 
@@ -41,11 +48,13 @@ def test_many_leaves_cost_little_more(bench: Bench) -> None:
             grads = parameters(tree, jnp.float32)
             arms = []
             for name, clip in clips.items():
+                if "optax" in name and leaves == max(LEAVES):
+                    continue
                 jax.clear_caches()  # or the second finds what both trace
                 chain = optax.chain(clip, optax.adam(1e-3))
                 arms.append(update_arm(name, chain, grads, grads))
             time_arms(arms, bench.rounds(11))
-            adam, _, ours = arms
+            adam, ours = arms[0], arms[-1]
             compiled = {
                 arm.name: arm.trace_seconds + arm.compile_seconds for arm in arms
             }
@@ -64,6 +73,7 @@ def test_many_leaves_cost_little_more(bench: Bench) -> None:
                     "10,000 leaves, seconds to trace and compile, relative to Adam",
                     compiled[ours.name] / compiled["Adam"],
                     at_most=1.5,
+                    why=WHY,
                 )
                 table.claim(
                     "10,000 leaves, time relative to Adam",
