@@ -123,19 +123,28 @@ def copy_arm(entries: int, dtype: Any) -> Arm:
 
 
 def copy_of_leaves_arm(grads: Any) -> Arm:
-    """Compile a read and a write of every leaf: its negation, written over it."""
+    """Compile a read and a write of every leaf: a product, written over it.
 
-    def negate(tree: Any) -> Any:
-        return jax.tree.map(jnp.negative, tree)
+    On XLA's CPU backend it is faster than a negation.
+    """
 
-    return compile_arm("copy", negate, jax.tree.map(jnp.copy, grads))
+    def scale(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf * 0.999, tree)
+
+    return compile_arm("copy", scale, jax.tree.map(jnp.copy, grads))
 
 
 def reduction_of_leaves_arm(grads: Any) -> Arm:
-    """Compile a read of every leaf: its sum in float32."""
+    """Compile a read of every leaf: its sum of squares in float32.
+
+    On XLA's CPU backend it is faster than the largest magnitude.
+    """
+
+    def square(leaf: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.square(leaf.astype(jnp.float32)))
 
     def read(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: jnp.sum(leaf, dtype=jnp.float32), tree)
+        return jax.tree.map(square, tree)
 
     return compile_arm("reduction", read, grads, donate=False)
 
