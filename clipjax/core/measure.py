@@ -184,7 +184,8 @@ def first_nonfinite_leaf(blocks: Blocks) -> jax.Array:
     """Return the position of the first leaf with NaN or inf on any device, or -1."""
     # NaN where the leaf has NaN or inf. XLA's CPU backend reads a leaf once for a sum
     # of products; a mask of its entries would be written to memory first.
-    sums = [jnp.sum(leaf * 0) for leaf in blocks.leaves.arrays]
+    dtype = blocks.leaves.dtype
+    sums = [jnp.sum(widen(leaf, dtype) * 0) for leaf in blocks.leaves.arrays]
     flags = [(~jnp.isfinite(total)).astype(jnp.float32) for total in sums]
     if not flags:
         return jnp.int32(-1)
