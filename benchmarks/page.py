@@ -57,7 +57,7 @@ def stored(folder: pathlib.Path = RESULTS) -> dict[str, Table]:
             found[path.stem] = Table.read(path)
     paths = {path.stem: path for path in folder.glob("*.json")}
     for name in tables_of_suite():
-        parts = sorted(p for p in paths if p == name or p.startswith(f"{name}-"))
+        parts = sorted(path for path in paths if _is_of(path, name))
         found |= {part: Table.read(paths[part]) for part in parts}
     return found
 
@@ -94,7 +94,15 @@ def results_page(tables: dict[str, Table]) -> str:
     if first and "device" in first.about_run:
         platform = first.about_run["device"]["platform"]
         parts.insert(1, f"## On a {platform.upper()}\n\n{ON_ACCELERATOR.strip()}")
+    left = [n for n in tables_of_suite() if not any(_is_of(t, n) for t in tables)]
+    if left:
+        parts.append(f"Not measured yet: {', '.join(left)}.")
     return "\n\n".join([*parts, *counts_section()]) + "\n"
+
+
+def _is_of(table: str, name: str) -> bool:
+    """Return whether a stored table is one of those that a file measures."""
+    return table == name or table.startswith(f"{name}-")
 
 
 def counts_section() -> list[str]:
