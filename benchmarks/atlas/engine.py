@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -65,9 +65,9 @@ class Runs(NamedTuple):
         modes: a second number of the last model; zero if the task has none.
     """
 
-    losses: np.ndarray
-    clipped: np.ndarray
-    modes: np.ndarray
+    losses: Any
+    clipped: Any
+    modes: Any
 
 
 class Inputs(NamedTuple):
@@ -104,7 +104,7 @@ def inputs(task: Task, seeds: int, names: Sequence[str] = NAMES) -> dict[str, In
     }
 
 
-AXES = Inputs(None, 0, 0, 0, 0, None)
+AXES: Any = Inputs(*cast(Any, (None, 0, 0, 0, 0, None)))
 
 
 def of_seeds(given: Inputs, chosen: slice | int) -> Inputs:
