@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -120,12 +121,12 @@ def fill(
     Yields:
         A cell's name, and whether it was computed, or the error that stopped it.
     """
-    given = inputs(task, grid.seeds)
+    given = functools.cache(lambda: inputs(task, grid.seeds))
     print_of_pilot = fingerprint(task, grid, "pilot")
     path = out / task.name / "pilot.json"
     common = read(path, print_of_pilot)
     if common is None:
-        common = {"fingerprint": print_of_pilot, **pilot(task, grid, given["clean"])}
+        common = {"fingerprint": print_of_pilot, **pilot(task, grid, given()["clean"])}
         write(path, common)
     for name, arm in arms(task, common["thresholds"]).items():
         if names is not None and name not in names:
@@ -135,7 +136,7 @@ def fill(
         try:
             is_old = read(path, fingerprint(task, grid, arm.settings(), target)) is None
             if is_old:
-                write(path, compute(task, arm, grid, given, target))
+                write(path, compute(task, arm, grid, given(), target))
         except Exception as error:  # the other cells go on
             yield name, error
         else:

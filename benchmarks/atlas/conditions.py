@@ -77,7 +77,7 @@ def planted(grads: Params, kind: jax.Array, added: Params) -> Params:
     `structures` returns, times the gradient's norm.
     """
     largest = max(grads, key=lambda name: grads[name].size)
-    length = optax.global_norm(grads)
+    length = optax.tree.norm(grads)
     spiked = {}
     for name, leaf in grads.items():
         is_scaled = (kind == 1) | ((kind == 3) & (name == largest))

@@ -98,9 +98,12 @@ def inputs(task: Task, seeds: int, names: Sequence[str] = NAMES) -> dict[str, In
 
     every = jax.jit(jax.vmap(one, (None, 0)))
     found = conditions(task.steps)
+
+    def drawn(condition: Condition) -> tuple[Any, Any, Any, Any]:
+        return every(condition, jnp.arange(seeds))
+
     return {
-        name: Inputs(data, *every(found[name], jnp.arange(seeds)), found[name].spike)
-        for name in names
+        name: Inputs(data, *drawn(found[name]), found[name].spike) for name in names
     }
 
 
@@ -195,14 +198,14 @@ def measurements(task: Task, grads: Params) -> dict[str, Any]:
     means = [norm / np.sqrt(flat[name].size) for name, norm in norms.items()]
     labels = kinds(task)
     groups = {
-        label: optax.global_norm(
+        label: optax.tree.norm(
             [norms[name] for name in norms if labels[name] == label]
         )
         for label in set(labels.values())
     }
     sizes = jnp.stack(list(norms.values()))
     return {
-        "global norm": optax.global_norm(flat),
+        "global norm": optax.tree.norm(flat),
         "leaf norm": jnp.max(sizes),
         "typical leaf norm": jnp.exp(jnp.mean(jnp.log(sizes + 1e-20))),
         "norm of each group": groups,
