@@ -198,9 +198,7 @@ def measurements(task: Task, grads: Params) -> dict[str, Any]:
     means = [norm / np.sqrt(flat[name].size) for name, norm in norms.items()]
     labels = kinds(task)
     groups = {
-        label: optax.tree.norm(
-            [norms[name] for name in norms if labels[name] == label]
-        )
+        label: optax.tree.norm([norms[name] for name in norms if labels[name] == label])
         for label in set(labels.values())
     }
     sizes = jnp.stack(list(norms.values()))

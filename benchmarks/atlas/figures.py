@@ -44,7 +44,7 @@ def panels(atlas: Atlas) -> dict[str, list[Panel]]:
 
     def difference(condition: str) -> Panel:
         found = helps(condition)
-        return Panel(f"{condition}:\nscore minus that without a clip", found, found)
+        return Panel(condition, found, found)
 
     def score(name: str, condition: str) -> Estimate:
         return Estimate.of([atlas.score(t, name, condition) for t in atlas.tasks])
@@ -54,7 +54,7 @@ def panels(atlas: Atlas) -> dict[str, list[Panel]]:
     return {
         "atlas_spikes": [
             Panel(
-                "score under spikes (line: without a clip)",
+                "score under spikes (the line: unclipped)",
                 {name: score(name, "spikes") for name in names},
                 helps("spikes"),
                 bare,
@@ -93,6 +93,10 @@ def draw(shown: Sequence[Panel]) -> Figure:
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="both", color="#e6e6e6", lw=0.6)
         axis.set_axisbelow(True)
+    if any(
+        panel.shown is panel.tested and "decades" not in panel.title for panel in shown
+    ):
+        figure.supxlabel("score, minus that of the unclipped arm", fontsize=TEXT)
     return figure
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pathlib
 import string
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ from .tasks import tasks
 DOCS = FIGURES.parent
 PAGE, CHOOSING = DOCS / "atlas.md", DOCS / "choosing.md"
 TEMPLATE = pathlib.Path(__file__).with_name("page.md")
-AGAINST_NONE = "Against the unclipped arm with the same optimizer"
+AGAINST_NONE = "the unclipped arm that has the same optimizer"
 MARKS = "<!-- from the atlas -->", "<!-- end of the atlas -->"
 PLACES = {
     "before": "before the optimizer",
@@ -54,32 +55,43 @@ def link(name: str) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """Return names as a list within a sentence."""
-    found = [link(name) for name in names]
+    found = [f"`{name}`" for name in names]
     if len(found) < 2:
         return "".join(found) or "none"
     return f"{', '.join(found[:-1])} and {found[-1]}"
 
 
+def item(text: str) -> str:
+    """Return an item of a list, in lines of 92 characters."""
+    return textwrap.fill(
+        text, 92, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
+    )
+
+
 def signed(estimate: Estimate, digits: int = 2) -> str:
     """Return a difference and half of its interval."""
-    return f"{estimate.mean:+.{digits}f} ± {estimate.half:.{digits}f}"
+    mean = round(estimate.mean, digits) + 0.0  # no negative zero
+    return f"{mean:+.{digits}f} ± {estimate.half:.{digits}f}"
 
 
 def interval(samples: np.ndarray) -> str:
     """Return a mean over seeds and half of its interval."""
     mean, half, _ = Estimate.of([samples])
-    return f"{mean:.3g} ± {half:.2g}"
+    return f"{mean:#.3g} ± {half:#.2g}"
 
 
-def compared(estimates: dict[str, Estimate], what: str) -> str:
+def compared(estimates: dict[str, Estimate], other: str) -> str:
     """Say which methods differ from what they are compared with."""
     above, below = verdicts(estimates)
     rest = len(estimates) - len(above) - len(below)
-    return (
-        f"- {what}: {len(above)} of {len(estimates)} recipes are better, "
-        f"{len(below)} are worse, and {rest} cannot be told apart.\n"
-        f"  - Better: {listed(above)}.\n"
-        f"  - Worse: {listed(below)}.\n"
+    return "\n".join(
+        [
+            f"Compared with {other}, of {len(estimates)} recipes:\n",
+            item(f"better, {len(above)}: {listed(above)}"),
+            item(f"worse, {len(below)}: {listed(below)}"),
+            item(f"not told apart: the other {rest}\n"),
+            "",
+        ]
     )
 
 
@@ -91,14 +103,14 @@ def against_simplest(atlas: Atlas, condition: str) -> str:
         for name in others
         if atlas.own_optimizer(name)
     }
-    return compared(found, f"Against {link(SIMPLEST)}")
+    return compared(found, link(SIMPLEST))
 
 
 def question(atlas: Atlas, condition: str) -> str:
     """Return the conclusions about one condition."""
     found = {name: atlas.helps(name, condition) for name in methods()}
     first = compared(found, AGAINST_NONE)
-    return first + against_simplest(atlas, condition)
+    return f"{first}\n{against_simplest(atlas, condition)}"
 
 
 def overview(atlas: Atlas) -> str:
@@ -122,6 +134,17 @@ def overview(atlas: Atlas) -> str:
         *("label noise", "decades of rates", "clipped", "operations"),
     ]
     return table(header, rows)
+
+
+def retuned(atlas: Atlas) -> str:
+    """Return differences of scores where the rate is tuned under each condition."""
+    rows = [
+        [link(name), *(signed(atlas.helps(name, one, own=True)) for one in NAMES[1:])]
+        for name in ranked(
+            {name: atlas.helps(name, "spikes", True) for name in methods()}
+        )
+    ]
+    return table(["method", *NAMES[1:]], rows)
 
 
 def of_task(atlas: Atlas, task: str) -> str:
@@ -245,6 +268,7 @@ def text(atlas: Atlas) -> str:
         within=WITHIN,
         survived=f"{100 * SURVIVED:.0f}",
         overview=overview(atlas),
+        retuned=retuned(atlas),
         comparisons=(len(NAMES) + 1) * count + len(NAMES) * (count - 1),
         methods=count,
         simplest=SIMPLEST,
@@ -286,18 +310,19 @@ def quoted(atlas: Atlas) -> str:
             if name != SIMPLEST and atlas.own_optimizer(name)
         }
         better, worse = verdicts(simplest)
+        named = f" ({listed(better)})" if better else ""
         lines.append(
-            f"- {what}, {len(above)} of {len(found)} recipes train better than no "
-            f"clip, and {len(below)} worse. {len(better)} are better than "
-            f"{link(SIMPLEST)} ({listed(better)}), and {len(worse)} are worse."
+            f"{what}: {len(above)} of {len(found)} recipes train better than no clip, "
+            f"and {len(below)} worse. Compared with `{SIMPLEST}`, {len(better)} train "
+            f"better{named} and {len(worse)} worse."
         )
     above, below = verdicts({name: atlas.widens(name) for name in methods()})
     lines.append(
-        f"- The range of usable learning rates is wider than without a clip for "
-        f"{len(above)} recipes, most of all for {listed(above[:3])}, and narrower for "
-        f"{len(below)}."
+        f"the range of usable learning rates: wider than without a clip for "
+        f"{len(above)} recipes{f', most for {listed(above[:3])}' if above else ''}; "
+        f"narrower for {len(below)}."
     )
-    return "\n".join(line[:2] + line[2].upper() + line[3:] for line in lines)
+    return "\n".join(item(line[0].upper() + line[1:]) for line in lines)
 
 
 def pages(atlas: Atlas) -> dict[pathlib.Path, str]:

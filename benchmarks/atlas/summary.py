@@ -21,6 +21,15 @@ LEVEL = 0.05
 SIMPLEST = "clip_by_global_norm"
 
 
+def signs(samples: Sequence[np.ndarray]) -> float:
+    """Return the p-value of the sign test, over all samples; ties do not count."""
+    values = np.concatenate(samples)
+    up, down = int(np.sum(values > 0)), int(np.sum(values < 0))
+    if not up + down:
+        return 1.0
+    return float(scipy.stats.binomtest(up, up + down).pvalue)
+
+
 class Estimate(NamedTuple):
     """A mean over seeds, half of its 95 % interval, and the p-value of zero."""
 
@@ -42,7 +51,7 @@ class Estimate(NamedTuple):
         ]
         total = float(sum(parts))
         if not total:
-            return cls(mean, 0.0, 0.0 if mean else 1.0)
+            return cls(mean, 0.0, signs(samples))
         freedom = total**2 / sum(
             part**2 / (len(sample) - 1)
             for part, sample in zip(parts, samples, strict=True)
@@ -176,14 +185,17 @@ class Atlas:
         )
 
     def widens(self, arm: str, condition: str = "clean") -> Estimate:
-        """Return by how many decades the arm's range of rates is wider."""
-        return Estimate.of(
-            [
-                self.width(task, arm, condition)
-                - self.width(task, self.reference(task, arm), condition)
-                for task in self.tasks
-            ]
-        )
+        """Return by how many decades the arm's range of rates is wider.
+
+        Widths are multiples of half a decade, so that the p-value is that of the sign
+        test.
+        """
+        differences = [
+            self.width(task, arm, condition)
+            - self.width(task, self.reference(task, arm), condition)
+            for task in self.tasks
+        ]
+        return Estimate.of(differences)._replace(p=signs(differences))
 
     def beats_simplest(self, arm: str, condition: str) -> Estimate:
         """Return the difference of scores to `SIMPLEST`, with the same optimizer."""
