@@ -17,13 +17,13 @@ import rich.progress
 
 from ..accelerator.recipes import recipes
 from ..options import Parser
-from .arms import UNCLIPPED
+from .arms import OTHERS, UNCLIPPED
 from .cells import fill
 from .engine import Grid
 from .tasks import tasks
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "atlas"
-ARMS = [UNCLIPPED, f"{UNCLIPPED}_adam", f"{UNCLIPPED}_sgd", *recipes()]
+ARMS = [UNCLIPPED, *OTHERS.values(), *recipes()]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         rich.progress.TimeElapsedColumn(),
         console=rich.console.Console(stderr=True),
     ) as progress:
-        total = len(options.tasks) * (len(set(options.methods) & set(ARMS)))
+        total = len(options.tasks) * len(options.methods)
         bar = progress.add_task("cells", total=total)
         for name in options.tasks:
             for method, outcome in fill(

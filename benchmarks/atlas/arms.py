@@ -16,7 +16,8 @@ from .task import Family, Task
 
 MOMENTUM = 0.9
 WARMUP = 20  # steps, where a recipe's own warm-up is longer than a run
-UNCLIPPED = "unclipped"
+UNCLIPPED = "unclipped"  # and the same with the optimizer that the task has not:
+OTHERS: dict[Family, str] = {"adam": "unclipped_adam", "sgd": "unclipped_sgd"}
 Place = Literal["before", "around", "instead", "after", "last"]
 Pilot = Mapping[str, Any]
 
@@ -74,7 +75,7 @@ def unclipped(task: Task) -> list[Arm]:
     other: Family = "adam" if task.family == "sgd" else "sgd"
     named: list[tuple[str, Family]] = [
         (UNCLIPPED, task.family),
-        (f"{UNCLIPPED}_{other}", other),
+        (OTHERS[other], other),
     ]
     return [Arm(name, family, betas=task.betas) for name, family in named]
 
@@ -165,7 +166,7 @@ def arms(task: Task, pilot: Pilot) -> dict[str, Arm]:
             places.get(name, "before"),
             own.get(name, {}),
             shifts.get(name, 0.0),
-            UNCLIPPED if family == task.family else f"{UNCLIPPED}_{family}",
+            UNCLIPPED if family == task.family else OTHERS[family],
             task.betas,
         )
     return found

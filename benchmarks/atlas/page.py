@@ -273,7 +273,7 @@ def text(atlas: Atlas) -> str:
         methods=count,
         simplest=SIMPLEST,
         level=f"{100 * LEVEL:.0f}",
-        false=f"{(2 * len(NAMES) + 1) * LEVEL:.1f}",
+        false=f"{(2 * len(NAMES) + 1) * 100 * LEVEL:.0f}",
         edges_count=len(edges),
         arms=arms,
         edges=", ".join(edges) or "none",
