@@ -13,6 +13,7 @@ from __future__ import annotations
 import pathlib
 import sys
 
+import rich.console
 import rich.progress
 
 from ..accelerator.recipes import recipes
@@ -42,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
         rich.progress.TimeElapsedColumn(),
         console=rich.console.Console(stderr=True),
     ) as progress:
-        total = len(options.tasks) * len(options.methods)
+        total = sum(
+            len(set(options.methods) - {OTHERS[every[name].family]})
+            for name in options.tasks
+        )
         bar = progress.add_task("cells", total=total)
         for name in options.tasks:
             for method, outcome in fill(

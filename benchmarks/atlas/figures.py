@@ -101,8 +101,8 @@ def draw(shown: Sequence[Panel]) -> Figure:
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
-    """Write a PNG of 64 colors."""
+    """Write a PNG of 256 colors."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     image = Image.open(buffer).convert("RGB")
-    image.quantize(64, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
