@@ -33,6 +33,7 @@ COMMANDS = {
     "methods/": ("Methods", "python docs/method_pages.py --draw"),
     "choosing": ("Choosing", "python docs/draw_choosing.py"),
     "threshold_paths": ("Choosing", "python docs/draw_choosing.py"),
+    "atlas_": ("Atlas of methods", "python -m benchmarks.atlas.page --write"),
     "compare_rnn_loss": ("Runs", "clipjax compare --out demo"),
     "private_accuracy": ("Runs", "clipjax private --out private"),
     "": ("Figures of your own runs", "python docs/draw_figures.py"),
