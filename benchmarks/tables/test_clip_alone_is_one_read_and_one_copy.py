@@ -26,7 +26,7 @@ time of page faults. The trees have GPT-2's shapes: 10M parameters in 76 leaves,
 124M in 148. The threshold is half the norm of the first gradient, so that the norm is
 the threshold from the second call on, or it is never reached; all three libraries
 multiply in both cases. The limit is the time of a read of all leaves (sums of squares,
-in float32) and of a read and a write of all leaves (a product with a constant) in the
+in float32) and of a read and a write of all leaves (a product with a scalar) in the
 same rounds. GB/s counts two reads and a write. PyTorch has as many threads as there are
 cores.
 """
