@@ -42,7 +42,8 @@ def raise_on_nonfinite(
 
     Example:
         >>> import clipjax, jax, optax, jax.numpy as jnp
-        >>>         >>> optimizer = clipjax.raise_on_nonfinite(optax.sgd(0.1))
+        >>> from jax.experimental import checkify
+        >>> optimizer = clipjax.raise_on_nonfinite(optax.sgd(0.1))
         >>> bad = {"bias": jnp.ones(2), "kernel": jnp.array([jnp.nan, 1.0])}
         >>> state = optimizer.init(bad)
         >>> update = checkify.checkify(jax.jit(optimizer.update))
