@@ -40,8 +40,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def verdict(ratio: float, gate: float) -> str:
-    """Return a gate for a table, and whether the ratio is beyond it."""
-    return f"≤ {gate:g}" + (" missed" if ratio > gate else "")

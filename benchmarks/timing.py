@@ -135,13 +135,3 @@ def ratio(arm: Arm, *others: Arm) -> Spread:
     """
     rounds = zip(arm.seconds, *(other.seconds for other in others), strict=False)
     return spread([one / sum(rest) for one, *rest in rounds])
-
-
-def paired_ratio(arm: Arm, other: Arm) -> float:
-    """Return the median of the ratio within a round, over the rounds that both ran."""
-    return ratio(arm, other).median
-
-
-def median_milliseconds(arm: Arm) -> float:
-    """Return the median over the rounds."""
-    return arm.milliseconds.median

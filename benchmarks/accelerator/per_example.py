@@ -5,16 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-
-from clipjax import privacy
 
 from ..per_example import peers
 from ..per_example.models import Model, convolutional, perceptron, transformer
+from ..per_example.private_steps import STEPS, peer_adam, train_step
 from ..report import Table
 from ..timing import Arm, compile_arm, ratio, time_arms
 from .job import Job, together
@@ -23,7 +19,6 @@ PLAIN, AGAIN = "plain gradient", "plain gradient, again"
 PLAIN_STEP = "plain gradient + Adam"
 # Of the measurements of one arm: loops over examples take long.
 PATIENCE = 2.0
-NOISE: dict[str, Any] = {"sensitivity": peers.CLIP_NORM, "noise_multiplier": 1.0}
 COLUMNS = {"model": "", "way": "", "ms": ".3g", "× plain": ".2f"}
 COLUMNS |= {"temporary MB": ".0f", "temporaries × plain": ".2f"}
 ABOUT = """
@@ -114,36 +109,15 @@ def _ways(job: Job, table: Table, title: str, model: Model) -> None:
 
 
 def _private_steps(job: Job, table: Table, title: str, model: Model) -> None:
-    key = jax.random.key(0)
-
-    def noise_of_peer() -> Any:
-        from jax_privacy import noise_addition  # pyright: ignore[reportMissingImports]
-
-        deviation = NOISE["sensitivity"] * NOISE["noise_multiplier"]
-        noise = noise_addition.gaussian_privatizer(stddev=deviation, prng_key=key)
-        return optax.chain(noise, optax.adam(1e-3))
-
     steps = {
-        PLAIN_STEP: (peers.plain, lambda: optax.adam(1e-3)),
-        "clipjax, private step": (
-            peers.ours,
-            lambda: privacy.dp_adam(1e-3, key=key, **NOISE),
-        ),
-        "jax_privacy, private step": (peers.jax_privacy, noise_of_peer),
+        PLAIN_STEP: STEPS["plain"],
+        "clipjax, private step": STEPS["private"],
+        # The whole batch at once, which suits accelerators.
+        "jax_privacy, private step": (peers.jax_privacy, peer_adam),
     }
 
     def make(way: str) -> Arm:
-        make_gradient, make_optimizer = steps[way]
-        gradient = make_gradient(model.loss, len(model.batch))
-        optimizer = make_optimizer()
-
-        def step(carry: Any) -> Any:
-            params, state, batch = carry
-            updates, state = optimizer.update(gradient((params, *batch)), state, params)
-            return optax.apply_updates(params, updates), state, batch
-
-        params, batch = jax.tree.map(jnp.copy, (model.params, model.batch))
-        return compile_arm(way, step, (params, optimizer.init(params), batch))
+        return compile_arm(way, *train_step(way, model, steps))
 
     makers = {way: functools.partial(make, way) for way in steps}
     _compare(job, table, title, makers, PLAIN_STEP)

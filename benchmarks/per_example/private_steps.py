@@ -7,7 +7,7 @@ time, its fastest setting on CPUs, its Gaussian privatizer and Adam.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -48,9 +48,17 @@ STEPS = {
 }
 
 
-def train_step(name: str, model: Model) -> tuple[Callable[[Any], Any], Any]:
-    """Return a train step and its carry: parameters, optimizer's state and batch."""
-    make_gradient, make_optimizer = STEPS[name]
+def train_step(
+    name: str, model: Model, steps: Mapping[str, Any] = STEPS
+) -> tuple[Callable[[Any], Any], Any]:
+    """Return a train step and its carry: parameters, optimizer's state and batch.
+
+    Args:
+        name: a key of ``steps``.
+        model: the model.
+        steps: what makes the gradient, and what makes the optimizer, by name.
+    """
+    make_gradient, make_optimizer = steps[name]
     gradient = make_gradient(model.loss, len(model.batch))
     optimizer = make_optimizer()
 
