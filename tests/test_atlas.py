@@ -21,7 +21,7 @@ from benchmarks.atlas.conditions import (
     structures,
 )
 from benchmarks.atlas.engine import Grid, inputs, survived
-from benchmarks.atlas.summary import Estimate, holm
+from benchmarks.atlas.estimates import Estimate, holm
 from benchmarks.atlas.task import Task, replaced
 
 STEPS = 40

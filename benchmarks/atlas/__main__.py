@@ -18,13 +18,13 @@ import rich.progress
 
 from ..accelerator.recipes import recipes
 from ..options import Parser
-from .arms import OTHERS, UNCLIPPED
+from .arms import OTHERS, TIGHTENED, UNCLIPPED
 from .cells import fill
 from .engine import Grid
 from .tasks import tasks
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "atlas"
-ARMS = [UNCLIPPED, *OTHERS.values(), *recipes()]
+ARMS = [UNCLIPPED, *OTHERS.values(), *recipes(), *TIGHTENED]
 
 
 def main(arguments: list[str] | None = None) -> int:

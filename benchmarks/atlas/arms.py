@@ -18,6 +18,11 @@ MOMENTUM = 0.9
 WARMUP = 20  # steps, where a recipe's own warm-up is longer than a run
 UNCLIPPED = "unclipped"  # and the same with the optimizer that the task has not:
 OTHERS: dict[Family, str] = {"adam": "unclipped_adam", "sgd": "unclipped_sgd"}
+TIGHTER = 10  # times: how much smaller a second threshold of these recipes is
+TIGHTENED = {
+    "clip_by_global_norm_tenth": "clip_by_global_norm",
+    "clip_by_leaf_norm_tenth": "clip_by_leaf_norm",
+}
 Place = Literal["before", "around", "instead", "after", "last"]
 Pilot = Mapping[str, Any]
 
@@ -27,7 +32,7 @@ class Arm:
     """One recipe on one task.
 
     Attributes:
-        name: the recipe's name, or that of an arm without a clip.
+        name: the recipe's name, one of `TIGHTENED`, or that of an arm without a clip.
         family: the optimizer.
         place: where the clip stands: before the optimizer, around it, instead of it,
             after it or last, after the learning rate.
@@ -52,7 +57,7 @@ class Arm:
         step = optax.scale_by_learning_rate(rate)
         if self.name.startswith(UNCLIPPED):
             return optax.with_extra_args_support(optax.chain(inner, step))
-        recipe: Callable[..., Any] = recipes()[self.name]
+        recipe: Callable[..., Any] = recipes()[TIGHTENED.get(self.name, self.name)]
         if self.place == "around":
             recipe = functools.partial(recipe, inner=inner)
         clip = recipe(**self.arguments)
@@ -168,5 +173,12 @@ def arms(task: Task, pilot: Pilot) -> dict[str, Arm]:
             shifts.get(name, 0.0),
             UNCLIPPED if family == task.family else OTHERS[family],
             task.betas,
+        )
+    for name, recipe in TIGHTENED.items():
+        less = {key: value / TIGHTER for key, value in own[recipe].items()}
+        # With SGD the product of rate and threshold bounds an update.
+        shift = math.log10(TIGHTER) if task.family == "sgd" else 0.0
+        found[name] = dataclasses.replace(
+            found[recipe], name=name, arguments=less, shift=shift
         )
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -13,7 +13,9 @@ from PIL import Image
 from clipjax.plotting.canvas import COLORS, DPI, GREY, TEXT, WIDTH
 
 from .arms import UNCLIPPED
-from .summary import Atlas, Estimate, holm, methods, ranked
+from .conditions import NAMES
+from .estimates import Estimate, ranked
+from .summary import RATES, Atlas, methods
 
 ROW = 0.165  # inches for each method
 FIGURES = pathlib.Path(__file__).parents[2] / "docs" / "figures"
@@ -25,48 +27,44 @@ class Panel(NamedTuple):
     Attributes:
         title: what the numbers are.
         shown: the mean and the interval of each method.
-        tested: what is tested against zero; a method that differs is drawn full.
+        above: the methods that differ, and are better; drawn full, and in color.
+        below: those that are worse.
         line: the value of the unclipped arm.
     """
 
     title: str
     shown: Mapping[str, Estimate]
-    tested: dict[str, Estimate]
+    above: Collection[str]
+    below: Collection[str]
     line: float = 0.0
 
 
 def panels(atlas: Atlas) -> dict[str, list[Panel]]:
     """Return the panels of each figure by its name."""
-    names = methods()
 
-    def helps(condition: str) -> dict[str, Estimate]:
-        return {name: atlas.helps(name, condition) for name in names}
+    def difference(what: str, title: str) -> Panel:
+        found = atlas.tests[UNCLIPPED, what]
+        return Panel(title, found, *atlas.verdicts(UNCLIPPED, what))
 
-    def difference(condition: str) -> Panel:
-        found = helps(condition)
-        return Panel(condition, found, found)
+    def score(name: str) -> Estimate:
+        return Estimate.of([atlas.score(task, name, "spikes") for task in atlas.tasks])
 
-    def score(name: str, condition: str) -> Estimate:
-        return Estimate.of([atlas.score(t, name, condition) for t in atlas.tasks])
-
-    widths = {name: atlas.widens(name) for name in names}
-    bare = score(UNCLIPPED, "spikes").mean
     return {
         "atlas_spikes": [
             Panel(
                 "score under spikes (the line: unclipped)",
-                {name: score(name, "spikes") for name in names},
-                helps("spikes"),
-                bare,
+                {name: score(name) for name in methods()},
+                *atlas.verdicts(UNCLIPPED, "spikes"),
+                score(UNCLIPPED).mean,
             )
         ],
-        "atlas_clean": [difference("clean")],
+        "atlas_clean": [difference("clean", "clean")],
         "atlas_rates": [
-            Panel(
-                "decades of usable rates,\nminus those without a clip", widths, widths
-            )
+            difference(RATES, "decades of usable rates,\nminus those without a clip")
         ],
-        "atlas_faults": [difference("bad batches"), difference("label noise")],
+        "atlas_faults": [
+            difference(one, one) for one in ("bad batches", "label noise")
+        ],
     }
 
 
@@ -76,14 +74,12 @@ def draw(shown: Sequence[Panel]) -> Figure:
     figure = Figure((WIDTH, ROW * len(order) + 0.9), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, axis in zip(shown, axes, strict=True):
-        differ = holm(panel.tested)
         for row, name in enumerate(reversed(order)):
             mean, half, _ = panel.shown[name]
-            positive = panel.tested[name].mean > 0
-            color = COLORS[2] if positive else COLORS[1]
-            color = color if name in differ else GREY
+            color = COLORS[2] if name in panel.above else GREY
+            color = COLORS[1] if name in panel.below else color
             axis.plot([mean - half, mean + half], [row, row], color=color, lw=1.5)
-            face = color if name in differ else "white"
+            face = "white" if color == GREY else color
             axis.plot(mean, row, "o", ms=4.5, mec=color, mfc=face)
         axis.axvline(panel.line, color="black", lw=0.8)
         axis.set_title(panel.title, fontsize=TEXT)
@@ -93,9 +89,7 @@ def draw(shown: Sequence[Panel]) -> Figure:
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="both", color="#e6e6e6", lw=0.6)
         axis.set_axisbelow(True)
-    if any(
-        panel.shown is panel.tested and "decades" not in panel.title for panel in shown
-    ):
+    if all(panel.title in NAMES for panel in shown):
         figure.supxlabel("score, minus that of the unclipped arm", fontsize=TEXT)
     return figure
 

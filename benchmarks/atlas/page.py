@@ -11,46 +11,31 @@ import string
 import sys
 import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from ..options import Parser, table
+from ..options import Parser
 from .__main__ import RESULTS
-from .arms import MOMENTUM, UNCLIPPED, WARMUP
+from .arms import MOMENTUM, TIGHTENED, TIGHTER, UNCLIPPED, WARMUP
 from .conditions import BURST, ENTRIES, NAMES, NOISE, SIZE
 from .engine import EVERY, QUANTILE, REACHED, SURVIVED, WITHIN
+from .estimates import LEVEL
 from .figures import FIGURES, draw, panels, save
-from .summary import (
-    LEVEL,
-    SIMPLEST,
-    USABLE,
-    Atlas,
-    Cell,
-    Estimate,
-    methods,
-    ranked,
-    verdicts,
-)
+from .summary import RATES, SIMPLEST, TIGHT, USABLE, Atlas, methods
+from .tables import arguments, link, of_task, overview, retuned, thresholds, tightened
 from .tasks import tasks
 
 DOCS = FIGURES.parent
 PAGE, CHOOSING = DOCS / "atlas.md", DOCS / "choosing.md"
 TEMPLATE = pathlib.Path(__file__).with_name("page.md")
 AGAINST_NONE = "the unclipped arm that has the same optimizer"
-MARKS = "<!-- from the atlas -->", "<!-- end of the atlas -->"
-PLACES = {
-    "before": "before the optimizer",
-    "around": "around the optimizer",
-    "instead": "in place of the optimizer",
-    "after": "after the optimizer, before the learning rate",
-    "last": "last, after the learning rate",
+ORDER = {  # of the questions about the final loss
+    "spikes": "under planted spikes",
+    "clean": "when nothing is wrong",
+    "bad batches": "under a burst of bad batches",
+    "label noise": "with wrong labels",
 }
-
-
-def link(name: str) -> str:
-    """Return a method's name, linked to its page."""
-    return f"[`{name}`](methods/{name}.md)"
+MARKS = "<!-- from the atlas -->", "<!-- end of the atlas -->"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -61,6 +46,11 @@ def listed(names: Sequence[str]) -> str:
     return f"{', '.join(found[:-1])} and {found[-1]}"
 
 
+def named(names: Sequence[str]) -> str:
+    """Return names in brackets, or nothing."""
+    return f" ({listed(names)})" if names else ""
+
+
 def item(text: str) -> str:
     """Return an item of a list, in lines of 92 characters."""
     return textwrap.fill(
@@ -68,171 +58,44 @@ def item(text: str) -> str:
     )
 
 
-def signed(estimate: Estimate, digits: int = 2) -> str:
-    """Return a difference and half of its interval."""
-    mean = round(estimate.mean, digits) + 0.0  # no negative zero
-    return f"{mean:+.{digits}f} ± {estimate.half:.{digits}f}"
-
-
-def interval(samples: np.ndarray) -> str:
-    """Return a mean over seeds and half of its interval."""
-    mean, half, _ = Estimate.of([samples])
-    return f"{mean:#.3g} ± {half:#.2g}"
-
-
-def compared(estimates: dict[str, Estimate], other: str) -> str:
-    """Say which methods differ from what they are compared with."""
-    above, below = verdicts(estimates)
-    rest = len(estimates) - len(above) - len(below)
+def compared(atlas: Atlas, other: str, what: str, named: str) -> str:
+    """Say which clips differ from what they are compared with."""
+    above, below = atlas.verdicts(other, what)
+    count = len(atlas.tests[other, what])
     return "\n".join(
         [
-            f"Compared with {other}, of {len(estimates)} recipes:\n",
+            f"Compared with {named}, of {count} clips:\n",
             item(f"better, {len(above)}: {listed(above)}"),
             item(f"worse, {len(below)}: {listed(below)}"),
-            item(f"not told apart: the other {rest}\n"),
+            item(f"not told apart: the other {count - len(above) - len(below)}\n"),
             "",
         ]
     )
 
 
-def against_simplest(atlas: Atlas, condition: str) -> str:
-    """Compare with the clip of the global norm."""
-    others = [name for name in methods() if name != SIMPLEST]
-    found = {
-        name: atlas.beats_simplest(name, condition)
-        for name in others
-        if atlas.own_optimizer(name)
-    }
-    return compared(found, link(SIMPLEST))
-
-
 def question(atlas: Atlas, condition: str) -> str:
     """Return the conclusions about one condition."""
-    found = {name: atlas.helps(name, condition) for name in methods()}
-    first = compared(found, AGAINST_NONE)
-    return f"{first}\n{against_simplest(atlas, condition)}"
+    first = compared(atlas, UNCLIPPED, condition, AGAINST_NONE)
+    return f"{first}\n{compared(atlas, SIMPLEST, condition, link(SIMPLEST))}"
 
 
-def overview(atlas: Atlas) -> str:
-    """Return one row for each method, averaged over the tasks."""
-    spikes = {
-        name: Estimate.of([atlas.score(task, name, "spikes") for task in atlas.tasks])
-        for name in [UNCLIPPED, *methods()]
-    }
-    rows = []
-    for name in ranked(spikes):
-        is_method = name != UNCLIPPED
-        row = [link(name) if is_method else "no clip", f"{spikes[name].mean:.2f}"]
-        row.append(f"{atlas.average(name, 'spikes', 'survived'):.1f}")
-        for condition in ("clean", "bad batches", "label noise"):
-            row.append(signed(atlas.helps(name, condition)) if is_method else "0")
-        row.append(signed(atlas.widens(name), 1) if is_method else "0")
-        row += [f"{100 * atlas.clipped(name):.0f} %", f"{atlas.cost(name):.2f}"]
-        rows.append(row)
-    header = [
-        *("method", "spikes: score", "survived of 4", "clean", "bad batches"),
-        *("label noise", "decades of rates", "clipped", "operations"),
-    ]
-    return table(header, rows)
-
-
-def retuned(atlas: Atlas) -> str:
-    """Return differences of scores where the rate is tuned under each condition."""
-    rows = [
-        [link(name), *(signed(atlas.helps(name, one, own=True)) for one in NAMES[1:])]
-        for name in ranked(
-            {name: atlas.helps(name, "spikes", True) for name in methods()}
+def method_or_threshold(atlas: Atlas) -> str:
+    """Say which of the clips that beat the simplest one beat its tighter threshold."""
+    lines = []
+    for one in ORDER:
+        better = [n for n in atlas.verdicts(SIMPLEST, one)[0] if n not in TIGHTENED]
+        above, below = atlas.verdicts(TIGHT, one)
+        also = [name for name in better if name in above]
+        worse = [name for name in better if name in below]
+        rest = [name for name in better if name not in above + below]
+        lines.append(
+            f"{one}: {len(better)} recipes are better than `{SIMPLEST}`. Of these, "
+            f"{len(also)} are also better than `{TIGHT}`{named(also)}, {len(rest)} are "
+            f"not told apart from it{named(rest)}, and {len(worse)} are worse"
+            f"{named(worse)}. Of all {len(atlas.tests[TIGHT, one])}, {len(above)} are "
+            f"better than it and {len(below)} worse."
         )
-    ]
-    return table(["method", *NAMES[1:]], rows)
-
-
-def of_task(atlas: Atlas, task: str) -> str:
-    """Return one row for each arm of a task."""
-    cells = atlas.cells[task]
-    names = sorted(cells, key=lambda name: cells[name].reported("clean").mean())
-    header = [
-        *("method", "final loss", "best loss", "steps to the target"),
-        *("spikes", "survived", "bad batches", "label noise", "clipped", "decades"),
-    ]
-    if tasks()[task].modes is not None:
-        header.append("modes")
-    rows = []
-    for name in names:
-        cell = cells[name]
-        row = [f"`{name}`" if name.startswith(UNCLIPPED) else link(name)]
-        row += [interval(cell.reported("clean"))]
-        row += [interval(cell.numbers("clean", "best")), reached(cell)]
-        row.append(interval(cell.reported("spikes")))
-        row.append(f"{cell.numbers('spikes', 'survived').mean():.1f}")
-        row += [interval(cell.reported(condition)) for condition in NAMES[2:]]
-        clipped = cell.content["clean"]["clipped"][cell.best_rate("clean")]
-        row.append(f"{100 * clipped:.0f} %")
-        row.append(f"{atlas.width(task, name, 'clean').mean():.1f}")
-        if "modes" in cell.content["clean"]:
-            row.append(f"{cell.numbers('clean', 'modes').mean():.1f}")
-        rows.append(row)
-    return table(header, rows)
-
-
-def reached(cell: Cell) -> str:
-    """Return the median step at which the target was reached, and how often it was."""
-    steps = cell.numbers("clean", "steps")
-    good = steps[steps >= 0]
-    if not len(good):
-        return "never"
-    often = "" if len(good) == len(steps) else f" ({len(good)} of {len(steps)} seeds)"
-    return f"{np.median(good):.0f}{often}"
-
-
-def worded(value: Any, thresholds: dict[str, Any], steps: int) -> str:
-    """Return an argument, or the name of the measurement that it is a quantile of."""
-    if value == steps:
-        return "steps"
-    for name, measured in thresholds.items():
-        if name == "typical leaf norm":
-            continue
-        if value == measured:
-            return f"q({name})"
-        if isinstance(measured, float) and value in (1e-4 * measured, 1 / measured):
-            return f"0.0001 q({name})" if value < measured else f"1 / q({name})"
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def arguments(atlas: Atlas) -> str:
-    """Return a table of places and arguments, by method."""
-    rows = []
-    for name in methods():
-        found: dict[tuple[str, str, str], list[str]] = {}
-        for task in atlas.tasks:
-            arm = atlas.cells[task][name].content["arm"]
-            given = {k: v for k, v in arm["arguments"].items() if k != "labels"}
-            values = {
-                key: worded(value, atlas.pilots[task], tasks()[task].steps)
-                for key, value in given.items()
-            }
-            words = ", ".join(f"{key} = {value}" for key, value in values.items())
-            key = PLACES[arm["place"]], words or "defaults", arm["family"]
-            found.setdefault(key, []).append(task)
-        for (place, words, family), where in found.items():
-            named = "all" if len(where) == len(atlas.tasks) else ", ".join(where)
-            optimizer = "SGD" if family == "sgd" else "Adam"
-            rows.append([link(name), place, words, optimizer, named])
-    return table(["method", "place", "arguments", "optimizer", "tasks"], rows)
-
-
-def thresholds(atlas: Atlas) -> str:
-    """Return the measured quantiles, by task."""
-    names = [
-        name
-        for name, value in next(iter(atlas.pilots.values())).items()
-        if isinstance(value, float)
-    ]
-    rows = [
-        [task, *(f"{pilot[name]:.3g}" for name in names)]
-        for task, pilot in atlas.pilots.items()
-    ]
-    return table(["q", *names], rows)
+    return "\n".join(map(item, lines))
 
 
 def text(atlas: Atlas) -> str:
@@ -243,14 +106,18 @@ def text(atlas: Atlas) -> str:
     seeds = grid["tuning"] + grid["reported"]
     arms = sum(map(len, atlas.cells.values()))
     edges = atlas.at_edge()
-    count = len(methods())
-    widths = {name: atlas.widens(name) for name in methods()}
+    left_out = "; ".join(
+        f"`{task}` (arms that are not computed: {listed(names)})"
+        for task, names in atlas.missing.items()
+    )
+    left_out = f"Not complete, and left out: {left_out}." if left_out else ""
     by_task = [f"### {task}\n\n{of_task(atlas, task)}" for task in atlas.tasks]
     bare = np.mean([atlas.score(task, UNCLIPPED, "spikes") for task in atlas.tasks])
     template = string.Template(TEMPLATE.read_text(encoding="utf-8"))
     return template.substitute(
         grid,
         tasks_count=len(atlas.tasks),
+        left_out=textwrap.fill(left_out, 92) + "\n\n" if left_out else "",
         runs=f"{arms * len(NAMES) * grid['rates'] * seeds:,}",
         shortest=min(steps),
         longest=max(steps),
@@ -260,7 +127,7 @@ def text(atlas: Atlas) -> str:
         spikes=question(atlas, "spikes"),
         clean=question(atlas, "clean"),
         usable=f"{100 * USABLE:.0f}",
-        widths=compared(widths, AGAINST_NONE),
+        widths=compared(atlas, UNCLIPPED, RATES, AGAINST_NONE),
         burst=BURST,
         bad=question(atlas, "bad batches"),
         noise=f"{100 * NOISE:.0f}",
@@ -269,11 +136,16 @@ def text(atlas: Atlas) -> str:
         survived=f"{100 * SURVIVED:.0f}",
         overview=overview(atlas),
         retuned=retuned(atlas),
-        comparisons=(len(NAMES) + 1) * count + len(NAMES) * (count - 1),
-        methods=count,
+        method_or_threshold=method_or_threshold(atlas),
+        tightened=tightened(atlas),
+        tests=sum(map(len, atlas.tests.values())),
+        clips=len(methods()),
+        recipes=len(methods()) - len(TIGHTENED),
         simplest=SIMPLEST,
+        tight=TIGHT,
+        tighter=TIGHTER,
+        tight_names=listed(list(TIGHTENED)),
         level=f"{100 * LEVEL:.0f}",
-        false=f"{(2 * len(NAMES) + 1) * 100 * LEVEL:.0f}",
         edges_count=len(edges),
         arms=arms,
         edges=", ".join(edges) or "none",
@@ -292,34 +164,21 @@ def text(atlas: Atlas) -> str:
 def quoted(atlas: Atlas) -> str:
     """Return what docs/choosing.md says about the atlas."""
     lines = []
-    for condition, what in zip(
-        ("spikes", "clean", "bad batches", "label noise"),
-        (
-            "under planted spikes",
-            "when nothing is wrong",
-            "under a burst of bad batches",
-            "with wrong labels",
-        ),
-        strict=True,
-    ):
-        found = {name: atlas.helps(name, condition) for name in methods()}
-        above, below = verdicts(found)
-        simplest = {
-            name: atlas.beats_simplest(name, condition)
-            for name in methods()
-            if name != SIMPLEST and atlas.own_optimizer(name)
-        }
-        better, worse = verdicts(simplest)
-        named = f" ({listed(better)})" if better else ""
+    for one, what in ORDER.items():
+        above, below = atlas.verdicts(UNCLIPPED, one)
+        better, worse = atlas.verdicts(SIMPLEST, one)
+        than_tight = [n for n in atlas.verdicts(TIGHT, one)[0] if n in better]
         lines.append(
-            f"{what}: {len(above)} of {len(found)} recipes train better than no clip, "
-            f"and {len(below)} worse. Compared with `{SIMPLEST}`, {len(better)} train "
-            f"better{named} and {len(worse)} worse."
+            f"{what}: {len(above)} of {len(methods())} clips train better than no "
+            f"clip, and {len(below)} worse. Compared with `{SIMPLEST}`, {len(better)} "
+            f"train better{named(better)} and {len(worse)} worse. Of those that train "
+            f"better, {len(than_tight)} also train better than the same clip with a "
+            f"tenth of the threshold{named(than_tight)}."
         )
-    above, below = verdicts({name: atlas.widens(name) for name in methods()})
+    above, below = atlas.verdicts(UNCLIPPED, RATES)
     lines.append(
         f"the range of usable learning rates: wider than without a clip for "
-        f"{len(above)} recipes{f', most for {listed(above[:3])}' if above else ''}; "
+        f"{len(above)} clips{f', most for {listed(above[:3])}' if above else ''}; "
         f"narrower for {len(below)}."
     )
     return "\n".join(item(line[0].upper() + line[1:]) for line in lines)

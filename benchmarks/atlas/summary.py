@@ -1,76 +1,30 @@
-"""From the cells to scores, differences with intervals, and adjusted p-values."""
+"""From the cells to scores, and to every comparison that the page makes."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import pathlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import scipy.stats
 
 from ..accelerator.recipes import recipes
-from .arms import UNCLIPPED
+from .arms import OTHERS, TIGHTENED, UNCLIPPED
 from .cells import read
+from .conditions import NAMES
+from .estimates import Estimate, holm, ranked, signs
+from .tasks import tasks
 
 USABLE = 0.9  # of the unclipped arm's score: what a usable learning rate reaches
-LEVEL = 0.05
 SIMPLEST = "clip_by_global_norm"
+TIGHT = next(name for name, recipe in TIGHTENED.items() if recipe == SIMPLEST)
+RATES = "rates"  # the question about the range of learning rates
 
 
-def signs(samples: Sequence[np.ndarray]) -> float:
-    """Return the p-value of the sign test, over all samples; ties do not count."""
-    values = np.concatenate(samples)
-    up, down = int(np.sum(values > 0)), int(np.sum(values < 0))
-    if not up + down:
-        return 1.0
-    return float(scipy.stats.binomtest(up, up + down).pvalue)
-
-
-class Estimate(NamedTuple):
-    """A mean over seeds, half of its 95 % interval, and the p-value of zero."""
-
-    mean: float
-    half: float
-    p: float
-
-    @classmethod
-    def of(cls, samples: Sequence[np.ndarray]) -> Estimate:
-        """Estimate the mean of the means of some tasks, each over its own seeds.
-
-        The tasks are fixed: only seeds are random. Degrees of freedom are those of
-        Welch and Satterthwaite; with one sample it is the t-interval.
-        """
-        mean = float(np.mean([np.mean(sample) for sample in samples]))
-        parts = [
-            np.var(sample, ddof=1) / len(sample) / len(samples) ** 2
-            for sample in samples
-        ]
-        total = float(sum(parts))
-        if not total:
-            return cls(mean, 0.0, signs(samples))
-        freedom = total**2 / sum(
-            part**2 / (len(sample) - 1)
-            for part, sample in zip(parts, samples, strict=True)
-        )
-        error = math.sqrt(total)
-        student = scipy.stats.t(freedom)
-        p = 2 * float(student.sf(abs(mean) / error))
-        return cls(mean, float(student.ppf(0.975)) * error, p)
-
-
-def holm(estimates: dict[str, Estimate]) -> set[str]:
-    """Return the names that differ from zero at `LEVEL`, after Holm's correction."""
-    found: set[str] = set()
-    order = sorted(estimates, key=lambda name: estimates[name].p)
-    for place, name in enumerate(order):
-        if estimates[name].p * (len(order) - place) > LEVEL:
-            break
-        found.add(name)
-    return found
+def methods() -> list[str]:
+    """Return the names of the clips: the recipes, and the tightened ones."""
+    return [*recipes(), *TIGHTENED]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,27 +65,35 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Atlas:
-    """All cells of the tasks that are complete."""
+    """All cells of the tasks that are complete.
+
+    Attributes:
+        cells: by task and arm.
+        pilots: the thresholds by task.
+        missing: the arms that other tasks lack.
+    """
 
     cells: dict[str, dict[str, Cell]]
     pilots: dict[str, dict[str, Any]]
+    missing: dict[str, list[str]]
 
     @classmethod
     def read(cls, folder: pathlib.Path) -> Atlas:
-        """Read the results; a task that lacks a recipe is left out."""
+        """Read the results; a task that lacks an arm is left out."""
         found: dict[str, dict[str, Cell]] = {}
-        pilots = {}
-        for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
+        pilots, missing = {}, {}
+        for task, settings in sorted(tasks().items()):
+            other = OTHERS["sgd" if settings.family == "adam" else "adam"]
             cells = {
-                path.stem: Cell(read(path) or {})
-                for path in sorted(directory.glob("*.json"))
-                if path.stem != "pilot"
+                name: read(folder / task / f"{name}.json")
+                for name in (UNCLIPPED, other, *methods())
             }
-            if {UNCLIPPED, *recipes()} <= cells.keys():
-                found[directory.name] = cells
-                common = read(directory / "pilot.json") or {}
-                pilots[directory.name] = common["thresholds"]
-        return cls(found, pilots)
+            if lacks := [name for name, content in cells.items() if content is None]:
+                missing[task] = lacks
+                continue
+            found[task] = {name: Cell(content or {}) for name, content in cells.items()}
+            pilots[task] = (read(folder / task / "pilot.json") or {})["thresholds"]
+        return cls(found, pilots, missing)
 
     @property
     def tasks(self) -> list[str]:
@@ -197,14 +159,54 @@ class Atlas:
         ]
         return Estimate.of(differences)._replace(p=signs(differences))
 
-    def beats_simplest(self, arm: str, condition: str) -> Estimate:
-        """Return the difference of scores to `SIMPLEST`, with the same optimizer."""
+    def beats(self, arm: str, other: str, condition: str) -> Estimate:
+        """Return the difference of scores to another clip, with the same optimizer."""
         return Estimate.of(
             [
-                self.score(task, arm, condition) - self.score(task, SIMPLEST, condition)
+                self.score(task, arm, condition) - self.score(task, other, condition)
                 for task in self.own_optimizer(arm)
             ]
         )
+
+    @functools.cached_property
+    def tests(self) -> dict[tuple[str, str], dict[str, Estimate]]:
+        """Every comparison, by what clips are compared with and by the question."""
+        found = {(UNCLIPPED, RATES): {name: self.widens(name) for name in methods()}}
+        comparable = [name for name in methods() if self.own_optimizer(name)]
+        for one in NAMES:
+            found[UNCLIPPED, one] = {name: self.helps(name, one) for name in methods()}
+            for other, without in (
+                (SIMPLEST, {SIMPLEST}),
+                (TIGHT, {SIMPLEST, TIGHT}),
+            ):
+                found[other, one] = {
+                    name: self.beats(name, other, one)
+                    for name in comparable
+                    if name not in without
+                }
+            for name, recipe in TIGHTENED.items():
+                found.setdefault((recipe, one), {})[name] = self.beats(
+                    name, recipe, one
+                )
+        return found
+
+    @functools.cached_property
+    def supported(self) -> set[tuple[str, str, str]]:
+        """The comparisons that differ, after one correction for all of them."""
+        return holm(
+            {
+                (*question, name): estimate
+                for question, estimates in self.tests.items()
+                for name, estimate in estimates.items()
+            }
+        )
+
+    def verdicts(self, other: str, what: str) -> tuple[list[str], list[str]]:
+        """Return the clips above another arm, and those below it."""
+        found = self.tests[other, what]
+        order = [n for n in ranked(found) if (other, what, n) in self.supported]
+        above = [name for name in order if found[name].mean > 0]
+        return above, [name for name in reversed(order) if name not in above]
 
     def average(self, arm: str, condition: str, what: str) -> float:
         """Return a number averaged over seeds and tasks."""
@@ -240,21 +242,3 @@ class Atlas:
             for arm, cell in cells.items()
             if cell.best_rate("clean") in (0, len(cell.content["exponents"]) - 1)
         ]
-
-
-def methods() -> list[str]:
-    """Return the recipes' names."""
-    return list(recipes())
-
-
-def ranked(estimates: dict[str, Estimate]) -> list[str]:
-    """Return names from the largest mean to the smallest."""
-    return sorted(estimates, key=lambda name: -estimates[name].mean)
-
-
-def verdicts(estimates: dict[str, Estimate]) -> tuple[list[str], list[str]]:
-    """Return those above zero and those below it, as far as Holm's test supports."""
-    differ = holm(estimates)
-    order = [name for name in ranked(estimates) if name in differ]
-    above = [name for name in order if estimates[name].mean > 0]
-    return above, [name for name in reversed(order) if name not in above]
