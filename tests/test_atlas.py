@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks.atlas import page
-from benchmarks.atlas.cells import fill
+from benchmarks.atlas.__main__ import RESULTS
+from benchmarks.atlas.arms import TIGHTENED, TIGHTER, arms
+from benchmarks.atlas.cells import RULES, fill, fingerprint, read
 from benchmarks.atlas.conditions import (
     BURST,
     ENTRIES,
@@ -22,8 +24,11 @@ from benchmarks.atlas.conditions import (
 )
 from benchmarks.atlas.engine import Grid, inputs, survived
 from benchmarks.atlas.estimates import Estimate, holm
+from benchmarks.atlas.summary import SIMPLEST, TIGHT, Atlas
 from benchmarks.atlas.task import Task, replaced
+from benchmarks.atlas.tasks import tasks
 
+VERSIONS = {"jax": "0.10.2", "optax": "0.2.8"}  # that the cells were computed with
 STEPS = 40
 
 
@@ -158,6 +163,51 @@ def test_intervals_and_correction():
     assert one.mean == 2 and one.half == pytest.approx(4.303 * 3**-0.5, rel=1e-3)
     estimates = {"a": 0.001, "b": 0.02, "c": 0.03, "d": 0.5}
     assert holm({name: Estimate(1.0, 1.0, p) for name, p in estimates.items()}) == {"a"}
+
+
+def test_the_results_are_those_of_the_settings(monkeypatch):
+    monkeypatch.setitem(RULES, "versions", VERSIONS)
+    atlas = Atlas.read(RESULTS)
+    assert not atlas.missing
+    for name, task in tasks().items():
+        pilot = read(RESULTS / name / "pilot.json")
+        for arm in arms(task, pilot["thresholds"]).values():
+            wanted = fingerprint(task, Grid(), arm.settings(), pilot["target"])
+            content = atlas.cells[name][arm.name].content
+            assert content["fingerprint"] == wanted, (name, arm.name)
+
+
+def test_a_task_that_is_not_complete_is_left_out_and_named(tmp_path):
+    atlas = Atlas.read(tmp_path)
+    assert not atlas.tasks
+    assert atlas.missing.keys() == tasks().keys()
+    assert TIGHT in atlas.missing["rnn"]
+
+
+@pytest.mark.parametrize("family", ["sgd", "adam"])
+def test_a_tightened_clip_differs_in_its_threshold_alone(family):
+    task = dataclasses.replace(LINE, family=family)
+    found = arms(task, PILOT["thresholds"])
+    for name, recipe in TIGHTENED.items():
+        one, tight = found[recipe], found[name]
+        assert tight.arguments == {"max_norm": 1 / TIGHTER}
+        assert tight.shift == (1.0 if family == "sgd" else 0.0)
+        same = dataclasses.replace(
+            tight, name=recipe, arguments=one.arguments, shift=one.shift
+        )
+        assert same == one
+        tight.optimizer(jnp.asarray(0.1)).init({"kernel": jnp.ones((3, 1))})
+
+
+def test_one_correction_covers_every_comparison():
+    atlas = Atlas.read(RESULTS)
+    p = {(*q, n): e.p for q, found in atlas.tests.items() for n, e in found.items()}
+    assert atlas.supported and max(p[key] for key in atlas.supported) <= 0.05 / (
+        len(p) - len(atlas.supported) + 1
+    )
+    told = [set(sum(atlas.verdicts(*question), [])) for question in atlas.tests]
+    assert sum(map(len, told)) == len(atlas.supported)
+    assert SIMPLEST not in atlas.tests[TIGHT, "clean"]  # compared the other way round
 
 
 def test_the_pages_are_those_of_the_results(capsys):

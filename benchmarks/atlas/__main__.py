@@ -10,6 +10,7 @@ made by `python -m benchmarks.atlas.page --write`.
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 
@@ -24,11 +25,17 @@ from .engine import Grid
 from .tasks import tasks
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "atlas"
+# jaxlib 0.10 splits a batch of SVDs over XLA's threads, and the thread that calls it
+# waits. Where as many SVDs run at once as there are threads (the leaves, on two cores),
+# all of them wait forever: https://github.com/jax-ml/jax/blob/jax-v0.10.2/jaxlib/cpu/
+# lapack_kernels.cc, `ParallelBatchMap`. So there are more threads than leaves.
+THREADS = 16
 ARMS = [UNCLIPPED, *OTHERS.values(), *recipes(), *TIGHTENED]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Compute the cells that are missing."""
+    os.environ.setdefault("NPROC", str(max(THREADS, os.cpu_count() or 1)))
     parser = Parser("atlas", __doc__)
     every = tasks()
     parser.add_argument("--tasks", nargs="+", choices=every, default=list(every))
