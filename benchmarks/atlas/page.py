@@ -22,7 +22,16 @@ from .engine import EVERY, QUANTILE, REACHED, SURVIVED, WITHIN
 from .estimates import LEVEL
 from .figures import FIGURES, draw, panels, save
 from .summary import RATES, SIMPLEST, TIGHT, USABLE, Atlas, methods
-from .tables import arguments, link, of_task, overview, retuned, thresholds, tightened
+from .tables import (
+    arguments,
+    leads,
+    link,
+    of_task,
+    overview,
+    retuned,
+    thresholds,
+    tightened,
+)
 from .tasks import tasks
 
 DOCS = FIGURES.parent
@@ -79,21 +88,27 @@ def question(atlas: Atlas, condition: str) -> str:
     return f"{first}\n{compared(atlas, SIMPLEST, condition, link(SIMPLEST))}"
 
 
+def leaders(atlas: Atlas, condition: str) -> list[str]:
+    """Return the recipes that are better than the simplest clip."""
+    return [n for n in atlas.verdicts(SIMPLEST, condition)[0] if n not in TIGHTENED]
+
+
 def method_or_threshold(atlas: Atlas) -> str:
-    """Say which of the clips that beat the simplest one beat its tighter threshold."""
+    """Say which of the recipes that beat the simplest clip beat its tighter threshold.
+
+    `tables.leads` has their names.
+    """
     lines = []
     for one in ORDER:
-        better = [n for n in atlas.verdicts(SIMPLEST, one)[0] if n not in TIGHTENED]
+        first = leaders(atlas, one)
         above, below = atlas.verdicts(TIGHT, one)
-        also = [name for name in better if name in above]
-        worse = [name for name in better if name in below]
-        rest = [name for name in better if name not in above + below]
+        also, worse = set(first) & set(above), set(first) & set(below)
         lines.append(
-            f"{one}: {len(better)} recipes are better than `{SIMPLEST}`. Of these, "
-            f"{len(also)} are also better than `{TIGHT}`{named(also)}, {len(rest)} are "
-            f"not told apart from it{named(rest)}, and {len(worse)} are worse"
-            f"{named(worse)}. Of all {len(atlas.tests[TIGHT, one])}, {len(above)} are "
-            f"better than it and {len(below)} worse."
+            f"{one}: recipes better than `{SIMPLEST}`: {len(first)}. Of these, better "
+            f"than `{TIGHT}`, too: {len(also)}; not told apart from it: "
+            f"{len(first) - len(also) - len(worse)}; worse: {len(worse)}. Of all "
+            f"{len(atlas.tests[TIGHT, one])} that are compared with `{TIGHT}`, better: "
+            f"{len(above)}{named(above)}; worse: {len(below)}."
         )
     return "\n".join(map(item, lines))
 
@@ -137,6 +152,7 @@ def text(atlas: Atlas) -> str:
         overview=overview(atlas),
         retuned=retuned(atlas),
         method_or_threshold=method_or_threshold(atlas),
+        leads=leads(atlas, {one: leaders(atlas, one) for one in ORDER}),
         tightened=tightened(atlas),
         tests=sum(map(len, atlas.tests.values())),
         clips=len(methods()),

@@ -10,7 +10,7 @@ from ..options import table
 from .arms import TIGHTENED, TIGHTER, UNCLIPPED
 from .conditions import NAMES
 from .estimates import Estimate, ranked
-from .summary import Atlas, Cell, methods
+from .summary import SIMPLEST, TIGHT, Atlas, Cell, methods
 from .tasks import tasks
 
 PLACES = {
@@ -163,14 +163,36 @@ def thresholds(atlas: Atlas) -> str:
     return table(["q", *names], rows)
 
 
+def starred(atlas: Atlas, other: str, condition: str, name: str) -> str:
+    """Return a difference of scores, with a star if the tests support it."""
+    found = signed(atlas.tests[other, condition][name])
+    return found + "*" * ((other, condition, name) in atlas.supported)
+
+
+def leads(atlas: Atlas, leaders: dict[str, list[str]]) -> str:
+    """Return the lead of each recipe over both thresholds of the simplest clip."""
+    rows = [
+        [
+            condition,
+            link(name),
+            f"{100 * atlas.clipped(name):.0f} %",
+            *(starred(atlas, other, condition, name) for other in (SIMPLEST, TIGHT)),
+        ]
+        for condition, names in leaders.items()
+        for name in names
+    ]
+    header = ["condition", "recipe", "clipped"]
+    return table([*header, *(f"minus `{other}`" for other in (SIMPLEST, TIGHT))], rows)
+
+
 def tightened(atlas: Atlas) -> str:
-    """Return what a tenth of the threshold changes, by clip and condition."""
-    rows = []
-    for name, recipe in TIGHTENED.items():
-        row = [link(name), f"{100 * atlas.clipped(recipe):.0f} %"]
-        row.append(f"{100 * atlas.clipped(name):.0f} %")
-        for one in NAMES:
-            found = signed(atlas.tests[recipe, one][name])
-            row.append(found + "*" * ((recipe, one, name) in atlas.supported))
-        rows.append(row)
+    """Return what a smaller threshold changes, by clip and condition."""
+    rows = [
+        [
+            link(name),
+            *(f"{100 * atlas.clipped(arm):.0f} %" for arm in (recipe, name)),
+            *(starred(atlas, recipe, condition, name) for condition in NAMES),
+        ]
+        for name, recipe in TIGHTENED.items()
+    ]
     return table(["clip", "clipped before", "clipped", *NAMES], rows)
