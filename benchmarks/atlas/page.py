@@ -103,12 +103,15 @@ def method_or_threshold(atlas: Atlas) -> str:
         first = leaders(atlas, one)
         above, below = atlas.verdicts(TIGHT, one)
         also, worse = set(first) & set(above), set(first) & set(below)
+        of_these = (
+            f" Of these, better than `{TIGHT}`, too: {len(also)}; not told apart from "
+            f"it: {len(first) - len(also) - len(worse)}; worse: {len(worse)}."
+        )
         lines.append(
-            f"{one}: recipes better than `{SIMPLEST}`: {len(first)}. Of these, better "
-            f"than `{TIGHT}`, too: {len(also)}; not told apart from it: "
-            f"{len(first) - len(also) - len(worse)}; worse: {len(worse)}. Of all "
-            f"{len(atlas.tests[TIGHT, one])} that are compared with `{TIGHT}`, better: "
-            f"{len(above)}{named(above)}; worse: {len(below)}."
+            f"{one}: recipes better than `{SIMPLEST}`: {len(first) or 'none'}."
+            f"{of_these if first else ''} Of all {len(atlas.tests[TIGHT, one])} clips "
+            f"that are compared with `{TIGHT}`, better: {len(above)}{named(above)}; "
+            f"worse: {len(below)}."
         )
     return "\n".join(map(item, lines))
 
@@ -183,13 +186,16 @@ def quoted(atlas: Atlas) -> str:
     for one, what in ORDER.items():
         above, below = atlas.verdicts(UNCLIPPED, one)
         better, worse = atlas.verdicts(SIMPLEST, one)
-        than_tight = [n for n in atlas.verdicts(TIGHT, one)[0] if n in better]
+        also = [name for name in atlas.verdicts(TIGHT, one)[0] if name in better]
+        of_these = (
+            f" Of these, {len(also) or 'none'} also train better than the same clip "
+            f"with a tenth of the threshold{named(also)}."
+        )
         lines.append(
             f"{what}: {len(above)} of {len(methods())} clips train better than no "
-            f"clip, and {len(below)} worse. Compared with `{SIMPLEST}`, {len(better)} "
-            f"train better{named(better)} and {len(worse)} worse. Of those that train "
-            f"better, {len(than_tight)} also train better than the same clip with a "
-            f"tenth of the threshold{named(than_tight)}."
+            f"clip, and {len(below)} worse. Better than `{SIMPLEST}`: "
+            f"{len(better) or 'none'}{named(better)}; worse: {len(worse) or 'none'}."
+            f"{of_these if better else ''}"
         )
     above, below = atlas.verdicts(UNCLIPPED, RATES)
     lines.append(

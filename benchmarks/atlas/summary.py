@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -159,12 +160,14 @@ class Atlas:
         ]
         return Estimate.of(differences)._replace(p=signs(differences))
 
-    def beats(self, arm: str, other: str, condition: str) -> Estimate:
+    def beats(
+        self, arm: str, other: str, condition: str, among: Sequence[str] | None = None
+    ) -> Estimate:
         """Return the difference of scores to another clip, with the same optimizer."""
         return Estimate.of(
             [
                 self.score(task, arm, condition) - self.score(task, other, condition)
-                for task in self.own_optimizer(arm)
+                for task in among or self.own_optimizer(arm)
             ]
         )
 

@@ -186,13 +186,15 @@ def leads(atlas: Atlas, leaders: dict[str, list[str]]) -> str:
 
 
 def tightened(atlas: Atlas) -> str:
-    """Return what a smaller threshold changes, by clip and condition."""
-    rows = [
-        [
-            link(name),
-            *(f"{100 * atlas.clipped(arm):.0f} %" for arm in (recipe, name)),
-            *(starred(atlas, recipe, condition, name) for condition in NAMES),
-        ]
-        for name, recipe in TIGHTENED.items()
-    ]
-    return table(["clip", "clipped before", "clipped", *NAMES], rows)
+    """Return what a smaller threshold changes, by clip, condition and optimizer."""
+    families = {task: tasks()[task].family for task in atlas.tasks}
+    rows = []
+    for name, recipe in TIGHTENED.items():
+        shares = [f"{100 * atlas.clipped(arm):.0f} %" for arm in (recipe, name)]
+        found = [starred(atlas, recipe, condition, name) for condition in NAMES]
+        rows.append([link(name), "all", *shares, *found])
+        for family, named in (("sgd", "SGD"), ("adam", "Adam")):
+            among = [task for task in atlas.tasks if families[task] == family]
+            found = [signed(atlas.beats(name, recipe, one, among)) for one in NAMES]
+            rows.append([link(name), named, "", "", *found])
+    return table(["clip", "tasks", "clipped before", "clipped", *NAMES], rows)
