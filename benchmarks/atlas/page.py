@@ -124,6 +124,7 @@ def text(atlas: Atlas) -> str:
     seeds = grid["tuning"] + grid["reported"]
     arms = sum(map(len, atlas.cells.values()))
     edges = atlas.at_edge()
+    first = {TIGHT}.union(*(leaders(atlas, one) for one in ORDER))
     left_out = "; ".join(
         f"`{task}` (arms that are not computed: {listed(names)})"
         for task, names in atlas.missing.items()
@@ -155,6 +156,8 @@ def text(atlas: Atlas) -> str:
         overview=overview(atlas),
         retuned=retuned(atlas),
         method_or_threshold=method_or_threshold(atlas),
+        edge_leads=", ".join(edge for edge in edges if edge.split()[1] in first)
+        or "none",
         leads=leads(atlas, {one: leaders(atlas, one) for one in ORDER}),
         tightened=tightened(atlas),
         tests=sum(map(len, atlas.tests.values())),
@@ -181,26 +184,45 @@ def text(atlas: Atlas) -> str:
 
 
 def quoted(atlas: Atlas) -> str:
-    """Return what docs/choosing.md says about the atlas."""
+    """Return what docs/choosing.md says about the atlas: the recipes alone."""
+
+    def of_recipes(other: str, what: str) -> list[list[str]]:
+        found = atlas.verdicts(other, what)
+        return [[n for n in names if n not in TIGHTENED] for names in found]
+
+    count = len(methods()) - len(TIGHTENED)
     lines = []
     for one, what in ORDER.items():
-        above, below = atlas.verdicts(UNCLIPPED, one)
-        better, worse = atlas.verdicts(SIMPLEST, one)
-        also = [name for name in atlas.verdicts(TIGHT, one)[0] if name in better]
-        of_these = (
-            f" Of these, {len(also) or 'none'} also train better than the same clip "
-            f"with a tenth of the threshold{named(also)}."
+        above, below = of_recipes(UNCLIPPED, one)
+        better, worse = of_recipes(SIMPLEST, one)
+        also = [name for name in of_recipes(TIGHT, one)[0] if name in better]
+        of_which = (
+            f"; of these, better than the same clip with a tenth of its threshold: "
+            f"{len(also) or 'none'}{named(also)}"
         )
         lines.append(
-            f"{what}: {len(above)} of {len(methods())} clips train better than no "
-            f"clip, and {len(below)} worse. Better than `{SIMPLEST}`: "
-            f"{len(better) or 'none'}{named(better)}; worse: {len(worse) or 'none'}."
-            f"{of_these if better else ''}"
+            f"{what}, of {count} recipes, better than no clip: {len(above) or 'none'}; "
+            f"worse: {len(below) or 'none'}. Better than `{SIMPLEST}`: "
+            f"{len(better) or 'none'}{named(better)}{of_which if better else ''}. "
+            f"Worse than `{SIMPLEST}`: {len(worse) or 'none'}."
         )
-    above, below = atlas.verdicts(UNCLIPPED, RATES)
+    tight = [
+        [
+            what
+            for one, what in ORDER.items()
+            if TIGHT in atlas.verdicts(SIMPLEST, one)[i]
+        ]
+        for i in (0, 1)
+    ]
+    lines.append(
+        f"`{SIMPLEST}` with a tenth of its threshold, compared with the whole one: better "
+        f"{' and '.join(tight[0]) or 'nowhere'}; worse "
+        f"{' and '.join(tight[1]) or 'nowhere'}."
+    )
+    above, below = of_recipes(UNCLIPPED, RATES)
     lines.append(
         f"the range of usable learning rates: wider than without a clip for "
-        f"{len(above)} clips{f', most for {listed(above[:3])}' if above else ''}; "
+        f"{len(above)} recipes{f', most for {listed(above[:3])}' if above else ''}; "
         f"narrower for {len(below)}."
     )
     return "\n".join(item(line[0].upper() + line[1:]) for line in lines)
