@@ -215,8 +215,8 @@ def quoted(atlas: Atlas) -> str:
         for i in (0, 1)
     ]
     lines.append(
-        f"`{SIMPLEST}` with a tenth of its threshold, compared with the whole one: better "
-        f"{' and '.join(tight[0]) or 'nowhere'}; worse "
+        f"`{SIMPLEST}` with a tenth of its threshold, compared with the whole one: "
+        f"better {' and '.join(tight[0]) or 'nowhere'}; worse "
         f"{' and '.join(tight[1]) or 'nowhere'}."
     )
     above, below = of_recipes(UNCLIPPED, RATES)
