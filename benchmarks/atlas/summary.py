@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from ..accelerator.recipes import recipes
+from ..recipes import recipes
 from .arms import UNCLIPPED
 from .cells import read
 
