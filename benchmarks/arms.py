@@ -117,12 +117,7 @@ def train_arm(
     return compile_arm(name, step, (params, state, jnp.float32(0)))
 
 
-def copy_arm(entries: int, dtype: Any) -> Arm:
-    """Compile a read and a write of as many bytes: the negated copy of an array."""
-    return compile_arm("copy", jnp.negative, jnp.ones(entries, dtype), donate=False)
-
-
-def copy_of_leaves_arm(grads: Any) -> Arm:
+def copy_arm(tree: Any) -> Arm:
     """Compile a read and a write of every leaf: a product, written over it.
 
     The factor is an argument: XLA would leave out a product with a constant that is 1
@@ -137,10 +132,10 @@ def copy_of_leaves_arm(grads: Any) -> Arm:
 
         return jax.tree.map(scaled, tree), factor
 
-    return compile_arm("copy", scale, (jax.tree.map(jnp.copy, grads), jnp.float32(-1)))
+    return compile_arm("copy", scale, (jax.tree.map(jnp.copy, tree), jnp.float32(-1)))
 
 
-def reduction_of_leaves_arm(grads: Any) -> Arm:
+def reduction_arm(tree: Any) -> Arm:
     """Compile a read of every leaf: its sum of squares in float32.
 
     On XLA's CPU backend it is faster than the largest magnitude.
@@ -152,13 +147,4 @@ def reduction_of_leaves_arm(grads: Any) -> Arm:
     def read(tree: Any) -> Any:
         return jax.tree.map(square, tree)
 
-    return compile_arm("reduction", read, grads, donate=False)
-
-
-def reduction_arm(entries: int, dtype: Any) -> Arm:
-    """Compile a read of as many bytes: the largest magnitude of an array."""
-
-    def read(array: jax.Array) -> jax.Array:
-        return jnp.max(jnp.abs(array))
-
-    return compile_arm("reduction", read, jnp.ones(entries, dtype), donate=False)
+    return compile_arm("reduction", read, tree, donate=False)

@@ -57,7 +57,7 @@ def stored(folder: pathlib.Path = RESULTS) -> dict[str, Table]:
             found[path.stem] = Table.read(path)
     paths = {path.stem: path for path in folder.glob("*.json")}
     for name in tables_of_suite():
-        parts = sorted(path for path in paths if _is_of(path, name))
+        parts = sorted((path for path in paths if _is_of(path, name)), key=_place)
         found |= {part: Table.read(paths[part]) for part in parts}
     return found
 
@@ -103,6 +103,12 @@ def results_page(tables: dict[str, Table]) -> str:
 def _is_of(table: str, name: str) -> bool:
     """Return whether a stored table is one of those that a file measures."""
     return table == name or table.startswith(f"{name}-")
+
+
+def _place(name: str) -> tuple[bool, str]:
+    """Return what parts are sorted by: float32 first, and 148 leaves before 1000."""
+    padded = re.sub(r"\d+", lambda match: match[0].zfill(9), name)
+    return not name.endswith("-float32"), padded
 
 
 def counts_section() -> list[str]:

@@ -13,7 +13,7 @@ from benchmarks import page, suite
 from benchmarks.accelerator import __main__ as command
 from benchmarks.accelerator import differences, per_example, steps
 from benchmarks.accelerator.differences import BARS, SMALL_SHAPES, difference, trees
-from benchmarks.accelerator.recipes import build, recipes
+from benchmarks.recipes import build, recipes
 from benchmarks.report import Table
 
 # Of blocks with parameters, and of singular values.

@@ -27,9 +27,9 @@ import time
 import jax
 
 from ..options import Parser, positive
+from ..recipes import recipes
 from . import numbers, per_example, speed, steps
 from .job import Job
-from .recipes import recipes
 
 # Each part with its share of the time; what a part leaves goes to those that follow.
 PARTS = {

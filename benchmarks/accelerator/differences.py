@@ -10,7 +10,7 @@ import numpy as np
 
 import clipjax
 
-from .recipes import build
+from ..recipes import build
 
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 SHAPES: Shapes = {

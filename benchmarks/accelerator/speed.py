@@ -31,8 +31,9 @@ COLUMNS_OF_BANDWIDTH = {"dtype": "", "MB": ".3g"}
 COLUMNS_OF_BANDWIDTH |= {"copy: ms": ".3g", "copy: GB/s": ".3g"}
 COLUMNS_OF_BANDWIDTH |= {"reduction: ms": ".3g", "reduction: GB/s": ".3g"}
 ABOUT_BANDWIDTH = """
-A copy reads and writes an array, negated; a reduction reads it, for its largest
-magnitude. The array has as many entries as the gradient in the table of clips.
+A copy multiplies an array by a number and writes the product over it; a reduction reads
+it, for the sum of squares in float32. The array has as many entries as the gradient in
+the table of clips.
 """
 COLUMNS_OF_CLIPS = {"clip": "", "dtype": "", "ms": ".3g", "× limit": ".2f"}
 COLUMNS_OF_CLIPS |= {"× Optax": ".2f", "+ Adam: ms": ".3g", "× Adam": ".2f"}
@@ -71,7 +72,8 @@ def bandwidth(job: Job) -> None:
     title = "Bandwidth"
     with job.table("bandwidth", title, ABOUT_BANDWIDTH, COLUMNS_OF_BANDWIDTH) as table:
         for name, dtype in job.in_time({name: name for name in job.options.dtypes}):
-            arms = [copy_arm(count, dtype), reduction_arm(count, dtype)]
+            ones = jnp.ones(count, dtype)
+            arms = [copy_arm(ones), reduction_arm(ones)]
             time_arms(arms, job.rounds, calls=job.calls)
             size = count * jnp.dtype(dtype).itemsize
             copy, reduction = (arm.milliseconds.median for arm in arms)
@@ -129,8 +131,8 @@ def _alone(job: Job, kind: str, dtype: str, tree: Shapes) -> dict[str, list[Any]
     grads, params = ({k: leaf(tree[k], dtype) for k in tree} for _ in range(2))
     arms = _arms(
         {
-            "copy": lambda: copy_arm(count, dtype),
-            "reduction": lambda: reduction_arm(count, dtype),
+            "copy": lambda: copy_arm(jnp.ones(count, dtype)),
+            "reduction": lambda: reduction_arm(jnp.ones(count, dtype)),
             "clipjax": lambda: clip_arm("clipjax", pair.clipjax, grads, params),
             "Optax": lambda: clip_arm("Optax", pair.optax, grads, params),
         }
@@ -160,7 +162,7 @@ def _with_adam(job: Job, kind: str, dtype: str, tree: Shapes) -> dict[str, list[
         )
         for name, clip in steps.items()
     }
-    arms = _arms(makers | {"reduction": lambda: reduction_arm(count, dtype)})
+    arms = _arms(makers | {"reduction": lambda: reduction_arm(jnp.ones(count, dtype))})
     adam, reduction = arms["Adam"], arms["reduction"]
     job.compile_seconds_per_leaf = adam.compile_seconds / len(tree)
     names = ["clipjax", "Optax", "Adam"]

@@ -17,8 +17,8 @@ import sys
 import rich.console
 import rich.progress
 
-from ..accelerator.recipes import recipes
 from ..options import Parser
+from ..recipes import recipes
 from .arms import OTHERS, TIGHTENED, UNCLIPPED
 from .cells import fill
 from .engine import Grid

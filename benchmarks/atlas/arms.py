@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from ..accelerator.recipes import recipes
+from ..recipes import recipes
 from .task import Family, Task
 
 MOMENTUM = 0.9

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..accelerator.recipes import recipes
+from ..recipes import recipes
 from .arms import OTHERS, TIGHTENED, UNCLIPPED
 from .cells import read
 from .conditions import NAMES

@@ -11,11 +11,11 @@ import optax
 
 import clipjax
 
-from ..accelerator.recipes import build, recipes
 from ..clips import pairs, without_report
 from ..per_example import peers
 from ..per_example.models import Model, perceptron, transformer
 from ..per_example.private_steps import train_step
+from ..recipes import build, recipes
 
 Shapes = dict[str, tuple[int, ...]]
 

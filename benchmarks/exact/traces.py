@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ..accelerator.recipes import Call, call
 from ..costs import COUNTED_ONLY
+from ..recipes import Call, call
 
 NEW_THRESHOLD = "traces, new threshold"
 SCHEDULE = "traces, schedule"

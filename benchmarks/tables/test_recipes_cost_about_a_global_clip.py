@@ -11,11 +11,11 @@ import optax
 
 import clipjax
 
-from ..accelerator.recipes import build, recipes
 from ..arms import Shapes, optimizer_arm, size_in_bytes
 from ..clips import pairs, without_report
 from ..conftest import Bench
 from ..gpt2 import shapes
+from ..recipes import build, recipes
 from ..timing import Arm, ratio, time_arms
 
 ABOUT = """

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ..accelerator.recipes import build
 from ..arms import optimizer_arm
 from ..conftest import Bench
 from ..gpt2 import shapes
+from ..recipes import build
 from ..timing import Arm, ratio, time_arms
 
 ABOUT = """

@@ -11,10 +11,10 @@ import pytest
 import clipjax
 
 from ..arms import (
-    copy_of_leaves_arm,
+    copy_arm,
     gradient,
     in_place_arm,
-    reduction_of_leaves_arm,
+    reduction_arm,
     update_arm,
 )
 from ..conftest import Bench
@@ -49,7 +49,7 @@ def test_time_is_linear_in_bytes(bench: Bench, dtype: str) -> None:
             side = round(math.sqrt(size / LEAVES))
             tree = {f"layer{number:02d}": (side, side) for number in range(LEAVES)}
             grads = gradient(tree, jnp.dtype(dtype))
-            read, copy = reduction_of_leaves_arm(grads), copy_of_leaves_arm(grads)
+            read, copy = reduction_arm(grads), copy_arm(grads)
             arm = in_place_arm("clip", clip, grads)
             step = update_arm("clip + Adam", with_adam, grads, grads)
             time_arms([arm, step, read, copy], bench.rounds(11 if millions < 99 else 5))
