@@ -100,7 +100,9 @@ def spectral_clamp(
     The result is the nearest matrix within the spectral ball. Components along small
     singular directions are unchanged, and large ones are cut. The clip needs an SVD of
     each leaf; a leaf that is split over devices is gathered for it. Leaves are reshaped
-    to matrices as in `spectral_clip`.
+    to matrices as in `spectral_clip`. With JAX 0.10 on CPUs, several batches of SVDs at
+    a time can wait for each other without end, by ``stacked`` or in ``vmap``: the page
+    "Sharp edges" has the setting that prevents it.
 
     | input | result |
     |---|---|
