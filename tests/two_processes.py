@@ -1,39 +1,34 @@
 """One of two processes that clip together: python two_processes.py PORT RANK.
 
-Prints what it has seen as JSON. Rank -1 does the same alone, on as many devices.
+Prints what it has seen as JSON.
 """
 
 import json
 import os
 import sys
 
-port, rank = sys.argv[1], int(sys.argv[2])
-devices = 4 if rank < 0 else 2
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+if __name__ == "__main__":  # before JAX is imported
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
 
-import jax  # noqa: E402
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from oracle import random_tree
 
-if rank >= 0:
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, initialization_timeout=60)
-
-import numpy as np  # noqa: E402
-from jax.sharding import AxisType, NamedSharding, PartitionSpec  # noqa: E402
-from oracle import random_tree  # noqa: E402
-
-import clipjax  # noqa: E402
-import clipjax.privacy  # noqa: E402
+import clipjax
+import clipjax.privacy
 
 SPECS = {"a": PartitionSpec("x"), "b": PartitionSpec(), "c": PartitionSpec(None, "x")}
 SHAPES = {"a": (8, 3), "b": (4,), "c": (3, 8)}
 
 
-def main():
-    """Takes three steps by each way, the last with NaN in the last process only."""
-    mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,))
+def steps_on(devices):
+    """Takes three steps by each way, the last with NaN on the last device only."""
+    mesh = jax.make_mesh((4,), ("x",), (AxisType.Auto,), devices=devices)
     shardings = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
     clip = clipjax.skip_nonfinite(clipjax.clip_by(clipjax.thresholds.ema(0.9)))
+    noise = clipjax.privacy.gaussian_noise(1.0, 1.0, jax.random.key(0))
 
     def put(tree):
         return {
@@ -43,14 +38,18 @@ def main():
             for name, leaf in jax.tree.map(np.asarray, tree).items()
         }
 
-    start = clip.init(random_tree(0, SHAPES))
+    # Where the steps return it, which are then compiled once.
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    start, first_noise = jax.jit(
+        lambda: (clip.init(random_tree(0, SHAPES)), noise.init(None)),
+        out_shardings=everywhere,
+    )()
     replicated = jax.tree.map(lambda _: PartitionSpec(), start)
     where = {"in_specs": (SPECS, replicated, SPECS), "out_specs": (SPECS, replicated)}
-    noise = clipjax.privacy.gaussian_noise(1.0, 1.0, jax.random.key(0))
     ways = {
         "jit": (start, jax.jit(clip.update)),
         "shard_map": (start, jax.jit(jax.shard_map(clip.update, mesh=mesh, **where))),
-        "noise": (noise.init(None), jax.jit(noise.update)),
+        "noise": (first_noise, jax.jit(noise.update)),
     }
     found = {}
     for way, (state, update) in ways.items():
@@ -70,8 +69,15 @@ def main():
                     for shard in leaf.addressable_shards
                 },
             }
-    print(json.dumps(found))
+    return found
+
+
+def main(port, rank):
+    """Joins the other process."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", 2, rank, initialization_timeout=60)
+    print(json.dumps(steps_on(jax.devices())))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1], int(sys.argv[2]))

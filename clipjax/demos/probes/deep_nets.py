@@ -1,15 +1,12 @@
 """Gradient norms of deep networks at initialization, by normalization and shortcut."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 
-from ...diagnostics import leaf_norms
 from ...plotting import plot_lines
 from ..models.deep import DeepMLP
 from ..options import Whole
@@ -81,23 +78,24 @@ def measure(
         options = dict(ARMS[arm])
         if "branch" in options:
             options["branch"] = 1 / depth
-        names = [f"hidden/{index}/linear/kernel" for index in range(depth - 1)]
 
-        def of_seed(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def of_seed(key: jax.Array) -> Any:
             weights, drawn, loss = jax.random.split(key, 3)
             rngs = nnx.Rngs(params=weights)
             model = DeepMLP(
                 width, width, depth=depth, width=width, rngs=rngs, **options
             )
             inputs = jax.random.normal(drawn, (batch, width))
-            grads = random_loss_grads(model, inputs, loss)
-            by_name = leaf_norms(grads)
-            layers = [by_name[name] for name in [*names, "readout/kernel"]]
-            return jnp.stack(layers), optax.tree.norm(grads)
+            return random_loss_grads(model, inputs, loss)
 
         watch(f"{arm}, {depth} layers")
-        layers, total = jax.vmap(of_seed)(keys)
-        return np.asarray(layers), np.asarray(total)
+        # NumPy, which has not to compile a program for each leaf or for all of them.
+        grads = jax.device_get(nnx.to_pure_dict(jax.vmap(of_seed)(keys)))
+        hidden = [grads["hidden"][index]["linear"] for index in range(depth - 1)]
+        weights = [layer["kernel"] for layer in [*hidden, grads["readout"]]]
+        layers = np.stack([_lengths(leaf) for leaf in weights], axis=1)
+        every = np.stack([_lengths(leaf) for leaf in jax.tree.leaves(grads)], axis=1)
+        return layers, np.linalg.norm(every, axis=1)
 
     keys = jax.random.split(jax.random.key(0), seeds)
     found = [[norms(arm, depth) for depth in DEPTHS] for arm in ARMS]
@@ -109,6 +107,11 @@ def measure(
         np.array([[layers[:, -1] for layers, _ in runs] for runs in found]),
         np.array([[total for _, total in runs] for runs in found]),
     )
+
+
+def _lengths(leaf: np.ndarray) -> np.ndarray:
+    """The norm by seed."""
+    return np.linalg.norm(leaf.reshape(len(leaf), -1), axis=1)
 
 
 REPORTED = [
