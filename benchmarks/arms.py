@@ -14,6 +14,7 @@ from .gpt2 import gradients, parameters
 from .timing import Arm, compile_arm
 
 Shapes = dict[str, tuple[int, ...]]
+SHRINKS = 0.9  # the threshold of a clip in place, from call to call
 
 
 def size_in_bytes(tree: Any) -> int:
@@ -70,17 +71,29 @@ def update_arm(name: str, transformation: Any, grads: Any, params: Any) -> Arm:
     return compile_arm(name, step, (params, transformation.init(params), grads))
 
 
-def in_place_arm(name: str, clip: Any, grads: Any) -> Arm:
+def in_place_arm(
+    name: str, clip: Callable[[Any], Any], bound: float, grads: Any
+) -> Arm:
     """Compile an update that writes its result over the gradient, which is copied.
 
-    The next call clips that result, whose norm is the threshold if that was exceeded.
+    The threshold is multiplied by `SHRINKS` after each call, or the second call would
+    change nothing: XLA's CPU backend does not store what it has just read from the same
+    place, so that such a call costs a read only.
+
+    Args:
+        name: of the arm.
+        clip: from a traced threshold to the clip.
+        bound: the threshold of the first call.
+        grads: the gradient.
     """
 
     def step(carry: Any) -> Any:
-        return clip.update(*carry)
+        grads, state, bound = carry
+        return *clip(bound).update(grads, state), SHRINKS * bound
 
-    grads = jax.tree.map(jnp.copy, grads)
-    return compile_arm(name, step, (grads, jax.jit(clip.init)(grads)))
+    bound = jnp.float32(bound)
+    state = jax.jit(clip(bound).init)(grads)
+    return compile_arm(name, step, (jax.tree.map(jnp.copy, grads), state, bound))
 
 
 def optimizer_arm(name: str, transformation: Any, shapes: Shapes, dtype: Any) -> Arm:
