@@ -74,7 +74,7 @@ def test_clipping_per_example_costs_a_plain_gradient(bench: Bench) -> None:
             arms = compile_ways(model)
             arms[AGAIN] = dataclasses.replace(arms[PLAIN], name=AGAIN, seconds=[])
             arms |= torch_arms(make)
-            time_ways(arms, bench.rounds(15), patience=2.0)
+            time_ways(arms, bench.rounds(15), patience=1.0)
             for way in dict.fromkeys([PLAIN, AGAIN, *ALL, TORCH, OPACUS]):
                 if way in arms or way == OPACUS:
                     table.row(f"{name}: {way}", *cells(model, arms, way))

@@ -67,7 +67,7 @@ def images(batch: int, width: int) -> functools.partial[Model]:
     return functools.partial(perceptron, batch, 784, width, width, 10)
 
 
-BATCHES, LENGTHS, WIDTHS = (1, 8, 64, 512), (16, 64, 256, 512), (64, 256, 1024)
+BATCHES, LENGTHS, WIDTHS = (1, 8, 64, 256), (16, 64, 256, 512), (64, 256, 512)
 AXES = {
     "transformer_batch": Axis(
         "Per-example clipping over the batch, Transformer",

@@ -144,7 +144,7 @@ def test_metrics_and_recorder_cost_one_percent(bench: Bench, kind: str) -> None:
             watches["recorder"].after(watched("recorder", optimizer, sizes)),
             watched("tensor_report", optimizer, sizes, report),
         ]
-        rounds = bench.rounds(15)
+        rounds = bench.rounds(11)
         time_arms(arms, rounds, calls=calls)
         step_seconds = statistics.median(base.seconds)
         shares = {}

@@ -66,7 +66,7 @@ def test_private_step_costs_little_more(bench: Bench) -> None:
                 if not (step == "jax_privacy" and "4096" in name)
             }
             noise = noise_arm(model)
-            time_arms([*arms.values(), noise], bench.rounds(11), patience=2.0)
+            time_arms([*arms.values(), noise], bench.rounds(11), patience=1.0)
             plain, private, peer = (arms.get(step) for step in STEPS)
             assert plain and private
             time, memory = ratio(private, plain), relative_memory(private, plain)

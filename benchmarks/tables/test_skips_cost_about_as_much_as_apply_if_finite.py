@@ -95,7 +95,7 @@ def test_skips_cost_about_as_much_as_apply_if_finite(bench: Bench, kind: str) ->
     title = f"Wrappers that skip steps, around {named} in float32"
     with bench.table(title, ABOUT, COLUMNS, part=kind) as table:
         arms = {arm.name: arm for arm in build(bench.small)}
-        time_arms(list(arms.values()), bench.rounds(21))
+        time_arms(list(arms.values()), bench.rounds(13))
         base, peer = arms["without"], arms[PEER]
         inner = size_in_bytes(base.carry[1])
         for arm in arms.values():
