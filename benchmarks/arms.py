@@ -91,9 +91,9 @@ def in_place_arm(
         grads, state, bound = carry
         return *clip(bound).update(grads, state), SHRINKS * bound
 
-    bound = jnp.float32(bound)
-    state = jax.jit(clip(bound).init)(grads)
-    return compile_arm(name, step, (jax.tree.map(jnp.copy, grads), state, bound))
+    threshold = jnp.asarray(bound)  # weakly typed, which Optax needs in bfloat16
+    state = jax.jit(clip(threshold).init)(grads)
+    return compile_arm(name, step, (jax.tree.map(jnp.copy, grads), state, threshold))
 
 
 def optimizer_arm(name: str, transformation: Any, shapes: Shapes, dtype: Any) -> Arm:

@@ -19,13 +19,13 @@ ABOUT = """
 One step of a clip of singular values and Adam on GPT-2's shapes with two layers of
 width 256, 2.0M float32 parameters in 28 leaves, ten of them matrices. The time is not
 reads and writes, as with other clips: each matrix is decomposed, or multiplied many
-times. The limit of each recipe is a step with the same products in their place and no
-clip, in plain JAX: NumPy's SVD and the product of its factors; 16 steps of power
-iteration, each two products with a vector; 12 steps of a Newton-Schulz iteration, each
-four products of matrices, and those 16 steps, which give the norm that is reported.
+times. Each recipe stands beside a step with such products in its place and no clip, in
+plain JAX: an SVD and the product of its factors; 16 steps of power iteration, each two
+products with a vector; 12 steps of a Newton-Schulz iteration, each four products of
+matrices, and those 16 steps, which give the norm that is reported.
 """
 COLUMNS = {"step": "", "ms": ".1f", "× Adam": ".1f", "× clip_by_global_norm": ".1f"}
-COLUMNS |= {"× its limit": ".2f", "temporary MB": ".1f", "compile s": ".1f"}
+COLUMNS |= {"× its products": ".2f", "temporary MB": ".1f", "compile s": ".1f"}
 BAR = 1.5
 POWER_STEPS, NEWTON_STEPS = 16, 12
 Matrices = Callable[[jax.Array], jax.Array]
