@@ -118,7 +118,7 @@ def test_train_steps_cost_two_percent_more(bench: Bench, kind: str) -> None:
             train_arm(name, step, net.loss, net.params, net.batch)
             for name, step in steps.items()
         ]
-        time_arms(arms, bench.rounds(25), calls=net.calls)
+        time_arms(arms, bench.rounds(17), calls=net.calls)
         for arm in arms:
             table.row(
                 arm.name,
