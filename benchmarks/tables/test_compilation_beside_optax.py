@@ -35,11 +35,13 @@ BARS = {
     "AGC": (4.0, 5.0),
     "unit": (4.0, 5.0),
 }
+TWICE = "Each leaf is summed a second time, for extreme magnitudes"
 WHY = {
+    "global": f"{TWICE}.",
     "entries": "A leaf takes a comparison, a sign and a selection, which keep "
     "subnormal entries on CPUs; in Optax's clip a minimum and a maximum, which do not.",
-    "block rms": "Each leaf is summed a second time, for extreme magnitudes, and has "
-    "its own scalars: 54 lines of StableHLO per leaf, and 12 in Optax's clip.",
+    "block rms": f"{TWICE}, and has its own scalars: 54 lines of StableHLO per leaf, "
+    "and 12 in Optax's clip.",
     "AGC": "A unit has its own scalars, and is summed a second time for extreme "
     "magnitudes. XLA takes four fifths of the time.",
 }
