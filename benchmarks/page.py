@@ -106,7 +106,7 @@ def _is_of(table: str, name: str) -> bool:
 
 
 def _place(name: str) -> tuple[bool, str]:
-    """Return what parts are sorted by: float32 first, and 148 leaves before 1000."""
+    """Return what parts are sorted by: float32 first, and numbers by their size."""
     padded = re.sub(r"\d+", lambda match: match[0].zfill(9), name)
     return not name.endswith("-float32"), padded
 

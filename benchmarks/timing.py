@@ -19,7 +19,7 @@ import jax
 
 from .report import Spread
 
-LONG = 5.0  # seconds
+LONG = 5.0  # seconds, of an arm that is not run again
 
 
 @dataclasses.dataclass
@@ -104,7 +104,7 @@ def time_arms(
     The order changes from round to round: an arm that frees a lot of memory makes the
     next one fetch it from the system again. An arm that has run five times, and for
     more than ``patience`` seconds, takes no part in the rounds that are left. One that
-    takes more than `LONG` seconds runs once, in the round that else does not count.
+    takes more than `LONG` seconds runs once, and its first round counts.
     """
     order, shuffle = list(arms), random.Random(0).shuffle
     for number in range(rounds + 1):

@@ -28,6 +28,7 @@ value. "× Optax" compares with Optax's clip of the same kind in the same step. 
 what the recipe adds to Adam's, in bytes. Recipes that run Adam themselves replace it;
 `acclip` has a momentum of its own in place of Adam. Quartiles are in brackets.
 
+Recipes that clip Adam's step ("update" in the claims) stand behind Adam or replace it.
 Clips of single entries read the gradient again for their report; `report=False` omits
 it. Clips of singular values have a table of their own.
 """
@@ -42,8 +43,8 @@ BARS: dict[str, tuple[float, str]] = {
     "leaf": (1.1, ""),
     "update": (
         1.1,
-        "They measure Adam's step, or its ratio to the parameters, which is computed "
-        "or read once more after the norm is known",
+        "The step of Adam, which they measure, or its ratio to the parameters, is "
+        "computed or read once more after the norm is known",
     ),
     "unit": (1.5, ""),
     "entry": (
@@ -54,10 +55,10 @@ BARS: dict[str, tuple[float, str]] = {
     ),
     "entry, no report": (1.0, ""),
 }
-# Recipes whose norms are not those of the gradient; a kind of their own.
+# Recipes that measure Adam's step in place of the gradient; a kind of their own.
 OF_UPDATES = ("clip_update_by_history", "clippy", "stable_update_clip")
 NOISE = "The quartiles of this ratio are {0.low:.2f} and {0.high:.2f}"
-STATEMENT = "{} recipes with blocks of the kind {!r}, the slowest of which is {}"
+STATEMENT = "{}: {}, the slowest of {}, relative to clip_by_global_norm"
 # With the windows that they have by default, which the accelerator's check shortens.
 DEFAULTS: dict[str, Callable[[], Any]] = {
     "autoclip": lambda: clipjax.autoclip(50.0),
@@ -65,7 +66,7 @@ DEFAULTS: dict[str, Callable[[], Any]] = {
     "clip_update_by_history": clipjax.clip_update_by_history,
 }
 OPTIMIZERS = ("acclip", "clip_by_momentum", "spam_clip", "stable_update_clip")
-AFTER_ADAM = ("clip_update_by_history",)
+AFTER_ADAM = ("clip_update_by_history", "clippy")
 SAME_IN_OPTAX = {
     GLOBAL: pairs()["global"].optax,
     "clip_by_value": pairs()["entries"].optax,
@@ -152,6 +153,6 @@ def test_recipes_cost_about_a_global_clip(bench: Bench) -> None:
         for kind, (bar, why) in BARS.items():
             found = {name: value for (of, name), value in ratios.items() if of == kind}
             worst = max(found, key=lambda name: found[name].median)
-            statement = STATEMENT.format(len(found), kind, worst)
+            statement = STATEMENT.format(kind, worst, len(found))
             why = why or NOISE.format(found[worst])
             table.claim(statement, found[worst].median, at_most=bar, why=why)

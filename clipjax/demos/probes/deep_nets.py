@@ -89,7 +89,7 @@ def measure(
             return random_loss_grads(model, inputs, loss)
 
         watch(f"{arm}, {depth} layers")
-        # NumPy, which has not to compile a program for each leaf or for all of them.
+        # By NumPy: JAX would compile the norms of all leaves anew for each depth.
         grads = jax.device_get(nnx.to_pure_dict(jax.vmap(of_seed)(keys)))
         hidden = [grads["hidden"][index]["linear"] for index in range(depth - 1)]
         weights = [layer["kernel"] for layer in [*hidden, grads["readout"]]]
