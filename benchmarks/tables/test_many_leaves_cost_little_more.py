@@ -23,10 +23,10 @@ A step of a clip and Adam with a float32 gradient in memory, on 10M parameters i
 are counted; "compile × Adam" is the time of tracing and compiling divided by that of
 Adam alone. Each step is compiled once.
 
-With 10,000 leaves the steps are traced and not compiled: the CPU backend of XLA (of JAX
-0.10 and 0.12) compares each kernel of a program with every other one, so that its time
-and memory grow with the square of the leaves, and Adam alone takes more than the 12 GB
-that these tables are meant for.
+With 10,000 leaves the steps are traced and not compiled: the CPU backend of XLA in JAX
+0.10.2 compares each kernel of a program with every other one, so that its time and
+memory grow with the square of the leaves, and Adam alone takes more than the 12 GB that
+these tables are meant for.
 """
 COLUMNS = {"leaves": "d", "step": "", "operations": ",d", "trace, s": ".2f"}
 COLUMNS |= {"compile, s": ".2f", "compile × Adam": ".2f", "ms": ".1f"}
