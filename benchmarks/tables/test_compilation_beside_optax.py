@@ -40,8 +40,8 @@ WHY = {
     "global": f"{TWICE}.",
     "entries": "A leaf takes a comparison, a sign and a selection, which keep "
     "subnormal entries on CPUs; in Optax's clip a minimum and a maximum, which do not.",
-    "block rms": f"{TWICE}, and has its own scalars: the counts at the end of this page "
-    "have the equations per leaf.",
+    "block rms": f"{TWICE}, and has its own scalars: the counts at the end of this "
+    "page have the equations per leaf.",
     "AGC": "A unit has its own scalars, and is summed a second time for extreme "
     "magnitudes.",
 }
